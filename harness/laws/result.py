@@ -1,0 +1,67 @@
+"""The third noun: a Fit, what the records say. A plain dataclass that reads and writes JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Certificate:
+    """Why the optimum may be believed. `passed` is false for an unconverged fit, and predictions from it raise."""
+
+    passed: bool
+    newton_decrement: float  # 0.5 g' H^-1 g / objective, H the weighted Gauss-Newton Hessian
+    gradient_norm: float
+    starts: int
+    starts_agreeing: int  # distinct starts that ended within 1e-6 (relative) of the best objective
+    condition: float  # of the scaled Hessian
+    at_bound: list[str] = field(default_factory=list)
+    solver: str = ""
+    reason: str | None = None  # why `passed` is false
+
+
+@dataclass
+class Warn:
+    code: str  # e.g. E_NOT_PINNED, AT_BOUND, FEW_DEGREES, DELTA_SENSITIVE
+    message: str
+
+
+@dataclass
+class HeldOut:
+    """A prediction for points that the fit never saw."""
+
+    label: str  # which points, e.g. "width 128"
+    predicted: list[float]
+    interval: list[list[float]]  # 95 %
+    measured: list[float]
+    relative_error: list[float]  # predicted / measured - 1
+    naive_relative_error: list[float | None]  # the log-log line through the last two rungs, same points
+
+
+@dataclass
+class Fit:
+    """One law fitted to one table. Numbers keep 17 digits; predictions come from the object, never from printed text."""
+
+    law: str
+    formula: str
+    params: dict[str, float]  # the law's own symbols: A, B, E, alpha, beta ...
+    interval: dict[str, list[float]]  # 95 %, same keys; bootstrap percentiles
+    derived: dict[str, float]
+    derived_interval: dict[str, list[float]]
+    objective: float  # sum of Huber terms, unscaled
+    delta: float
+    residual_rms: float  # of log residuals
+    n_points: int
+    n_clusters: int  # independent units resampled by the bootstrap (trunks)
+    certificate: Certificate
+    identified: dict[str, bool]
+    warnings: list[Warn] = field(default_factory=list)
+    excluded: dict[str, int] = field(default_factory=dict)  # reason -> rows
+    held_out: HeldOut | None = None
+    fixed: dict[str, float] = field(default_factory=dict)  # parameters not fitted
+    columns: dict[str, str] = field(default_factory=dict)  # symbol -> column, with the convention (N -> n_total)
+    span: dict[str, list[float]] = field(default_factory=dict)  # symbol -> [min, max] of the data
+    bootstrap: dict[str, int] = field(default_factory=dict)  # draws, failed, seed
+    draws: dict[str, list[float]] = field(default_factory=dict)  # bootstrap parameters, for prediction intervals
+    residuals: list[float] = field(default_factory=list)  # ln predicted - ln measured, in row order
+    data_hash: str = ""

@@ -1,0 +1,292 @@
+"""Every setting of a run, with its unit, default and meaning. Standard library only, so help answers at once.
+
+YAML files hold named choices; types, defaults and documentation live here and only here. A *family* (corpus, schedule,
+power …) is a base class with one subclass per choice; the choice is made by a config group (`corpus=facts`). Names that end
+in a unit carry it (`_s`, `_w`); counts of tokens and steps are `int`; FLOP and kWh budgets are `float`. `None` means "decided by
+the documented rule", and what was decided is stored in the record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Role(Enum):
+    """What a run is for: `fit` enters the laws, `probe` (a learning-rate check, a trial) never does."""
+
+    fit = "fit"
+    probe = "probe"
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+@dataclass
+class ModelConfig:
+    """Base of the model family."""
+
+
+@dataclass
+class LlamaConfig(ModelConfig):
+    """A Llama decoder (RMSNorm, RoPE, SwiGLU) built from config by `transformers`. Shape rule: `ladder.shape`."""
+
+    width: int = 64  # residual width d; the one size dial
+    depth: int | None = None  # layers; None: max(2, round(width / 64))
+    head_dim: int | None = None  # None: 64, or for narrow models the largest of 32, 16, 8 that leaves two heads
+    kv_heads: int | None = None  # None: as many as query heads
+    ffn: int | None = None  # SwiGLU hidden size; None: 8/3 width, rounded up to a multiple of 16
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+
+
+@dataclass
+class PretrainedConfig(ModelConfig):
+    """A causal LM loaded from a folder or the Hub, for evaluation and test-time compute; never trained from scratch."""
+
+    path: str = "???"
+
+
+# --- corpus ----------------------------------------------------------------------------------------------------------
+@dataclass
+class CorpusConfig:
+    """Base of the corpus family. `context` is the number of positions that are fed and scored per sequence."""
+
+    context: int = 63
+    val_tokens: int = 129_024  # scored validation tokens
+
+
+@dataclass
+class FactsConfig(CorpusConfig):
+    """Key-key-value triplets with Zipf keys and a fixed random value per key; the entropy is known in closed form."""
+
+    vocab: int = 512
+    keys: int = 262_144  # at most vocab squared
+    zipf_a: float = 0.5  # key rank ~ rank^-(1 + a)
+    table_seed: int = 20_240  # fixes which key has which value; not the run's seed
+    # Caps the fresh tokens a run may see; None: never repeats
+    unique_tokens: int | None = None
+
+
+@dataclass
+class TextConfig(CorpusConfig):
+    """Real text through `datasets`: a Hub name (streamed) or local .txt, .jsonl, .parquet files."""
+
+    train: str = "???"  # Hub name or path of a local file
+    val: str | None = None  # path; None: the Hub's validation split, or the last `val_fraction` of a local file
+    val_fraction: float = 0.05
+    hub_config: str | None = None  # the Hub dataset's configuration, e.g. sample-10BT
+    text_field: str = "text"
+    tokenizer: str = "bytes"  # bytes | bpe | hub:NAME
+    vocab: int = 4096  # asked vocabulary of a trained BPE; the model takes what the tokenizer really has
+    unique_tokens: int | None = None  # cap on distinct training tokens; more tokens than that are repeated
+    allow_repetition: bool = False  # without it, asking for more tokens than there are is an error
+    context: int = 256
+    cache_dir: str | None = None  # shards; None: ~/.cache/scaling-harness, or $XDG_CACHE_HOME
+
+
+# --- budget, schedule, optimiser -------------------------------------------------------------------------------------
+@dataclass
+class BudgetConfig:
+    """How long to train: exactly one of tokens, flop, tokens_per_param; and where else to branch a cooldown."""
+
+    tokens: int | None = None
+    flop: float | None = None  # training FLOP (causal count) of the longest point
+    tokens_per_param: float | None = None  # D / N, with N = n_head
+    # Further points of a wsd trunk, as fractions of the budget in (0, 1); each is a cooldown branch
+    cooldowns: list[float] = field(default_factory=list)
+    kwh: float | None = None  # a sweep stops cleanly when its spent energy reaches this
+
+
+@dataclass
+class ScheduleConfig:
+    """Base of the schedule family."""
+
+    # Warm-up in tokens; None: n_head tokens as in arXiv:2406.19146, at most 5 % of the shortest budget
+    warmup_tokens: int | None = None
+
+
+@dataclass
+class WsdConfig(ScheduleConfig):
+    """Warm-up, stable trunk, cooldown branches. One trunk run gives a point per token budget (arXiv:2405.18392)."""
+
+    decay_fraction: float = 0.2  # share of a point's tokens spent in its cooldown; shape 1 - sqrt(progress)
+
+
+@dataclass
+class CosineConfig(ScheduleConfig):
+    """Cosine to `final` of the peak over the whole budget; one point per run."""
+
+    final: float = 0.1
+
+
+@dataclass
+class ConstantConfig(ScheduleConfig):
+    """Constant rate after the warm-up; its points are marked un-annealed and never enter a fit of L(N, D)."""
+
+
+@dataclass
+class OptimConfig:
+    """Base of the optimiser family. Rule for what is None: `ladder.hyperparameters`."""
+
+    lr: float | None = None  # peak rate; None: rule
+    lr_scale: float = 1.0  # multiplies the rate; the rate check runs 0.5, 1, 2
+    batch_tokens: int | None = None  # None: rule
+    weight_decay: float = 0.1  # decoupled; none on embeddings, norms
+    grad_clip: float = 1.0
+
+
+@dataclass
+class AdamwConfig(OptimConfig):
+    """AdamW, fused where torch has it."""
+
+    beta1: float = 0.9
+    beta2: float | None = None  # None: 0.95 from 524,288 tokens per batch up, else 0.99 (arXiv:2406.19146)
+    eps: float = 1e-8
+
+
+@dataclass
+class MuonConfig(OptimConfig):
+    """torch's Muon on the hidden matrices, AdamW at `adamw_lr_ratio` of the rate on everything else."""
+
+    momentum: float = 0.95
+    adamw_lr_ratio: float = 1.0
+
+
+# --- where and how it runs -------------------------------------------------------------------------------------------
+class DeviceKind(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """bf16 is autocast with fp32 weights; auto: bf16 on CUDA, fp32 on CPU."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Toggle(Enum):
+    """Not called on/off: YAML reads those as booleans."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+@dataclass
+class DeviceConfig:
+    kind: DeviceKind = DeviceKind.auto
+    precision: Precision = Precision.auto
+    compile: Toggle = Toggle.auto  # auto: on CUDA only
+    threads: int | None = None  # CPU threads of this run; None: cores / parallel runs
+    micro_batch_tokens: int | None = None  # tokens per forward pass; None: the whole batch, halved on out-of-memory
+
+
+@dataclass
+class EvalConfig:
+    every_tokens: int | None = None  # trunk evaluations besides the points; None: none
+    batch_tokens: int = 16_384  # tokens per forward pass of an evaluation
+
+
+@dataclass
+class PowerConfig:
+    """Base of the power family."""
+
+
+@dataclass
+class NvmlConfig(PowerConfig):
+    """NVIDIA GPUs through NVML: energy counter as the value, instant and average power as cross-checks."""
+
+    period_s: float = 0.01  # polling period of the sampler process
+    tolerance: float = 0.03  # a window whose 95 % interval is wider than this share is refused
+    mig_whole_card: bool = False  # label a MIG slice's energy as the whole card's instead of refusing
+
+
+@dataclass
+class RaplConfig(PowerConfig):
+    """CPU package and DRAM by the kernel's powercap tree."""
+
+    root: str = "/sys/class/powercap"
+    period_s: float = 1.0
+
+
+@dataclass
+class ReplayConfig(PowerConfig):
+    """A recorded power trace played back as if it were a sensor: CSV with columns t_s, power_w."""
+
+    path: str = "???"
+
+
+@dataclass
+class UnmeteredConfig(PowerConfig):
+    """No meter: energy is None with this reason."""
+
+    reason: str = "no meter: power=unmetered"
+
+
+class WandbMode(Enum):
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass
+class TrackerConfig:
+    """W&B mirror of the ledger. The files in the run's folder stay the truth."""
+
+    mode: WandbMode = WandbMode.disabled
+    project: str = "scaling-harness"
+    entity: str | None = None
+    init_timeout_s: float = 15.0
+    finish_timeout_s: float = 30.0
+
+
+class Retry(Enum):
+    """Which earlier runs a new launch takes up again, besides interrupted ones."""
+
+    nothing = "nothing"
+    failed = "failed"  # failed and diverged runs start afresh
+
+
+@dataclass
+class RunControl:
+    retry: Retry = Retry.nothing
+    force: bool = False  # discard an earlier result and start afresh
+    checkpoint_every_s: float = 60.0
+    diverged_above: float = 3.0  # diverged when the training loss exceeds this multiple of ln(vocab)
+
+
+@dataclass
+class PathsConfig:
+    runs: str = "runs"  # relative to the working directory
+
+
+@dataclass
+class RunConfig:
+    """What to do: one run, that is one trunk of one rung with its cooldown branches."""
+
+    model: ModelConfig = field(default_factory=LlamaConfig)
+    corpus: CorpusConfig = field(default_factory=FactsConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    schedule: ScheduleConfig = field(default_factory=WsdConfig)
+    optim: OptimConfig = field(default_factory=AdamwConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    power: PowerConfig = field(default_factory=UnmeteredConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    run: RunControl = field(default_factory=RunControl)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    study: str = "default"  # runs of one study are fitted together; also the W&B group
+    role: Role = Role.fit
+    seed: int = 0  # initialisation and data order
+
+
+FAMILIES: dict[str, dict[str, type]] = {
+    "model": {"llama": LlamaConfig, "pretrained": PretrainedConfig},
+    "corpus": {"facts": FactsConfig, "text": TextConfig},
+    "schedule": {"wsd": WsdConfig, "cosine": CosineConfig, "constant": ConstantConfig},
+    "optim": {"adamw": AdamwConfig, "muon": MuonConfig},
+    "power": {"nvml": NvmlConfig, "rapl": RaplConfig, "replay": ReplayConfig, "unmetered": UnmeteredConfig},
+}
+"""Config group -> choice -> dataclass. The names are those of the YAML files."""
