@@ -1,0 +1,453 @@
+"""Records to arrays: the table that the laws are fitted to, its frontier, its noise, and the fits of a study.
+
+Loss in nat per scored token, compute in FLOP (causal count), energy in joule, sizes in parameters. Inside arrays a
+missing number is NaN, because numpy has no None; it leaves this module as None with a reason. A row enters the loss
+laws when its run is done, its role is `fit`, and the point is annealed; it enters the energy laws when its joules were
+measured too and the meter's verdict is not `invalid`. Whatever is left out is counted by reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness import laws
+from harness.errors import FitError
+from harness.laws.result import Fit, HeldOut, Warn
+from harness.records import RunRecord
+
+Array = np.ndarray
+CONVENTIONS = ("n_total", "n_nonemb", "n_head")
+N_DEFAULT = "n_total"
+FIT_NAMES = {
+    "loss_nd": "L(N, D), all rungs",
+    "loss_nd_heldout": "L(N, D), largest rung held out",
+    "loss_nd_floor_fixed": "L(N, D), floor fixed at the known entropy",
+    "loss_nd_nonemb": "L(N, D) with N = n_nonemb",
+    "loss_nd_head": "L(N, D) with N = n_head",
+    "loss_compute": "L(C) on the frontier",
+    "energy_compute": "E(C), training energy",
+    "loss_energy": "L(J) on the energy frontier",
+}
+MIN_FRONTIER = 4  # points of a frontier below which three parameters are not worth fitting
+
+
+@dataclass
+class PointTable:
+    """One row per point that enters the loss laws, in arrays of one length; `excluded`: reason -> points left out."""
+
+    run_id: Array
+    name: Array
+    study: Array
+    seed: Array
+    rung: Array  # label, e.g. "width 64"
+    width: Array
+    n_total: Array
+    n_nonemb: Array
+    n_head: Array
+    tokens: Array
+    unique_tokens: Array
+    epochs: Array
+    train_flop: Array
+    loss_nat: Array
+    loss_se_nat: Array
+    bits_per_byte: Array  # NaN where the corpus has no bytes
+    oracle_nat: Array  # NaN where unknown
+    energy_j: Array  # NaN where unmeasured or invalid
+    energy_se_j: Array
+    verdict: Array
+    wall_s: Array
+    tokens_per_s: Array
+    mfu: Array  # NaN where unknown
+    excluded: dict[str, int] = field(default_factory=dict)
+    energy_excluded: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.run_id)
+
+    def where(self, mask: Array) -> PointTable:
+        """The rows where `mask` holds; the counts of exclusions stay those of the whole table."""
+        return PointTable(
+            **{n: getattr(self, n)[mask] for n in _ARRAYS}, excluded=self.excluded, energy_excluded=self.energy_excluded
+        )
+
+    def columns(self) -> dict[str, Array]:
+        return {n: getattr(self, n) for n in _ARRAYS}
+
+    def rungs(self) -> list[str]:
+        """Rung labels from the smallest to the largest n_total."""
+        return [str(r) for r in dict.fromkeys(self.rung[np.argsort(self.n_total, kind="stable")])]
+
+
+_ARRAYS = [n for n, f in PointTable.__dataclass_fields__.items() if f.type == "Array"]
+_TEXT = {"run_id", "name", "study", "rung", "verdict"}
+
+
+def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
+    """n_total -> label. The width names a rung; where two rungs share it, the depth, then n_total, is added."""
+    rungs = {r.counts.n_total: (r.shape.get("width"), r.shape.get("depth")) for r in records}
+    widths = Counter(w for w, _ in rungs.values())
+    both = Counter(rungs.values())
+    labels = {}
+    for n, (width, depth) in sorted(rungs.items()):
+        if width is None or both[(width, depth)] > 1:
+            labels[n] = f"N {n:,}"
+        else:
+            labels[n] = f"width {width}" + (f", depth {depth}" if widths[width] > 1 else "")
+    return labels
+
+
+def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> PointTable:
+    """The table of fit points. `excluded` (state -> runs, from `records.load`) is carried into the counts."""
+    labels = rung_labels(records)
+    out: Counter[str] = Counter({f"runs {state}": n for state, n in (excluded or {}).items()})
+    no_energy: Counter[str] = Counter()
+    rows: list[dict[str, object]] = []
+    for r in records:
+        for p in r.points:
+            if r.state != "done":
+                out[f"points of a run that is {r.state}"] += 1
+            elif r.role != "fit":
+                out[f"role {r.role}"] += 1
+            elif not p.annealed:
+                out["not annealed"] += 1
+            else:
+                e = p.energy
+                use = e.energy_j is not None and e.verdict != "invalid"
+                if not use:
+                    no_energy[e.reason or f"verdict {e.verdict}: {', '.join(e.codes) or 'no code'}"] += 1
+                rows.append(
+                    vars(r.counts)
+                    | vars(p)
+                    | {
+                        "run_id": r.run_id,
+                        "name": r.name,
+                        "study": r.study,
+                        "seed": r.seed,
+                        "rung": labels[r.counts.n_total],
+                    }
+                    | {"width": r.shape.get("width"), "verdict": e.verdict}
+                    | {"energy_j": e.energy_j if use else None, "energy_se_j": e.energy_se_j if use else None}
+                )
+    arrays = {
+        n: np.array([row[n] for row in rows], dtype=str if n in _TEXT else float)  # None becomes NaN
+        for n in _ARRAYS
+    }
+    return PointTable(**arrays, excluded=dict(out), energy_excluded=dict(no_energy))
+
+
+# --- frontier, noise, checks -----------------------------------------------------------------------------------------
+def seed_means(t: PointTable) -> PointTable:
+    """One row per (rung, budget): loss and energy as geometric means over seeds, other columns from the first seed."""
+    groups: dict[tuple[str, float], list[int]] = {}
+    for i in range(len(t)):
+        groups.setdefault((str(t.rung[i]), float(t.tokens[i])), []).append(i)
+    means = t.where(np.array([g[0] for g in groups.values()], dtype=int))
+    for column in ("loss_nat", "energy_j"):
+        values = getattr(t, column)
+        setattr(means, column, np.array([float(np.exp(np.mean(np.log(values[g])))) for g in groups.values()]))
+    return means
+
+
+def frontier_points(t: PointTable, x: str = "train_flop") -> tuple[PointTable, Array]:
+    """Points on the lower envelope of loss against `x`, and for each whether its rung is neither smallest nor largest.
+
+    Each rung's seed-mean points are joined by straight lines in log-log space. A point is on the frontier when at least
+    one other rung was run at that `x` and none lies below it: without a rival nothing says that the point is the best.
+    """
+    m = seed_means(t)
+    m = m.where(np.isfinite(getattr(m, x)) & (getattr(m, x) > 0))
+    if not len(m):
+        return m, np.zeros(0, dtype=bool)
+    ln_x, ln_loss = np.log(getattr(m, x)), np.log(m.loss_nat)
+    rivals = np.full((len(m.rungs()), len(m)), np.nan)
+    for k, rung in enumerate(m.rungs()):
+        own = np.flatnonzero(m.rung == rung)
+        own = own[np.argsort(ln_x[own])]
+        rivals[k] = np.interp(ln_x, ln_x[own], ln_loss[own], left=np.nan, right=np.nan)
+        rivals[k, own] = np.nan
+    compared = np.isfinite(rivals).any(axis=0)
+    lowest = np.where(compared, np.nanmin(np.where(np.isfinite(rivals), rivals, np.inf), axis=0), -np.inf)
+    front = m.where(ln_loss <= lowest)
+    front = front.where(np.argsort(getattr(front, x), kind="stable"))
+    ends = {m.rungs()[0], m.rungs()[-1]}
+    return front, np.array([r not in ends for r in front.rung], dtype=bool)
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """Pooled standard deviation of ln loss over seeds at one (rung, budget)."""
+
+    sd_ln: float
+    groups: int
+    dof: int
+
+
+def seed_noise(t: PointTable) -> SeedNoise | None:
+    """None where no (rung, budget) was run with two seeds: then the noise is unknown, not zero."""
+    groups: dict[tuple[str, float], list[float]] = {}
+    for rung, tokens, loss in zip(t.rung, t.tokens, t.loss_nat, strict=True):
+        groups.setdefault((str(rung), float(tokens)), []).append(math.log(loss))
+    repeated = [np.array(g) for g in groups.values() if len(g) > 1]
+    if not repeated:
+        return None
+    dof = sum(len(g) - 1 for g in repeated)
+    return SeedNoise(math.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in repeated) / dof), len(repeated), dof)
+
+
+@dataclass(frozen=True)
+class RateCheck:
+    """Losses of one rung at one budget and seed under scaled learning rates; `relative[s]` = loss(s) / loss(1) - 1."""
+
+    rung: str
+    n_total: int
+    seed: int
+    tokens: int
+    relative: dict[float, float]
+    best: float
+    at_edge: bool  # the best rate tried is the smallest or the largest
+    resolved: bool  # the edge wins by more than two seed standard deviations, where those are known
+
+
+def rate_check(records: Sequence[RunRecord]) -> list[RateCheck]:
+    """Compare runs that differ in `optim.lr_scale` alone, at the largest budget that they share with scale 1."""
+    labels = rung_labels(records)
+    noise = seed_noise(points(records))
+    losses: dict[tuple[int, int, int], dict[float, float]] = {}
+    for r in records:
+        scale = float(r.config.get("optim", {}).get("lr_scale", 1.0))
+        for p in r.points:
+            if r.state == "done" and p.annealed:
+                losses.setdefault((r.counts.n_total, r.seed, p.tokens), {})[scale] = p.loss_nat
+    latest: dict[tuple[int, int], RateCheck] = {}
+    for (n, seed, tokens), by_scale in sorted(losses.items()):
+        if len(by_scale) < 2 or 1.0 not in by_scale:
+            continue
+        relative = {s: by_scale[s] / by_scale[1.0] - 1 for s in sorted(by_scale)}
+        best = min(relative, key=relative.__getitem__)
+        edge = best in (min(relative), max(relative))
+        gain = -math.log1p(relative[best])
+        resolved = edge and (noise is None or gain > 2 * noise.sd_ln)
+        latest[(n, seed)] = RateCheck(labels[n], n, seed, tokens, relative, best, edge, resolved)
+    return list(latest.values())
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What is known about the best possible loss, nat per scored token; None with the reason where nothing is."""
+
+    entropy_nat: float | None  # of the source, in closed form
+    oracle_nat: float | None  # mean over points of the best loss on their own validation tokens
+    reason: str | None
+
+
+def floor(records: Sequence[RunRecord]) -> Floor:
+    entropies = {r.corpus.get("floor_nat") for r in records}
+    oracles = [p.oracle_nat for r in records for p in r.points if p.oracle_nat is not None]
+    entropy = entropies.pop() if len(entropies) == 1 else None
+    oracle = float(np.mean(oracles)) if oracles else None
+    known = entropy is not None or oracle is not None
+    return Floor(entropy, oracle, None if known else "the entropy of this corpus is not known")
+
+
+def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
+    """Exponents expected on the facts corpus, Zipf a: a for N, a / (1 + a) for D (arXiv:2303.13506, 2102.04074)."""
+    found = {
+        r.config.get("corpus", {}).get("zipf_a") for r in records if r.config.get("corpus", {}).get("kind") == "facts"
+    }
+    if len(found) != 1 or None in found:
+        return None
+    (a,) = found
+    return {"alpha": float(a), "beta": float(a) / (1 + float(a))}
+
+
+# --- fits of a study -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Job:
+    """One law to be fitted: symbol -> column of `table`, and the parameters that are fixed."""
+
+    law: str
+    table: PointTable
+    columns: dict[str, str]
+    fixed: dict[str, float] = field(default_factory=dict)
+    notes: list[Warn] = field(default_factory=list)
+
+
+def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> dict[str, Job | str]:
+    """What would be fitted, or the reason why not, for every name of `FIT_NAMES`."""
+    t = points(records, excluded)
+    reasons = _unusable(records, t)
+    if reasons:
+        return dict.fromkeys(FIT_NAMES, reasons)
+    nd = {"N": N_DEFAULT, "D": "tokens", "loss": "loss_nat"}
+    largest = t.rungs()[-1]
+    known = floor(records)
+    oracle = known.oracle_nat if known.oracle_nat is not None else known.entropy_nat
+    out: dict[str, Job | str] = {
+        "loss_nd": Job("chinchilla", t, nd),
+        "loss_nd_heldout": Job("chinchilla", t.where(t.rung != largest), nd),
+        "loss_nd_floor_fixed": Job("chinchilla", t, nd, {"E": oracle}) if oracle is not None else str(known.reason),
+        "loss_nd_nonemb": Job("chinchilla", t, nd | {"N": "n_nonemb"}),
+        "loss_nd_head": Job("chinchilla", t, nd | {"N": "n_head"}),
+        "loss_compute": _frontier_job(t, "train_flop", {"C": "train_flop"}, "loss_compute"),
+    }
+    measured = t.where(np.isfinite(t.energy_j))
+    if len(measured) < MIN_FRONTIER:
+        why = "; ".join(f"{reason} ({n} points)" for reason, n in t.energy_excluded.items())
+        out["energy_compute"] = out["loss_energy"] = f"energy of {len(measured)} of {len(t)} points: {why}"
+    elif len(devices := {str(r.provenance.get("device")) for r in records}) > 1:
+        out["energy_compute"] = out["loss_energy"] = (
+            f"points of different devices are not pooled: {', '.join(sorted(devices))}"
+        )
+    else:
+        out["energy_compute"] = Job("energy_power", measured, {"C": "train_flop", "energy": "energy_j"})
+        out["loss_energy"] = _frontier_job(measured, "energy_j", {"J": "energy_j"}, "loss_energy")
+    return out
+
+
+def _unusable(records: Sequence[RunRecord], t: PointTable) -> str | None:
+    """Why nothing can be fitted at all: no points, or losses that cannot be compared."""
+    if not len(t):
+        left_out = ", ".join(f"{reason}: {n}" for reason, n in t.excluded.items())
+        return "no point to fit" + (f" (left out: {left_out})" if left_out else "")
+    for what in ("id", "tokenizer"):
+        found = {str(r.corpus.get(what)) for r in records if r.role == "fit"}
+        if len(found) > 1:
+            return f"losses on different scales cannot be fitted together: corpus {what} is {', '.join(sorted(found))}"
+    return None
+
+
+def _frontier_job(t: PointTable, x: str, symbol: dict[str, str], law: str) -> Job | str:
+    front, interior = frontier_points(t, x)
+    if len(front) < MIN_FRONTIER:
+        return f"{len(front)} points on the frontier of loss against {x}; at least {MIN_FRONTIER} are needed"
+    if interior.sum() >= MIN_FRONTIER + 1:
+        return Job(law, front.where(interior), symbol | {"loss": "loss_nat"})
+    edge = int((~interior).sum())
+    text = (
+        f"{edge} of {len(front)} frontier points are of the smallest or largest rung; the true frontier may lie lower"
+    )
+    return Job(law, front, symbol | {"loss": "loss_nat"}, notes=[Warn("FRONTIER_EDGE", text)])
+
+
+def fit_study(
+    records: Sequence[RunRecord],
+    excluded: dict[str, int] | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    delta: float = 1e-3,
+) -> dict[str, Fit]:
+    """Every law that the records allow, by the names of `FIT_NAMES`; what is absent is explained by `unfitted`.
+
+    Intervals resample whole trunks (`run_id`), because the points of one trunk share its noise. No weights.
+    """
+    fits: dict[str, Fit] = {}
+    for name, job in jobs(records, excluded).items():
+        if isinstance(job, str):
+            continue
+        try:
+            fit = _run(job, bootstrap=bootstrap, seed=seed, delta=delta)
+        except FitError:
+            continue  # `unfitted` gives the reason
+        fit.excluded = dict(job.table.excluded)
+        fit.warnings.extend(job.notes)
+        fits[name] = fit
+    if held := fits.get("loss_nd_heldout"):
+        held.held_out = held_out(held, points(records, excluded))
+    return fits
+
+
+def _run(job: Job, *, bootstrap: int, seed: int, delta: float) -> Fit:
+    table = {c: getattr(job.table, c) for c in {*job.columns.values(), "run_id"}}
+    return laws.fit(
+        job.law,
+        table,
+        columns=job.columns,
+        fixed=job.fixed,
+        cluster="run_id",
+        bootstrap=bootstrap,
+        seed=seed,
+        delta=delta,
+    )
+
+
+def unfitted(
+    records: Sequence[RunRecord], fits: dict[str, Fit], excluded: dict[str, int] | None = None
+) -> dict[str, str]:
+    """Name -> reason for every law of `FIT_NAMES` that `fits` lacks."""
+    reasons: dict[str, str] = {}
+    for name, job in jobs(records, excluded).items():
+        if name in fits:
+            continue
+        if isinstance(job, str):
+            reasons[name] = job
+            continue
+        try:
+            _run(job, bootstrap=0, seed=0, delta=1e-3)
+            reasons[name] = "not fitted yet; run harness fit"
+        except FitError as e:
+            reasons[name] = str(e)
+    return reasons
+
+
+def held_out(fit: Fit, t: PointTable) -> HeldOut:
+    """Predict the seed-mean points of the largest rung from a fit that never saw it, beside the naive line in ln N."""
+    means = seed_means(t)
+    rungs = means.rungs()
+    target = means.where(means.rung == rungs[-1])
+    target = target.where(np.argsort(target.tokens))
+    symbols = {s: getattr(target, c) for s, c in fit.columns.items() if s != "loss"}
+    predicted = np.asarray(laws.predict(fit, symbols), dtype=float)
+    interval = np.asarray(laws.predict_interval(fit, symbols, 0.95), dtype=float).reshape(-1, 2)
+    naive = [_naive(means, rungs, n, d) for n, d in zip(target.n_total, target.tokens, strict=True)]
+    return HeldOut(
+        label=rungs[-1],
+        predicted=predicted.tolist(),
+        interval=interval.tolist(),
+        measured=target.loss_nat.tolist(),
+        relative_error=(predicted / target.loss_nat - 1).tolist(),
+        naive_relative_error=[
+            None if guess is None else float(guess / loss - 1)
+            for guess, loss in zip(naive, target.loss_nat, strict=True)
+        ],
+    )
+
+
+def _naive(means: PointTable, rungs: list[str], n: float, tokens: float) -> float | None:
+    """The log-log line in N through the two next smaller rungs at the same budget; None where one of them lacks it."""
+    rows = [np.flatnonzero((means.rung == r) & (means.tokens == tokens)) for r in rungs[-3:-1]]
+    if len(rows) < 2 or not all(len(r) for r in rows):
+        return None
+    (x0, y0), (x1, y1) = ((math.log(means.n_total[r[0]]), math.log(means.loss_nat[r[0]])) for r in rows)
+    return math.exp(y1 + (y1 - y0) / (x1 - x0) * (math.log(n) - x1))
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+def study_table(records: Sequence[RunRecord]) -> list[dict[str, str | int | float | bool | None]]:
+    """One flat row per point, probes and un-annealed points included, for parquet and for people."""
+    rows = []
+    for r in records:
+        head = {"run_id": r.run_id, "study": r.study, "name": r.name, "role": r.role, "state": r.state, "seed": r.seed}
+        shape = {k: r.shape.get(k) for k in ("width", "depth", "heads", "head_dim", "vocab", "context")}
+        hyper = {k: r.hyper.get(k) for k in ("lr", "batch_tokens", "weight_decay", "beta2", "warmup_tokens", "rule")}
+        where = {
+            "corpus": r.corpus.get("id"),
+            "tokenizer": r.corpus.get("tokenizer"),
+            "schedule": r.config.get("schedule", {}).get("kind"),
+            "decay_fraction": r.config.get("schedule", {}).get("decay_fraction"),
+            "lr_scale": r.config.get("optim", {}).get("lr_scale"),
+            "device": r.provenance.get("device"),
+            "commit": r.provenance.get("commit"),
+        }
+        for p in r.points:
+            point = {k: v for k, v in vars(p).items() if k != "energy"}
+            energy = vars(p.energy) | {"codes": " ".join(p.energy.codes)}
+            energy["energy_reason"], energy["energy_source"] = energy.pop("reason"), energy.pop("source")
+            energy["energy_verdict"], energy["energy_codes"] = energy.pop("verdict"), energy.pop("codes")
+            rows.append(head | shape | vars(r.counts) | hyper | where | point | energy)
+    return rows

@@ -1,0 +1,52 @@
+"""What the report knows about one study (table, floor, noise, checks), computed once for charts and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness import curves
+from harness.curves import Floor, PointTable, RateCheck, SeedNoise
+from harness.laws.result import Fit
+from harness.records import RunRecord
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """One study as the report shows it."""
+
+    name: str
+    records: list[RunRecord]
+    excluded: dict[str, int]  # state -> runs that have no record
+    fits: dict[str, Fit]
+    table: PointTable
+    floor: Floor
+    theory: dict[str, float] | None
+    noise: SeedNoise | None
+    rates: list[RateCheck]
+    unfitted: dict[str, str]  # law -> why it is absent
+
+    def trusted(self, name: str) -> Fit | None:
+        """The fit if it exists and its certificate passed: only such a fit may be drawn or predicted from."""
+        fit = self.fits.get(name)
+        return fit if fit is not None and fit.certificate.passed else None
+
+    @property
+    def oracle_nat(self) -> float | None:
+        return self.floor.oracle_nat if self.floor.oracle_nat is not None else self.floor.entropy_nat
+
+
+def view(name: str, records: Sequence[RunRecord], excluded: dict[str, int], fits: dict[str, Fit]) -> StudyView:
+    records = list(records)
+    return StudyView(
+        name=name,
+        records=records,
+        excluded=dict(excluded),
+        fits=fits,
+        table=curves.points(records, excluded),
+        floor=curves.floor(records),
+        theory=curves.theory(records),
+        noise=curves.seed_noise(curves.points(records)),
+        rates=curves.rate_check(records),
+        unfitted=curves.unfitted(records, fits, excluded),
+    )
