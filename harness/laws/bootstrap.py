@@ -1,0 +1,154 @@
+"""Resampling: what would the parameters have been, had the noise fallen otherwise?
+
+Rows of one trunk share weights and data order, so the independent unit (*block*) is the trunk, or the rung where trunks are grouped
+in `strata`. Two methods:
+
+`cases`     Blocks are drawn with replacement (within strata, if given, so that no stratum vanishes). Reflects everything that makes
+            one block differ from another, lack of fit included, but needs many blocks: of 6 rungs, one draw keeps about 4.
+            Default from 20 blocks up; the method of the published Chinchilla re-fit (arXiv:2404.10102).
+`residual`  The design is kept and new losses are drawn around the fitted law, with two errors as in a split-plot analysis: one
+            shared by a block (variance from the block means of the residuals) and one per row (residuals about their block mean,
+            resampled). Each variance is divided by its own residual degrees of freedom and scaled per draw by nu/chi2_nu, which
+            makes the intervals as wide as Student's t does. Default below 20 blocks.
+
+`residual` reflects seed noise and that lack of fit which differs between blocks or between rows; neither method sees a misfit common
+to all blocks, such as a wrong form in D. With seeds, give the rung as stratum: then lack of fit of a rung, shared by its seeds, counts
+once and is not averaged away as if seeds were independent evidence about it. `scripts/bench/coverage` measures the coverage of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.laws.forms import Array, Bound
+from harness.laws.solve import cold_start, minimise
+
+CASES_FROM = 20  # blocks
+DRAW_TOLERANCE = 1e-8  # Newton decrement over objective of one draw; anything above counts as failed
+MAX_T_FACTOR = 12.7  # Student's 97.5 % point at one degree of freedom: no draw inflates the noise further
+
+
+@dataclass
+class Draws:
+    theta: Array  # (converged draws, p), solver coordinates
+    method: str
+    blocks: int
+    failed: int
+    between_dof: (
+        float | None
+    )  # residual method: degrees of freedom of the noise shared by a block; None without shared blocks
+
+
+def labels(values: NDArray | None, n: int) -> NDArray[np.intp]:
+    """Any labels -> 0..G-1; None: every row its own."""
+    return np.arange(n) if values is None else np.unique(np.asarray(values), return_inverse=True)[1]
+
+
+def resample(
+    bound: Bound,
+    theta: Array,
+    delta: float,
+    draws: int,
+    seed: int,
+    cluster: NDArray | None = None,
+    strata: NDArray | None = None,
+    method: str = "auto",
+) -> Draws:
+    """Refit `draws` resampled data sets, each warm from `theta` (p,) and once cold from its own projection; keep the better."""
+    rng = np.random.default_rng(seed)
+    trunk = labels(cluster, bound.n)
+    block = labels(strata, bound.n) if strata is not None else trunk
+    if method == "auto":
+        method = "cases" if block.max() + 1 >= CASES_FROM else "residual"
+    dof: float | None = None
+    if method == "cases":
+        counts = draw_cases(trunk, None if strata is None else block, bound, draws, rng)
+        lny, weight = np.broadcast_to(bound.lny, counts.shape), counts * bound.weight
+        units = int(trunk.max()) + 1
+    else:
+        lny, dof = draw_residuals(bound, theta, block, draws, rng)
+        weight = np.broadcast_to(bound.weight, lny.shape)
+        units = int(block.max()) + 1
+    best, decrement = refit(bound, theta, lny, weight, delta)
+    good = decrement <= DRAW_TOLERANCE
+    return Draws(best[good], method, units, int((~good).sum()), dof)
+
+
+def refit(bound: Bound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
+    """The better of a warm and a cold start for each data set (R, n): solver vectors (R, p) and their decrements (R,)."""
+    warm = minimise(bound, np.repeat(theta[None], len(lny), axis=0), lny, weight, delta, tolerance=1e-11)
+    start = cold_start(bound, lny, weight, per_axis=8)
+    rough = minimise(bound, start, lny, weight, 5 * delta, max_iterations=30, tolerance=1e-6)
+    cold = minimise(bound, rough.theta, lny, weight, delta, tolerance=1e-11)
+    better = cold.objective < warm.objective
+    return np.where(better[:, None], cold.theta, warm.theta), np.where(better, cold.decrement, warm.decrement)
+
+
+def draw_cases(
+    trunk: NDArray[np.intp], stratum: NDArray[np.intp] | None, bound: Bound, draws: int, rng: np.random.Generator
+) -> Array:
+    """How often each row is drawn, (draws, n): whole trunks with replacement, within strata if given.
+
+    A draw with fewer rows than free parameters, or fewer than three distinct values of a power term's variable, has no fit and
+    is drawn again (at most 1000 times, then kept and left to fail).
+    """
+    groups = [np.unique(trunk)] if stratum is None else [np.unique(trunk[stratum == s]) for s in np.unique(stratum)]
+    need = int(bound.free.sum()) + 1
+    out = np.empty((draws, bound.n))
+    for d in range(draws):
+        for _ in range(1000):
+            picks = np.concatenate([rng.choice(g, len(g)) for g in groups])
+            out[d] = np.bincount(picks, minlength=trunk.max() + 1)[trunk]
+            kept = out[d] > 0
+            if kept.sum() >= need and bound.distinct(kept) >= 3:
+                break
+    return out
+
+
+def draw_residuals(
+    bound: Bound, theta: Array, block: NDArray[np.intp], draws: int, rng: np.random.Generator
+) -> tuple[Array, float | None]:
+    """New ln y (draws, n) around the fitted law, with noise shared by a block and noise per row; and the former's dof."""
+    lnf, jac = bound.jacobian(theta[None])
+    root = np.sqrt(bound.weight)
+    jac = jac[0][:, bound.free] * root[:, None]
+    jac = jac[:, np.abs(jac).max(0) > 0]
+    n = bound.n
+    basis, spectrum, _ = np.linalg.svd(jac / np.abs(jac).max(0), full_matrices=False)
+    basis = basis[:, spectrum > 1e-10 * spectrum[0]]
+    left = np.eye(n) - basis @ basis.T  # projects on what the parameters cannot absorb
+    residual = left @ ((lnf[0] - bound.lny) * root)
+    size = np.bincount(block)
+    shared = size.max() > 1
+    share = np.zeros((n, len(size)))
+    if shared:
+        share[np.arange(n), block] = 1 / np.sqrt(size[block])
+    within = residual - share @ (share.T @ residual)
+    inner = left - left @ share @ share.T
+    row_dof = max(float(np.trace(inner)) ** 2 / max(float(np.trace(inner @ inner)), 1e-12), 1.0)
+    row_sd = np.sqrt((within**2).sum() / max(float(np.trace(inner)), 1.0))
+    spread = np.sqrt((within**2).mean())
+    pool = within / spread if spread > 0 else within
+    noise = rng.choice(pool, (draws, n))
+    if shared:
+        noise = (noise - (noise @ share) @ share.T) / np.sqrt(1 - len(size) / n)
+    noise *= (row_sd * t_factor(row_dof, draws, rng))[:, None]
+    dof: float | None = None
+    if shared:
+        kept = share.T @ left @ share
+        trace = float(np.trace(kept))
+        dof = trace**2 / max(float((kept * kept).sum()), 1e-12)
+        # With under half a degree of freedom the block means say nothing (the parameters absorb them): rows stand in
+        mean_square = ((share.T @ residual) ** 2).sum() / trace if trace > 0.5 else row_sd**2
+        factor = np.sqrt(mean_square) * t_factor(max(dof, 1.0), draws, rng)
+        noise += (rng.normal(size=(draws, len(size))) * factor[:, None]) @ share.T
+        dof = dof if trace > 0.5 else 0.0
+    return lnf[0] - noise / root, dof
+
+
+def t_factor(dof: float, draws: int, rng: np.random.Generator) -> Array:
+    """sqrt(nu / chi2_nu): a normal times this is Student's t with nu degrees of freedom."""
+    return np.minimum(np.sqrt(dof / rng.chisquare(dof, draws)), MAX_T_FACTOR)

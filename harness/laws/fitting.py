@@ -1,0 +1,240 @@
+"""`fit`: one law, one table, one Fit, with certificate, intervals, identifiability, warnings and held-out comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import FitError
+from harness.laws.bootstrap import Draws, labels, resample
+from harness.laws.forms import Array, Bound, Law, Table, column, data_hash, law_named
+from harness.laws.heldout import held_out
+from harness.laws.result import Certificate, Fit, Warn
+from harness.laws.solve import certify, multistart, robust_delta
+from harness.laws.trust import Evidence, exponents_at, identify, objective_at, refuse_design, refuse_rows, warn
+
+
+def fit(
+    law: str,
+    table: Table,
+    *,
+    delta: float = 1e-3,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    cluster: NDArray | None = None,
+    sigma: NDArray | None = None,
+    fixed: Mapping[str, float] | None = None,
+    hold_out: NDArray | None = None,
+    hold_out_label: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    strata: NDArray | None = None,
+    excluded: Mapping[str, int] | None = None,
+    method: str = "auto",
+) -> Fit:
+    """Fit `law` (a name in `forms.LAWS`) to `table`, whose keys are the law's symbols (N, D, C, J, t) and `loss` or `energy`.
+
+    delta      Huber's delta on the log residual; the objective is the sum over rows. 1e-3 is what the literature uses.
+    bootstrap  number of resamples; 0 for none (no intervals, no draws).
+    cluster    trunk of each row, any labels: rows of one trunk are resampled together. None: every row on its own.
+    strata     rung of each row, where several trunks (seeds) share one; see `harness.laws.bootstrap` for what it changes.
+    method     auto, cases or residual (`harness.laws.bootstrap`).
+    sigma      error bar of each measurement, in its own unit; rows weigh (y/sigma)^2, normalised to mean 1.
+    fixed      parameters that are given, not fitted, e.g. {"E": 1.034}.
+    hold_out   boolean mask of rows that are predicted, never fitted.
+    columns    symbol -> column of origin (N -> n_head), stored with the fit. excluded: reason -> rows that the caller removed.
+
+    Raises FitError where no trustworthy fit can exist (see `trust`). A fit that did not converge is returned with
+    `certificate.passed = False`, and predictions from it raise.
+    """
+    form = law_named(law)
+    fixed = {k: float(v) for k, v in (fixed or {}).items()}
+    _check_arguments(form, fixed, delta, bootstrap, method)
+    data = {s: column(table, s, form) for s in dict.fromkeys(form.symbols)}
+    y_all = column(table, form.y, form)
+    n_all = len(y_all)
+    for name, values in {**data, "cluster": cluster, "strata": strata, "sigma": sigma, "hold_out": hold_out}.items():
+        if values is not None and len(values) != n_all:
+            raise FitError(f"{name} has {len(values)} entries, {form.y} has {n_all}: one per row is needed.")
+    mask = np.zeros(n_all, dtype=bool) if hold_out is None else np.asarray(hold_out, dtype=bool)
+    refuse_rows(form, table)
+    rows = {s: x[~mask] for s, x in data.items()}
+    y = y_all[~mask]
+    refuse_design(form, rows, y, fixed)
+    weight = _weights(y, None if sigma is None else np.asarray(sigma, dtype=np.float64)[~mask])
+    trunk = None if cluster is None else np.asarray(cluster)[~mask]
+    rung = None if strata is None else np.asarray(strata)[~mask]
+
+    bound = Bound(form, rows, y, weight, fixed)
+    theta, objective, certificate = multistart(bound, delta)
+    external = bound.external(theta[None])
+    params = {n: float(external[n][0]) for n in form.params}
+    residual = bound.log_value(theta[None])[0] - bound.lny
+    draws = _bootstrap(bound, theta, delta, bootstrap, seed, trunk, rung, method)
+    drawn = bound.external(draws.theta) if draws else {}
+    drawn = {n: v for n, v in drawn.items() if n not in fixed}
+    derived, derived_draws = derive(form, params), derive_many(form, {**external, **drawn} if drawn else {})
+    free = int(bound.free.sum())
+    robust = robust_delta(residual)
+    if robust > 1e-9:
+        refit = exponents_at(bound, theta, robust)
+        derived |= {f"{n}_at_robust_delta": v for n, v in refit.items() if n not in fixed}
+    result = Fit(
+        law=law,
+        formula=form.formula,
+        params=params,
+        interval={n: [v, v] for n, v in fixed.items()} | {n: percentiles(v) for n, v in drawn.items()},
+        derived=derived,
+        derived_interval={n: percentiles(v) for n, v in derived_draws.items()},
+        objective=objective,
+        delta=delta,
+        residual_rms=float(np.sqrt((residual**2).mean())),
+        n_points=len(y),
+        n_clusters=draws.blocks if draws else int(labels(trunk, len(y)).max()) + 1,
+        certificate=certificate,
+        identified={},
+        excluded=dict(excluded or {}),
+        fixed=fixed,
+        columns=dict(columns or {}),
+        span=_span(rows),
+        bootstrap={"draws": bootstrap, "failed": draws.failed, "seed": seed} if draws else {},
+        draws={n: v.tolist() for n, v in drawn.items()},
+        residuals=residual.tolist(),
+        data_hash=data_hash({**rows, form.y: y, "weight": weight}),
+    )
+    evidence = Evidence(
+        bound, rows, y, theta, objective, delta, params, result.interval, drawn, certificate,
+        labels(rung if rung is not None else trunk, len(y)),
+    )  # fmt: skip
+    result.identified, unpinned = identify(evidence)
+    result.warnings = [*unpinned, *warn(evidence), *_bootstrap_warnings(draws, bootstrap, free)]
+    if mask.any():
+        result.held_out, worse = held_out(result, data, y_all, mask, hold_out_label)
+        result.warnings += worse
+    return result
+
+
+def evaluate(
+    law: str, table: Table, params: Mapping[str, float], *, delta: float = 1e-3, sigma: NDArray | None = None
+) -> tuple[float, Certificate]:
+    """Objective and certificate of given parameters, without fitting: is a published optimum one? (`starts` stays 0.)"""
+    form = law_named(law)
+    if missing := [n for n in form.params if n not in params]:
+        raise FitError(f"law {law} needs the parameters {', '.join(missing)} as well.")
+    rows = {s: column(table, s, form) for s in dict.fromkeys(form.symbols)}
+    y = column(table, form.y, form)
+    bound = Bound(form, rows, y, _weights(y, None if sigma is None else np.asarray(sigma, dtype=np.float64)), {})
+    theta = bound.internal(params)
+    return objective_at(bound, theta, delta), certify(bound, theta, delta)
+
+
+def derive(law: Law, params: Mapping[str, float]) -> dict[str, float]:
+    """Quantities that follow from the parameters. chinchilla: a, G of N* = G (C/6)^a, and g of L* = E + c C^-g."""
+    if law.name != "chinchilla":
+        return {}
+    many = derive_many(law, {n: np.array([v]) for n, v in params.items()})
+    return {n: float(v[0]) for n, v in many.items() if len(v)}
+
+
+def derive_many(law: Law, params: Mapping[str, Array]) -> dict[str, Array]:
+    """`derive` for arrays of draws; draws whose value is not finite (a term that vanished) are left out."""
+    if law.name != "chinchilla" or not params:
+        return {}
+    alpha, beta, a, b = params["alpha"], params["beta"], params["A"], params["B"]
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        out = {
+            "a": beta / (alpha + beta),
+            "G": np.exp((np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)),
+            "g": alpha * beta / (alpha + beta),
+        }
+    return {n: v[np.isfinite(v)] for n, v in out.items()}
+
+
+def percentiles(values: Array) -> list[float]:
+    return [float(v) for v in np.quantile(values, [0.025, 0.975])]
+
+
+def _check_arguments(law: Law, fixed: dict[str, float], delta: float, draws: int, method: str) -> None:
+    if not (np.isfinite(delta) and delta > 0):
+        raise FitError(
+            f"delta={delta!r} must be a positive number; 1e-3 is usual, 1 is plain least squares of the logs."
+        )
+    if draws < 0 or 0 < draws < 40:
+        raise FitError(f"bootstrap={draws}: give 0 for none, or at least 40 (1000 for a 95 % interval worth printing).")
+    if method not in ("auto", "cases", "residual"):
+        raise FitError(f"method={method!r} is unknown. Choose auto, cases or residual.")
+    for name, v in fixed.items():
+        if name not in law.params:
+            raise FitError(f"fixed: {name!r} is no parameter of {law.formula}; it has {', '.join(law.params)}.")
+        is_linear = name in [t.coef for t in law.linears]
+        if not np.isfinite(v) or v < 0 or (v == 0 and not is_linear):
+            raise FitError(f"fixed: {name}={v!r} must be {'zero or ' if is_linear else ''}a positive number.")
+
+
+def _weights(y: Array, sigma: Array | None) -> Array:
+    """(y/sigma)^2, mean 1: the objective is on ln y, whose error bar is sigma/y."""
+    if sigma is None:
+        return np.ones(len(y))
+    if (bad := ~(np.isfinite(sigma) & (sigma > 0))).any():
+        i = int(np.flatnonzero(bad)[0])
+        raise FitError(
+            f"sigma, row {i}: {sigma[i]!r} is not a positive error bar. Floor it at the seed noise, or leave sigma out."
+        )
+    weight = (y / sigma) ** 2
+    return weight / weight.mean()
+
+
+def _span(rows: Mapping[str, Array]) -> dict[str, list[float]]:
+    """[min, max] of each symbol, and of C = 6ND where N and D are given."""
+    values = dict(rows)
+    if "N" in rows and "D" in rows:
+        values["C"] = 6 * rows["N"] * rows["D"]
+    return {s: [float(x.min()), float(x.max())] for s, x in values.items()}
+
+
+def _bootstrap(
+    bound: Bound,
+    theta: Array,
+    delta: float,
+    draws: int,
+    seed: int,
+    trunk: NDArray | None,
+    rung: NDArray | None,
+    method: str,
+) -> Draws | None:
+    if draws == 0:
+        return None
+    result = resample(bound, theta, delta, draws, seed, trunk, rung, method)
+    return result if len(result.theta) >= 20 else None
+
+
+def _bootstrap_warnings(draws: Draws | None, asked: int, free: int) -> list[Warn]:
+    if asked == 0:
+        return []
+    if draws is None:
+        return [
+            Warn("BOOTSTRAP_FAILED", f"fewer than 20 of {asked} resamples could be fitted: there are no intervals.")
+        ]
+    out = []
+    if draws.failed > 0.05 * asked:
+        out.append(
+            Warn(
+                "BOOTSTRAP_FAILURES",
+                f"{draws.failed} of {asked} resamples did not converge and are left out of the intervals.",
+            )
+        )
+    if draws.between_dof is not None and draws.between_dof < 1.5:
+        out.append(
+            Warn(
+                "FEW_BLOCKS",
+                f"{draws.blocks} trunks or rungs leave {draws.between_dof:.1f} degrees of freedom, after {free} parameters, to judge the "
+                "noise that the rows of one share; "
+                + (
+                    "intervals are very wide."
+                    if draws.between_dof > 0
+                    else "intervals hold the noise of single rows only."
+                ),
+            )
+        )
+    return out

@@ -1,0 +1,148 @@
+"""What a fit says about rows it has not seen: predictions, intervals from the stored draws, the compute-optimal frontier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.errors import FitError
+from harness.laws.forms import Array, Table, column, law_named, value
+from harness.laws.result import Fit
+
+MAX_DECADES = 2.0  # of extrapolation in compute, or in the law's own variable
+GOLDEN = (np.sqrt(5.0) - 1) / 2
+
+
+@dataclass
+class Frontier:
+    """The loss-optimal N and D at each budget C, with the loss there; `*_interval` is (2, m) or None where there are no draws."""
+
+    C: Array
+    N: Array
+    D: Array
+    L: Array
+    N_interval: Array | None = None
+    L_interval: Array | None = None
+
+
+def predict(fit: Fit, table: Table, *, force: bool = False, extrapolate: bool = False) -> Array:
+    """The law's value at each row of `table` (keys: the law's symbols, e.g. N and D).
+
+    FitError for a fit without a certificate (unless `force`) and beyond two decades outside the fitted span (unless `extrapolate`).
+    """
+    _require(fit, table, force, extrapolate)
+    return value(law_named(fit.law), fit.params, table)
+
+
+def predict_interval(
+    fit: Fit,
+    table: Table,
+    level: float = 0.95,
+    *,
+    new_run: bool = False,
+    force: bool = False,
+    extrapolate: bool = False,
+) -> tuple[Array, Array]:
+    """Percentile interval (low, high) of the law's value at each row, from the bootstrap draws.
+
+    `new_run` adds the scatter of one more run (residual standard deviation): the interval that a measurement should fall into.
+    """
+    _require(fit, table, force, extrapolate)
+    if not fit.draws:
+        raise FitError(f"this fit of {fit.law} has no bootstrap draws, so no interval. Fit again with bootstrap=1000.")
+    law = law_named(fit.law)
+    values = value(law, _columns(fit), table)
+    if new_run:
+        free = len(fit.params) - len(fit.fixed)
+        sd = fit.residual_rms * np.sqrt(fit.n_points / max(fit.n_points - free, 1))
+        values = values * np.exp(sd * np.random.default_rng(fit.bootstrap.get("seed", 0)).normal(size=values.shape))
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def _columns(fit: Fit) -> dict[str, Array]:
+    """Parameter draws as columns (R, 1); fixed parameters as they are."""
+    count = len(next(iter(fit.draws.values())))
+    return {n: np.asarray(fit.draws.get(n, [v] * count))[:, None] for n, v in fit.params.items()}
+
+
+def _require(fit: Fit, table: Table, force: bool, extrapolate: bool) -> None:
+    if not fit.certificate.passed and not force:
+        raise FitError(
+            f"this fit of {fit.law} has no certificate: {fit.certificate.reason}. Predictions need force=True."
+        )
+    law = law_named(fit.law)
+    columns = {s: column(table, s, law) for s in law.symbols}
+    if len({len(c) for c in columns.values()}) > 1:
+        raise FitError(f"the columns {', '.join(columns)} have different lengths.")
+    if "N" in columns:
+        columns = {"C": 6 * columns["N"] * columns["D"]}
+    if extrapolate:
+        return
+    for s, x in columns.items():
+        low, high = fit.span[s]
+        decades = max(float(np.log10(x.max() / high)), float(np.log10(low / x.min())))
+        if decades > MAX_DECADES:
+            raise FitError(
+                f"{s} lies {decades:.1f} decades outside the fitted span {low:.3g} to {high:.3g} (limit {MAX_DECADES:g}): law {fit.law} "
+                "was never tested there. Pass extrapolate=True (--extrapolate) to go on, and say so."
+            )
+
+
+def frontier(
+    fit: Fit,
+    C: Array | list[float],
+    fpt_of_n: Callable[[Array], Array] | None = None,
+    *,
+    level: float | None = None,
+    force: bool = False,
+    extrapolate: bool = False,
+) -> Frontier:
+    """N*, D*, L* of a chinchilla fit at training budgets `C` (FLOP).
+
+    With 6ND in closed form, N* = G (C/6)^a; with `fpt_of_n` (training FLOP per token of a model with N parameters, vectorised,
+    increasing) by golden-section search along fpt(N) D = C. `level` adds percentile intervals from the draws (at most 200 of
+    them with `fpt_of_n`).
+    """
+    if fit.law != "chinchilla":
+        raise FitError(f"a frontier needs law chinchilla; this fit is {fit.law}. Predict from it directly.")
+    budget = np.asarray(C, dtype=np.float64)
+    n, d = _optimum({k: np.array([[v]]) for k, v in fit.params.items()}, budget, fpt_of_n)
+    table = {"N": n[0], "D": d[0]}
+    # fpt(N) D = C may differ from 6ND by a factor; the span is judged on 6ND, as it was recorded
+    loss = predict(fit, table, force=force, extrapolate=extrapolate)
+    out = Frontier(budget, n[0], d[0], loss)
+    if level is not None and fit.draws:
+        params = _columns(fit)
+        if fpt_of_n is not None:
+            params = {k: v[:200] for k, v in params.items()}
+        n, d = _optimum(params, budget, fpt_of_n)
+        losses = params["E"] + params["A"] * n ** -params["alpha"] + params["B"] * d ** -params["beta"]
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        out.N_interval, out.L_interval = np.quantile(n, tails, axis=0), np.quantile(losses, tails, axis=0)
+    return out
+
+
+def _optimum(params: dict[str, Array], budget: Array, fpt_of_n: Callable[[Array], Array] | None) -> tuple[Array, Array]:
+    """N* and D*, each (R, m), for parameter columns (R, 1) and budgets (m,)."""
+    a, b, alpha, beta = (params[k] for k in ("A", "B", "alpha", "beta"))
+    ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
+    n = ratio * (budget / 6) ** (beta / (alpha + beta))
+    if fpt_of_n is None:
+        return n, budget / (6 * n)
+
+    def loss(log_n: Array) -> Array:
+        size = np.exp(log_n)
+        return a * size**-alpha + b * (budget / fpt_of_n(size)) ** -beta
+
+    low, high = np.log(n) - np.log(1e3), np.log(n) + np.log(1e3)  # the 6ND optimum is within a factor 1000
+    low = np.maximum(low, 0.0)
+    for _ in range(70):  # 13.8 in ln N shrinks below 1e-13
+        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        lower = loss(left) < loss(right)
+        low, high = np.where(lower, low, left), np.where(lower, right, high)
+    n = np.exp((low + high) / 2)
+    return n, budget / fpt_of_n(n)
