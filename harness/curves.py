@@ -17,7 +17,7 @@ import numpy as np
 
 from harness import laws
 from harness.errors import FitError
-from harness.laws.result import Fit, HeldOut, Warn
+from harness.laws.result import Fit, Warn
 from harness.records import RunRecord
 
 Array = np.ndarray
@@ -268,12 +268,13 @@ def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
 # --- fits of a study -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Job:
-    """One law to be fitted: symbol -> column of `table`, and the parameters that are fixed."""
+    """One law to be fitted: symbol -> column of `table`, what is fixed, and the rung that is held out."""
 
     law: str
     table: PointTable
     columns: dict[str, str]
     fixed: dict[str, float] = field(default_factory=dict)
+    hold_out: str | None = None
     notes: list[Warn] = field(default_factory=list)
 
 
@@ -284,12 +285,11 @@ def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -
     if reasons:
         return dict.fromkeys(FIT_NAMES, reasons)
     nd = {"N": N_DEFAULT, "D": "tokens", "loss": "loss_nat"}
-    largest = t.rungs()[-1]
     known = floor(records)
     oracle = known.oracle_nat if known.oracle_nat is not None else known.entropy_nat
     out: dict[str, Job | str] = {
         "loss_nd": Job("chinchilla", t, nd),
-        "loss_nd_heldout": Job("chinchilla", t.where(t.rung != largest), nd),
+        "loss_nd_heldout": Job("chinchilla", t, nd, hold_out=t.rungs()[-1]),
         "loss_nd_floor_fixed": Job("chinchilla", t, nd, {"E": oracle}) if oracle is not None else str(known.reason),
         "loss_nd_nonemb": Job("chinchilla", t, nd | {"N": "n_nonemb"}),
         "loss_nd_head": Job("chinchilla", t, nd | {"N": "n_head"}),
@@ -351,28 +351,28 @@ def fit_study(
         if isinstance(job, str):
             continue
         try:
-            fit = _run(job, bootstrap=bootstrap, seed=seed, delta=delta)
+            fits[name] = _run(job, bootstrap=bootstrap, seed=seed, delta=delta)
         except FitError:
             continue  # `unfitted` gives the reason
-        fit.excluded = dict(job.table.excluded)
-        fit.warnings.extend(job.notes)
-        fits[name] = fit
-    if held := fits.get("loss_nd_heldout"):
-        held.held_out = held_out(held, points(records, excluded))
+        fits[name].warnings.extend(job.notes)
     return fits
 
 
 def _run(job: Job, *, bootstrap: int, seed: int, delta: float) -> Fit:
-    table = {c: getattr(job.table, c) for c in {*job.columns.values(), "run_id"}}
+    t = job.table
     return laws.fit(
         job.law,
-        table,
-        columns=job.columns,
-        fixed=job.fixed,
-        cluster="run_id",
+        {symbol: getattr(t, column) for symbol, column in job.columns.items()},
+        delta=delta,
         bootstrap=bootstrap,
         seed=seed,
-        delta=delta,
+        cluster=t.run_id,
+        strata=t.rung,
+        fixed=job.fixed,
+        hold_out=None if job.hold_out is None else t.rung == job.hold_out,
+        hold_out_label=job.hold_out,
+        columns=job.columns,
+        excluded=t.excluded,
     )
 
 
@@ -393,38 +393,6 @@ def unfitted(
         except FitError as e:
             reasons[name] = str(e)
     return reasons
-
-
-def held_out(fit: Fit, t: PointTable) -> HeldOut:
-    """Predict the seed-mean points of the largest rung from a fit that never saw it, beside the naive line in ln N."""
-    means = seed_means(t)
-    rungs = means.rungs()
-    target = means.where(means.rung == rungs[-1])
-    target = target.where(np.argsort(target.tokens))
-    symbols = {s: getattr(target, c) for s, c in fit.columns.items() if s != "loss"}
-    predicted = np.asarray(laws.predict(fit, symbols), dtype=float)
-    interval = np.asarray(laws.predict_interval(fit, symbols, 0.95), dtype=float).reshape(-1, 2)
-    naive = [_naive(means, rungs, n, d) for n, d in zip(target.n_total, target.tokens, strict=True)]
-    return HeldOut(
-        label=rungs[-1],
-        predicted=predicted.tolist(),
-        interval=interval.tolist(),
-        measured=target.loss_nat.tolist(),
-        relative_error=(predicted / target.loss_nat - 1).tolist(),
-        naive_relative_error=[
-            None if guess is None else float(guess / loss - 1)
-            for guess, loss in zip(naive, target.loss_nat, strict=True)
-        ],
-    )
-
-
-def _naive(means: PointTable, rungs: list[str], n: float, tokens: float) -> float | None:
-    """The log-log line in N through the two next smaller rungs at the same budget; None where one of them lacks it."""
-    rows = [np.flatnonzero((means.rung == r) & (means.tokens == tokens)) for r in rungs[-3:-1]]
-    if len(rows) < 2 or not all(len(r) for r in rows):
-        return None
-    (x0, y0), (x1, y1) = ((math.log(means.n_total[r[0]]), math.log(means.loss_nat[r[0]])) for r in rows)
-    return math.exp(y1 + (y1 - y0) / (x1 - x0) * (math.log(n) - x1))
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

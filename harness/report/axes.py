@@ -127,6 +127,7 @@ def theme(ink: str, background: str | None) -> dict[str, Any]:
         "background": background,
         "font": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
         "view": {"stroke": None},
+        "mark": {"color": ink},  # of marks that stand for no series: laws, bands, references
         "axis": text
         | line
         | {"tickOpacity": 0.5, "titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": True},

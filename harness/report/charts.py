@@ -16,7 +16,7 @@ import numpy as np
 
 from harness import laws
 from harness.curves import PointTable, seed_means
-from harness.laws.result import Fit
+from harness.laws.result import Fit, HeldOut
 from harness.report.axes import CATEGORIES, SHAPES, Axis, axis, ramp
 from harness.report.study import StudyView
 
@@ -125,10 +125,12 @@ def _thinned(count: int) -> str:
 
 
 def _predicted(fit: Fit, symbols: dict[str, np.ndarray]) -> list[Row]:
-    """`y` and its 95 % interval `low`, `high` from a trusted fit."""
-    y = np.asarray(laws.predict(fit, symbols), dtype=float)
-    bounds = np.asarray(laws.predict_interval(fit, symbols, 0.95), dtype=float).reshape(-1, 2)
-    return [{"y": float(a), "low": float(b), "high": float(c)} for a, (b, c) in zip(y, bounds, strict=True)]
+    """`y` of a trusted fit, with its 95 % interval `low`, `high` where the fit carries bootstrap draws."""
+    rows: list[Row] = [{"y": float(y)} for y in laws.predict(fit, symbols)]
+    if fit.draws:
+        for row, low, high in zip(rows, *laws.predict_interval(fit, symbols, 0.95), strict=True):
+            row |= {"low": float(low), "high": float(high)}
+    return rows
 
 
 def _curve(fit: Fit, symbol: str, line: str) -> list[Row]:
@@ -163,11 +165,7 @@ def loss_compute(views: Sequence[StudyView]) -> Figure:
             law += _curve(fit, "C", v.name)
         fit = v.trusted("loss_nd_heldout")
         if fit and fit.held_out:
-            h = fit.held_out
-            target = means.where(means.rung == h.label)
-            target = target.where(np.argsort(target.tokens))
-            for x, y, (low, high) in zip(target.train_flop, h.predicted, h.interval, strict=True):
-                held.append({"x": float(x), "y": y, "low": low, "high": high, "series": series.of(v, h.label)})
+            held += _held_out(v, series, fit.held_out)
         if v.oracle_nat is not None:
             levels[f"floor {v.oracle_nat:.3f} nat"] = v.oracle_nat
     x = axis(COMPUTE, (r["x"] for r in dots + law), power_labels=True)
@@ -192,6 +190,17 @@ def loss_compute(views: Sequence[StudyView]) -> Figure:
         else ""
     )
     return _figure("loss_compute", "Loss against training compute", caption + _thinned(len(dots)), layers)
+
+
+def _held_out(v: StudyView, series: Series, h: HeldOut) -> list[Row]:
+    """One predicted mark per FLOP of the held-out rung; its rows stand in the order of the table."""
+    target = v.table.where(v.table.rung == h.label)
+    rows: dict[float, Row] = {}
+    for i, flop in enumerate(target.train_flop[: len(h.predicted)]):
+        row: Row = {"x": float(flop), "y": h.predicted[i], "series": series.of(v, h.label)}
+        low, high = h.interval[i] if h.interval else (h.predicted[i], h.predicted[i])
+        rows[float(flop)] = row | {"low": low, "high": high}
+    return list(rows.values())
 
 
 def _spread(*groups: Iterable[Row] | dict[str, float]) -> list[float]:
@@ -221,11 +230,8 @@ def loss_tokens(views: Sequence[StudyView]) -> Figure:
     x = axis("training tokens D", (r["x"] for r in dots))
     y = axis(LOSS, _spread(dots, fitted))
     layers = [_lines(fitted, x, y, series)] if fitted else []
-    caption = (
-        "Points are measured; lines are one law L = E + A/N^α + B/D^β for all rungs together."
-        if fitted
-        else "No trusted fit to draw."
-    )
+    caption = "Points are measured. "
+    caption += "Lines: one law L = E + A/N^α + B/D^β for all rungs together." if fitted else "No trusted fit to draw."
     return _figure(
         "loss_tokens",
         "Loss against tokens, per rung",
@@ -237,20 +243,19 @@ def loss_tokens(views: Sequence[StudyView]) -> Figure:
 def excess(views: Sequence[StudyView]) -> Figure:
     """Loss above the known floor against tokens per parameter, where the entropy of the corpus is known."""
     title = "Excess over the known floor"
-    series, dots = Series(views), []
+    series, dots, paths = Series(views), [], []
     for v in views:
-        t = v.table
-        above = t.loss_nat - np.where(np.isfinite(t.oracle_nat), t.oracle_nat, v.floor.entropy_nat or np.nan)
-        dots += _rows(v, series, t, t.tokens / t.n_total, np.where(above > 0, above, np.nan))
+        for rows, t in ((dots, v.table), (paths, seed_means(v.table))):
+            above = t.loss_nat - np.where(np.isfinite(t.oracle_nat), t.oracle_nat, v.floor.entropy_nat or np.nan)
+            rows += _rows(v, series, t, t.tokens / t.n_total, np.where(above > 0, above, np.nan))
     if not dots:
         return Figure("excess", title, "", None, views[0].floor.reason or "no point lies above the floor")
     x = axis("tokens per parameter D/N (total)", (r["x"] for r in dots))
     y = axis("loss − floor (nat per token)", (r["y"] for r in dots))
-    paths = sorted(dots, key=lambda r: (r["line"], r["x"]))
     layers = [_lines(thin(paths), x, y, series, width=1, opacity=0.45), _marks(dots, x, y, series, TIPS)]
     caption = (
-        "The best possible loss on the same validation tokens is subtracted. A straight line here is a power law; a curve "
-        "that flattens has run out of parameters, not of tokens."
+        "The best possible loss on the same validation tokens is subtracted. A straight line here is a power law; a "
+        "curve that flattens has run out of parameters, not of tokens."
     )
     return _figure("excess", title, caption + _thinned(len(dots)), layers)
 
@@ -356,9 +361,8 @@ def _energy(
         return Figure(name, title, "", None, views[0].unfitted.get(name, "no joules were measured"))
     x = axis(x_title, (r["x"] for r in dots + law), power_labels=power_labels)
     y = axis(y_title, _spread(dots, law))
-    caption = "Joules that a run of its own would have cost, as measured." + (
-        " Dashed: the fitted law, with its 95 % band." if law else " No trusted law to draw."
-    )
+    caption = "Joules that a run of its own would have cost, as measured."
+    caption += " Dashed: the fitted law, with its 95 % band." if law else " No trusted law to draw."
     layers = _law(law, x, y) if law else []
     return _figure(name, title, caption + _thinned(len(dots)), [*layers, _marks(dots, x, y, series, TIPS)])
 

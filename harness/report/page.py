@@ -1,0 +1,134 @@
+"""One self-contained HTML page, and PNG and SVG of every figure beside it.
+
+The page loads nothing from outside (its content security policy forbids it): Vega is inlined once for all charts, from
+the bundle that ships with vl-convert. Charts draw in `currentColor`, so one drawing serves light, dark and print.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from harness import __version__
+from harness.errors import DeviceError
+from harness.laws.result import Fit
+from harness.records import RunRecord, write_text_atomic
+from harness.report import tables
+from harness.report.axes import theme
+from harness.report.charts import Figure, figures
+from harness.report.study import StudyView, view
+from harness.report.words import NOT_SHOWN, findings, fit_warnings, not_measured, warnings
+
+VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+ASSETS = Path(__file__).parent / "assets"
+INK = "#1b1d21"
+Study = tuple[str, Sequence[RunRecord], dict[str, int], dict[str, Fit]]
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script without outside imports (about 0.9 MB)."""
+    bundle = vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;", vl_version=VL_VERSION)
+    return bundle.replace("</script", "<\\/script")
+
+
+def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
+    """The Vega-Lite spec of a figure: fixed size and colours for files, fluid and in `currentColor` for the page."""
+    assert figure.chart is not None
+    body = figure.chart.to_dict()
+    body["config"] = theme(INK, "#ffffff") if static else theme("currentColor", "transparent")
+    if not static:
+        body["width"] = "container"
+        body["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return body
+
+
+def build_report(studies: Sequence[Study], out: Path) -> Path:
+    """Write the page of one or several studies and their figures; returns the page's path.
+
+    `studies`: (name, records, excluded, fits) each, with `excluded` from `records.load`. `out`: a folder, or a path
+    ending in .html; figures go into `figures/` beside the page.
+    """
+    page = out if out.suffix == ".html" else out / "report.html"
+    views = [view(*study) for study in studies]
+    drawn = figures(views)
+    folder = page.parent / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure in drawn:
+            if figure.chart is not None:
+                static = spec(figure, static=True)
+                png = vl_convert.vegalite_to_png(static, vl_version=VL_VERSION, scale=2)
+                (folder / f"{figure.key}.png").write_bytes(png)
+                svg = vl_convert.vegalite_to_svg(static, vl_version=VL_VERSION)
+                (folder / f"{figure.key}.svg").write_text(svg, encoding="utf-8")
+    except OSError as e:
+        raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
+    write_text_atomic(page, html(views, drawn))
+    return page
+
+
+def html(views: Sequence[StudyView], drawn: Sequence[Figure]) -> str:
+    """The whole page as text."""
+    title = " and ".join(v.name for v in views)
+    charts = {f.key: spec(f, static=False) for f in drawn if f.chart is not None}
+    single = len(views) == 1
+    lead = _lead(views[0]) if single else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
+    compare = "" if single else tables.comparison(views).html()
+    body = "".join(_details(v, heading=not single) for v in views)
+    template = Template((ASSETS / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(title),
+        style=(ASSETS / "page.css").read_text(encoding="utf-8"),
+        lead=lead + compare,
+        figures="".join(_figure(i, f) for i, f in enumerate(drawn, start=1)),
+        body=body,
+        not_shown="".join(f"<li>{escape(line)}</li>" for line in NOT_SHOWN),
+        version=escape(__version__),
+        vega=_vega(),
+        # "<" is escaped so that no text inside a record can close the script element
+        charts=json.dumps(charts, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        script=(ASSETS / "page.js").read_text(encoding="utf-8"),
+    )
+
+
+def _lead(v: StudyView) -> str:
+    """First screen: one-line summary, findings, warnings."""
+    first, *rest = findings(v)
+    runs = f"{len(v.records):,} runs, {len(v.table):,} points in the fits"
+    corpora = ", ".join(sorted({str(r.corpus.get("id")) for r in v.records})) or "none"
+    devices = ", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "none"
+    facts = f"<p class='facts'>{escape(runs)} · corpus {escape(corpora)} · device {escape(devices)}</p>"
+    items = "".join(f"<li>{escape(line)}</li>" for line in rest)
+    bad = "".join(f"<li>{escape(line)}</li>" for line in warnings(v))
+    warned = f"<aside class='warnings'><h3>Before you read the numbers</h3><ul>{bad}</ul></aside>" if bad else ""
+    return f"{facts}<p class='headline'>{escape(first)}</p><ul class='findings'>{items}</ul>{warned}"
+
+
+def _figure(number: int, f: Figure) -> str:
+    caption = f"<strong>Figure {number}. {escape(f.title)}.</strong> "
+    if f.chart is None:
+        why = escape(f.reason or "no data")
+        return f"<figure class='absent'><figcaption>{caption}Not drawn: {why}.</figcaption></figure>"
+    label = escape(f"{f.title}. {f.caption}", quote=True)
+    chart = f"<div class='chart' id='{f.key}' role='img' aria-label=\"{label}\"></div>"
+    return f"<figure>{chart}<figcaption>{caption}{escape(f.caption)}</figcaption></figure>"
+
+
+def _details(v: StudyView, *, heading: bool) -> str:
+    missing = "".join(f"<li>{escape(line)}</li>" for line in not_measured(v)) or "<li>Nothing that was asked for.</li>"
+    title = f"<h2>{escape(v.name)}: tables</h2>" if heading else "<h2>Tables</h2>"
+    listed = "".join(t.html() for t in tables.tables(v))
+    notes = "".join(f"<li>{escape(line)}</li>" for line in fit_warnings(v, all_of_them=True)) or "<li>None.</li>"
+    return (
+        f"{title}{listed}<section><h3>Warnings of all fits</h3><ul>{notes}</ul></section>"
+        f"<section><h3>Not measured, and why</h3><ul>{missing}</ul></section>"
+    )

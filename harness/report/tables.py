@@ -1,0 +1,276 @@
+"""The tables of a report: rows of text from views, and their HTML. Cells are escaped here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from harness.curves import FIT_NAMES
+from harness.report.study import StudyView
+from harness.report.words import checklist, greek, number, percent, verdict, with_interval
+from harness.units import duration, si
+
+MAX_ROWS = 200  # of a table on the page; the whole is exported as parquet
+
+
+@dataclass(frozen=True)
+class Table:
+    """A captioned table; the first column is text, the rest are numbers unless `text` says otherwise."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    text: bool = False
+
+    def html(self) -> str:
+        head = "".join(f"<th scope='col'>{escape(h)}</th>" for h in self.head)
+        shown = self.rows[:MAX_ROWS]
+        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in shown)
+        more = ""
+        if len(self.rows) > MAX_ROWS:
+            more = f"{MAX_ROWS} of {len(self.rows):,} rows; all are in the parquet export."
+        note = " ".join(t for t in (self.note, more) if t)
+        kind = "text" if self.text else "numbers"
+        return (
+            f"<section class='table'><h3>{escape(self.title)}</h3><div class='scroll' tabindex='0'>"
+            f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            + (f"<p class='note'>{escape(note)}</p>" if note else "")
+            + "</section>"
+        )
+
+
+def laws(v: StudyView) -> Table:
+    """Every fit with its parameters and intervals; a failed certificate is named in the first column."""
+    rows = []
+    for name, fit in v.fits.items():
+        failed = "" if fit.certificate.passed else " — NOT CONVERGED"
+        values = "; ".join(f"{greek(p)} = {with_interval(fit, p)}" for p in fit.params)
+        title = FIT_NAMES.get(name, name) + failed
+        rows.append(
+            [title, greek(fit.formula), values, percent(fit.residual_rms), f"{fit.n_points} / {fit.n_clusters}"]
+        )
+    note = "95 % intervals by bootstrap over independent units (trunks, or rungs where seeds repeat them). A and B move with "
+    note += "their exponents: quote predictions, not them."
+    return Table("Fitted laws", ["fit", "law", "parameters", "rms residual", "points / units"], rows, note, text=True)
+
+
+def exponents(v: StudyView) -> Table | None:
+    """Exponents beside theory, with the floor free and with it fixed."""
+    if v.theory is None:
+        return None
+    rows = []
+    for name in ("loss_nd", "loss_nd_floor_fixed"):
+        if fit := v.trusted(name):
+            for p, symbol in (("alpha", "α, parameters"), ("beta", "β, data")):
+                expected = v.theory[p]
+                rows.append(
+                    [
+                        f"{symbol} ({FIT_NAMES[name]})",
+                        with_interval(fit, p),
+                        number(expected),
+                        verdict(fit, p, expected),
+                    ]
+                )
+    note = "Theory: a for parameters (arXiv:2303.13506), a/(1 + a) for data (arXiv:2102.04074). A miss is a finding."
+    return (
+        Table("Exponents beside theory", ["exponent", "fitted", "theory", "verdict"], rows, note, text=True)
+        if rows
+        else None
+    )
+
+
+def conventions(v: StudyView) -> Table | None:
+    """The same points under three counts of N: exponents differ by convention and are not comparable across."""
+    rows = []
+    for name, convention in (("loss_nd", "n_total"), ("loss_nd_nonemb", "n_nonemb"), ("loss_nd_head", "n_head")):
+        if fit := v.trusted(name):
+            rows.append(
+                [convention, *(with_interval(fit, p) for p in ("alpha", "beta", "E", "a")), percent(fit.residual_rms)]
+            )
+    note = "a is the exponent of the compute-optimal N under the same convention. Predictions use n_total."
+    if len(v.table) and (v.table.n_total == v.table.n_head).all():
+        note += " With tied embeddings n_head equals n_total."
+    head = ["N", "α", "β", "E (nat)", "a", "rms residual"]
+    return Table("Conventions of N", head, rows, note) if rows else None
+
+
+def held_out(v: StudyView) -> Table | None:
+    """The largest rung: predicted, measured, error, and the naive line's error at the same points."""
+    fit = v.trusted("loss_nd_heldout")
+    if fit is None or fit.held_out is None:
+        return None
+    h = fit.held_out
+    target = v.table.where(v.table.rung == h.label)
+    which = [f"{h.label}, {si(d)} tokens, seed {s:.0f}" for d, s in zip(target.tokens, target.seed, strict=True)]
+    if len(which) != len(h.predicted):  # the fit is of other rows than these records
+        which = [h.label] * len(h.predicted)
+    rows = []
+    for i, (p, m, e, n) in enumerate(
+        zip(h.predicted, h.measured, h.relative_error, h.naive_relative_error, strict=True)
+    ):
+        interval = f"[{number(h.interval[i][0], 5)}, {number(h.interval[i][1], 5)}]" if h.interval else "–"
+        rows.append([which[i], number(p, 5), interval, number(m, 5), percent(e), percent(n)])
+    head = ["held out", "predicted (nat)", "95 % interval", "measured (nat)", "error", "naive line"]
+    return Table(
+        "Held-out rung",
+        head,
+        rows,
+        "Naive: the log-log line through the two next smaller rungs. The interval is that of one new run.",
+    )
+
+
+def rates(v: StudyView) -> Table | None:
+    if not v.rates:
+        return None
+    scales = sorted({s for c in v.rates for s in c.relative})
+    rows = []
+    for c in v.rates:
+        best = f"×{c.best:g}" + (" (edge)" if c.at_edge else "")
+        rows.append([c.rung, str(c.seed), si(c.tokens), *(percent(c.relative.get(s)) for s in scales), best])
+    return Table(
+        "Learning-rate check: loss against the rule's rate",
+        ["rung", "seed", "tokens", *(f"×{s:g}" for s in scales), "best"],
+        rows,
+    )
+
+
+def points(v: StudyView) -> Table:
+    """One row per fit point."""
+    t = v.table
+    head = [
+        "run",
+        "seed",
+        "N total",
+        "N non-emb",
+        "N + head",
+        "tokens",
+        "epochs",
+        "FLOP",
+        "loss (nat)",
+        "± eval",
+        "bits/byte",
+    ]
+    head += ["energy (J)", "± (J)", "seconds", "tokens/s", "MFU"]
+    rows = []
+    for i in range(min(len(t), MAX_ROWS + 1)):
+        sizes = [si(float(a[i])) for a in (t.n_total, t.n_nonemb, t.n_head, t.tokens)]
+        cells = [str(t.name[i]), f"{t.seed[i]:.0f}", *sizes, f"{t.epochs[i]:.2f}", number(float(t.train_flop[i]))]
+        cells += [_cell(t.loss_nat[i], 5), _cell(t.loss_se_nat[i], 2), _cell(t.bits_per_byte[i], 4)]
+        cells += [
+            _cell(t.energy_j[i], 4),
+            _cell(t.energy_se_j[i], 2),
+            _cell(t.wall_s[i], 3),
+            si(float(t.tokens_per_s[i])),
+        ]
+        rows.append([*cells, percent(None if t.mfu[i] != t.mfu[i] else float(t.mfu[i]), 1)])
+    filler = [["" for _ in head]] * max(0, len(t) - len(rows))  # counted, never shown
+    return Table(
+        "Points",
+        head,
+        rows + filler,
+        "One row per annealed point that entered the fits, as if it had been trained alone.",
+    )
+
+
+def _cell(value: float, digits: int) -> str:
+    return number(None if value != value else float(value), digits)
+
+
+def spend(v: StudyView) -> Table:
+    """What the study really used, by phase, beside what its points would have cost one by one."""
+    phases: dict[str, dict[str, float]] = {}
+    unmetered: dict[str, int] = {}
+    for r in v.records:
+        for phase, used in r.spent.items():
+            total = phases.setdefault(phase, {"tokens": 0, "flop": 0, "wall_s": 0, "energy_j": 0, "metered": 0})
+            for k in ("tokens", "flop", "wall_s"):
+                total[k] += used.get(k) or 0
+            if used.get("energy_j") is None:
+                unmetered[phase] = unmetered.get(phase, 0) + 1
+            else:
+                total["energy_j"] += used["energy_j"]
+                total["metered"] += 1
+    rows = []
+    for phase, total in phases.items():
+        joules = si(total["energy_j"], "J") if total["metered"] else "not measured"
+        if total["metered"] and phase in unmetered:
+            joules += f" (+ {unmetered[phase]} unmetered)"
+        rows.append([f"spent: {phase}", si(total["tokens"]), number(total["flop"]), duration(total["wall_s"]), joules])
+    t = v.table
+    known = t.energy_j[t.energy_j == t.energy_j]
+    joules = si(float(known.sum()), "J") + f" ({len(known)} of {len(t)} points)" if len(known) else "not measured"
+    tokens, flop, wall = (float(a.sum()) for a in (t.tokens, t.train_flop, t.wall_s))
+    rows.append(["as if each point were a run", si(tokens), number(flop), duration(wall), joules])
+    note = "A trunk shared by several points is spent once, but counted in each point's as-if cost."
+    return Table("Spent, and as if", ["phase", "tokens", "FLOP", "time", "energy"], rows, note)
+
+
+def runs(v: StudyView) -> Table:
+    rows = [
+        [r.name, r.role, r.state, str(r.seed), si(r.counts.n_total), str(len(r.points)), "; ".join(r.events) or "–"]
+        for r in v.records
+    ]
+    note = "Without a record: " + ", ".join(f"{n} {s}" for s, n in v.excluded.items()) + "." if v.excluded else ""
+    return Table("Runs", ["run", "role", "state", "seed", "N total", "points", "events"], rows, note, text=True)
+
+
+def reporting(v: StudyView) -> Table:
+    return Table("Reporting checklist", ["item", "value"], [list(line) for line in checklist(v)], text=True)
+
+
+def provenance(v: StudyView) -> Table:
+    """Where the records come from; each distinct value once."""
+    found: dict[str, dict[str, None]] = {}
+    for r in v.records:
+        for key, value in r.provenance.items():
+            text = ", ".join(f"{k} {x}" for k, x in value.items()) if isinstance(value, dict) else str(value)
+            found.setdefault(key, {})[text] = None
+    rows = [
+        [k, "; ".join(list(texts)[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")]
+        for k, texts in found.items()
+    ]
+    return Table("Provenance", ["item", "value"], rows, text=True)
+
+
+def comparison(views: Sequence[StudyView]) -> Table:
+    """Studies side by side: fitted numbers with intervals, one column per study."""
+    lines: list[tuple[str, list[str]]] = [
+        ("runs / points", [f"{len(v.records):,} / {len(v.table):,}" for v in views]),
+        ("corpus", [", ".join(sorted({str(r.corpus.get("id")) for r in v.records})) or "–" for v in views]),
+        ("device", [", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "–" for v in views]),
+        ("lowest loss (nat)", [number(float(v.table.loss_nat.min()), 4) if len(v.table) else "–" for v in views]),
+        ("true floor (nat)", [number(v.oracle_nat, 4) for v in views]),
+    ]
+    wanted = [
+        ("loss_nd", p, label)
+        for p, label in (("alpha", "α, L(N, D)"), ("beta", "β, L(N, D)"), ("E", "E, L(N, D) (nat)"))
+    ]
+    wanted += [("loss_compute", "g", "g, L(C)"), ("energy_compute", "b", "b, E(C)"), ("loss_energy", "g", "g, L(J)")]
+    for name, p, label in wanted:
+        fits = [v.trusted(name) for v in views]
+        lines.append((label, [with_interval(f, p) if f else "–" for f in fits]))
+    errors = [f.held_out.relative_error if (f := v.trusted("loss_nd_heldout")) and f.held_out else None for v in views]
+    lines.append(("held-out error, worst", [percent(max(map(abs, e))) if e else "–" for e in errors]))
+    rows = [[label, *cells] for label, cells in lines]
+    return Table(
+        "Studies side by side", ["", *(v.name for v in views)], rows, "Fitted values with 95 % intervals.", text=True
+    )
+
+
+def tables(v: StudyView) -> list[Table]:
+    """All tables of a study in reading order."""
+    maybe = [
+        laws(v),
+        exponents(v),
+        conventions(v),
+        held_out(v),
+        rates(v),
+        spend(v),
+        reporting(v),
+        runs(v),
+        provenance(v),
+        points(v),
+    ]
+    return [t for t in maybe if t is not None]
