@@ -1,7 +1,8 @@
-"""Scaling laws fitted to tables of points: `fit`, then `predict`, `frontier`, `summary`. numpy and scipy only, never torch.
+"""Scaling laws fitted to tables of points: `fit`, then `predict`, `frontier`, `summary`. numpy and scipy only, never
+torch.
 
-Reading order: `forms` (the laws), `solve` (objective, optimum, certificate), `bootstrap` (intervals), `trust` (refusals, warnings),
-`fitting` (`fit`, all of it together), `predict`, `heldout`, `text`, `result` (what is stored).
+Reading order: `forms` (the laws), `solve` (objective, optimum, certificate), `bootstrap` (intervals), `trust`
+(refusals, warnings), `fitting` (`fit`, all of it together), `predict`, `heldout`, `text`, `result` (what is stored).
 """
 
 from harness.laws.fitting import evaluate, fit

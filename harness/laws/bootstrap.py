@@ -1,19 +1,22 @@
 """Resampling: what would the parameters have been, had the noise fallen otherwise?
 
-Rows of one trunk share weights and data order, so the independent unit (*block*) is the trunk, or the rung where trunks are grouped
-in `strata`. Two methods:
+Rows of one trunk share weights and data order, so the independent unit (*block*) is the trunk, or the rung where
+trunks are grouped in `strata`. Two methods:
 
-`cases`     Blocks are drawn with replacement (within strata, if given, so that no stratum vanishes). Reflects everything that makes
-            one block differ from another, lack of fit included, but needs many blocks: of 6 rungs, one draw keeps about 4.
-            Default from 20 blocks up; the method of the published Chinchilla re-fit (arXiv:2404.10102).
-`residual`  The design is kept and new losses are drawn around the fitted law, with two errors as in a split-plot analysis: one
-            shared by a block (variance from the block means of the residuals) and one per row (residuals about their block mean,
-            resampled). Each variance is divided by its own residual degrees of freedom and scaled per draw by nu/chi2_nu, which
-            makes the intervals as wide as Student's t does. Default below 20 blocks.
+`cases`     Blocks are drawn with replacement (within strata, if given, so that no stratum vanishes). Reflects
+            everything that makes one block differ from another, lack of fit included, but needs many blocks: of 6
+            rungs, one draw keeps about 4. Default from 20 blocks up; the method of the published Chinchilla re-fit
+            (arXiv:2404.10102).
+`residual`  The design is kept and new losses are drawn around the fitted law, with two errors as in a split-plot
+            analysis: one shared by a block (variance from the block means of the residuals) and one per row (residuals
+            about their block mean, resampled). Each variance is divided by its own residual degrees of freedom and
+            scaled per draw by nu/chi2_nu, which makes the intervals as wide as Student's t does. Default below 20
+            blocks.
 
-`residual` reflects seed noise and that lack of fit which differs between blocks or between rows; neither method sees a misfit common
-to all blocks, such as a wrong form in D. With seeds, give the rung as stratum: then lack of fit of a rung, shared by its seeds, counts
-once and is not averaged away as if seeds were independent evidence about it. `scripts/bench/coverage` measures the coverage of both.
+`residual` reflects seed noise and that lack of fit which differs between blocks or between rows; neither method sees a
+misfit common to all blocks, such as a wrong form in D. With seeds, give the rung as stratum: then lack of fit of a
+rung, shared by its seeds, counts once and is not averaged away as if seeds were independent evidence about it.
+`scripts/bench/coverage` measures the coverage of both.
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ def resample(
     strata: NDArray | None = None,
     method: str = "auto",
 ) -> Draws:
-    """Refit `draws` resampled data sets, each warm from `theta` (p,) and once cold from its own projection; keep the better."""
+    """Refit `draws` resampled data sets, each warm from `theta` (p,) and once cold from its own projection; keep the
+    better.
+    """
     rng = np.random.default_rng(seed)
     trunk = labels(cluster, bound.n)
     block = labels(strata, bound.n) if strata is not None else trunk
@@ -78,7 +83,9 @@ def resample(
 
 
 def refit(bound: Bound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
-    """The better of a warm and a cold start for each data set (R, n): solver vectors (R, p) and their decrements (R,)."""
+    """The better of a warm and a cold start for each data set (R, n): solver vectors (R, p) and their decrements
+    (R,).
+    """
     warm = minimise(bound, np.repeat(theta[None], len(lny), axis=0), lny, weight, delta, tolerance=1e-11)
     start = cold_start(bound, lny, weight, per_axis=8)
     rough = minimise(bound, start, lny, weight, 5 * delta, max_iterations=30, tolerance=1e-6)
@@ -92,8 +99,8 @@ def draw_cases(
 ) -> Array:
     """How often each row is drawn, (draws, n): whole trunks with replacement, within strata if given.
 
-    A draw with fewer rows than free parameters, or fewer than three distinct values of a power term's variable, has no fit and
-    is drawn again (at most 1000 times, then kept and left to fail).
+    A draw with fewer rows than free parameters, or fewer than three distinct values of a power term's variable, has no
+    fit and is drawn again (at most 1000 times, then kept and left to fail).
     """
     groups = [np.unique(trunk)] if stratum is None else [np.unique(trunk[stratum == s]) for s in np.unique(stratum)]
     need = int(bound.free.sum()) + 1
@@ -111,7 +118,9 @@ def draw_cases(
 def draw_residuals(
     bound: Bound, theta: Array, block: NDArray[np.intp], draws: int, rng: np.random.Generator
 ) -> tuple[Array, float | None]:
-    """New ln y (draws, n) around the fitted law, with noise shared by a block and noise per row; and the former's dof."""
+    """New ln y (draws, n) around the fitted law, with noise shared by a block and noise per row; and the former's
+    dof.
+    """
     lnf, jac = bound.jacobian(theta[None])
     root = np.sqrt(bound.weight)
     jac = jac[0][:, bound.free] * root[:, None]

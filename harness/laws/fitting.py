@@ -1,4 +1,6 @@
-"""`fit`: one law, one table, one Fit, with certificate, intervals, identifiability, warnings and held-out comparison."""
+"""`fit`: one law, one table, one Fit, with certificate, intervals, identifiability, warnings and held-out
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,19 @@ def fit(
     excluded: Mapping[str, int] | None = None,
     method: str = "auto",
 ) -> Fit:
-    """Fit `law` (a name in `forms.LAWS`) to `table`, whose keys are the law's symbols (N, D, C, J, t) and `loss` or `energy`.
+    """Fit `law` (a name in `forms.LAWS`) to `table`, whose keys are the law's symbols (N, D, C, J, t) and `loss` or
+    `energy`.
 
     delta      Huber's delta on the log residual; the objective is the sum over rows. 1e-3 is what the literature uses.
     bootstrap  number of resamples; 0 for none (no intervals, no draws).
     cluster    trunk of each row, any labels: rows of one trunk are resampled together. None: every row on its own.
-    strata     rung of each row, where several trunks (seeds) share one; see `harness.laws.bootstrap` for what it changes.
-    method     auto, cases or residual (`harness.laws.bootstrap`).
+    strata     rung of each row, where several trunks (seeds) share one; see `harness.laws.bootstrap` for what it
+    changes. method     auto, cases or residual (`harness.laws.bootstrap`).
     sigma      error bar of each measurement, in its own unit; rows weigh (y/sigma)^2, normalised to mean 1.
     fixed      parameters that are given, not fitted, e.g. {"E": 1.034}.
     hold_out   boolean mask of rows that are predicted, never fitted.
-    columns    symbol -> column of origin (N -> n_head), stored with the fit. excluded: reason -> rows that the caller removed.
+    columns    symbol -> column of origin (N -> n_head), stored with the fit. excluded: reason -> rows that the caller
+               removed.
 
     Raises FitError where no trustworthy fit can exist (see `trust`). A fit that did not converge is returned with
     `certificate.passed = False`, and predictions from it raise.
@@ -118,7 +122,9 @@ def fit(
 def evaluate(
     law: str, table: Table, params: Mapping[str, float], *, delta: float = 1e-3, sigma: NDArray | None = None
 ) -> tuple[float, Certificate]:
-    """Objective and certificate of given parameters, without fitting: is a published optimum one? (`starts` stays 0.)"""
+    """Objective and certificate of given parameters, without fitting: is a published optimum one? (`starts` stays
+    0.)
+    """
     form = law_named(law)
     if missing := [n for n in form.params if n not in params]:
         raise FitError(f"law {law} needs the parameters {', '.join(missing)} as well.")

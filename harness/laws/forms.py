@@ -1,6 +1,8 @@
-"""The laws, as sums of terms, and a law bound to data: values, log-space Jacobian and curvature for many parameter vectors at once.
+"""The laws, as sums of terms, and a law bound to data: values, log-space Jacobian and curvature for many parameter
+vectors at once.
 
-Every law here is  y = sum_k coef_k x_k^(sign exponent_k) + sum_j coef_j feature_j  with non-negative coefficients. That covers
+Every law here is  y = sum_k coef_k x_k^(sign exponent_k) + sum_j coef_j feature_j  with non-negative coefficients.
+That covers
 
     chinchilla     L = E + A/N^alpha + B/D^beta      Hoffmann et al. 2022, arXiv:2203.15556, approach 3
     loss_compute   L = E + A C^-g                    saturating law on a frontier or a fixed-ratio ladder
@@ -8,12 +10,12 @@ Every law here is  y = sum_k coef_k x_k^(sign exponent_k) + sum_j coef_j feature
     energy_power   energy = k C^b                    b < 1: larger runs use the device better
     energy_idle    energy = P_idle t + e C           idle watts and joules per FLOP
 
-A law of another shape needs its own `Bound` with the same five attributes and two methods; nothing in `solve` knows about terms
-except the variable-projection start, which asks for `features`.
+A law of another shape needs its own `Bound` with the same five attributes and two methods; nothing in `solve` knows
+about terms except the variable-projection start, which asks for `features`.
 
-Shapes: R parameter vectors side by side, n rows of data, p parameters, q coefficients, c cells of the exponent grid. Inside the solver
-logs of x are centred, features have mean 1 and y has geometric mean 1, so that all parameters are of order one (condition number
-1e7 -> 1e4 on the Chinchilla points).
+Shapes: R parameter vectors side by side, n rows of data, p parameters, q coefficients, c cells of the exponent grid.
+Inside the solver logs of x are centred, features have mean 1 and y has geometric mean 1, so that all parameters are of
+order one (condition number 1e7 -> 1e4 on the Chinchilla points).
 """
 
 from __future__ import annotations
@@ -104,7 +106,9 @@ def law_named(name: str) -> Law:
 
 
 def column(table: Table, key: str, law: Law) -> Array:
-    """One column as float64; FitError when missing, not one-dimensional, not finite, or not positive (logs are taken)."""
+    """One column as float64; FitError when missing, not one-dimensional, not finite, or not positive (logs are
+    taken).
+    """
     if key not in table:
         raise FitError(
             f"law {law.name} needs the column {key!r}; the table has {', '.join(sorted(table)) or 'none'}. "
@@ -143,8 +147,8 @@ def _rows(law: Law, table: Table) -> int:
 class Bound:
     """A law with its data: evaluates R parameter vectors at once in scaled coordinates.
 
-    Attributes: `lny` (n,) scaled log measurements; `weight` (n,), mean 1; `free`, `lower`, `upper`, `origin` (p,): which coordinates
-    move, their bounds, and the values of those that do not.
+    Attributes: `lny` (n,) scaled log measurements; `weight` (n,), mean 1; `free`, `lower`, `upper`, `origin` (p,):
+    which coordinates move, their bounds, and the values of those that do not.
     """
 
     def __init__(self, law: Law, table: Table, y: Array, weight: Array, fixed: Mapping[str, float]) -> None:
@@ -227,7 +231,9 @@ class Bound:
         return np.log(np.maximum(self._terms(theta)[1], 1e-300))
 
     def jacobian(self, theta: Array) -> tuple[Array, Array]:
-        """ln f (R, n) and d ln f / d theta (R, n, p). For a power term these are its share of f, and share times sign ln x."""
+        """ln f (R, n) and d ln f / d theta (R, n, p). For a power term these are its share of f, and share times sign
+        ln x.
+        """
         terms, f = self._terms(theta)
         f = np.maximum(f, 1e-300)
         jac = np.empty((*f.shape, len(self.names)))

@@ -41,25 +41,25 @@ def held_out(
 
 
 def naive_line(symbols: list[str], table: Table, y: Array, fitted: NDArray[np.bool_], row: int) -> float | None:
-    """y at `row` from the log-log line through the last two rungs among the fitted rows; None where there are none below it.
+    """y at `row` from the log-log line through the last two rungs among the fitted rows; None where there are none
+    below it.
 
-    A rung is one value of the first symbol (N, C or J). With N and D, the line runs in ln 6ND through each rung's rows at the D nearest
-    to the held-out one (at equal D: a line in ln N). Several rows at one place (seeds) enter with their mean ln y.
+    A rung is one value of the first symbol (N, C or J). With N and D, the line runs in ln 6ND through each rung's rows
+    at the D nearest to the held-out one (at equal D: a line in ln N). Several rows at one place (seeds) enter with
+    their mean ln y.
     """
     first = np.asarray(table[symbols[0]], dtype=np.float64)
     rungs = np.unique(first[fitted & (first < first[row] * (1 - 1e-9))])
     if len(rungs) < 2:
         return None
-    axis = np.log(first)
-    if symbols[:2] == ["N", "D"]:
-        log_d = np.log(np.asarray(table["D"], dtype=np.float64))
-        axis = axis + log_d
+    by_d = symbols[:2] == ["N", "D"]
+    log_d = np.log(np.asarray(table["D"], dtype=np.float64)) if by_d else np.zeros(len(y))
+    axis = np.log(first) + log_d
     xs, ys = [], []
     for rung in rungs[-2:]:
         rows = fitted & (first == rung)
-        if symbols[:2] == ["N", "D"]:
-            gap = np.where(rows, np.abs(log_d - log_d[row]), np.inf)
-            rows = rows & (gap <= gap.min() + 1e-9)
+        gap = np.where(rows, np.abs(log_d - log_d[row]), np.inf)
+        rows = rows & (gap <= gap.min() + 1e-9)
         xs.append(axis[rows].mean())
         ys.append(np.log(y[rows]).mean())
     if xs[1] == xs[0]:

@@ -1,4 +1,6 @@
-"""What a fit says about rows it has not seen: predictions, intervals from the stored draws, the compute-optimal frontier."""
+"""What a fit says about rows it has not seen: predictions, intervals from the stored draws, the compute-optimal
+frontier.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ GOLDEN = (np.sqrt(5.0) - 1) / 2
 
 @dataclass
 class Frontier:
-    """The loss-optimal N and D at each budget C, with the loss there; `*_interval` is (2, m) or None where there are no draws."""
+    """The loss-optimal N and D at each budget C, with the loss there; `*_interval` is (2, m) or None where there are
+    no draws.
+    """
 
     C: Array
     N: Array
@@ -30,7 +34,8 @@ class Frontier:
 def predict(fit: Fit, table: Table, *, force: bool = False, extrapolate: bool = False) -> Array:
     """The law's value at each row of `table` (keys: the law's symbols, e.g. N and D).
 
-    FitError for a fit without a certificate (unless `force`) and beyond two decades outside the fitted span (unless `extrapolate`).
+    FitError for a fit without a certificate (unless `force`) and beyond two decades outside the fitted span (unless
+    `extrapolate`).
     """
     _require(fit, table, force, extrapolate)
     return value(law_named(fit.law), fit.params, table)
@@ -47,7 +52,8 @@ def predict_interval(
 ) -> tuple[Array, Array]:
     """Percentile interval (low, high) of the law's value at each row, from the bootstrap draws.
 
-    `new_run` adds the scatter of one more run (residual standard deviation): the interval that a measurement should fall into.
+    `new_run` adds the scatter of one more run (residual standard deviation): the interval that a measurement should
+    fall into.
     """
     _require(fit, table, force, extrapolate)
     if not fit.draws:
@@ -103,9 +109,9 @@ def frontier(
 ) -> Frontier:
     """N*, D*, L* of a chinchilla fit at training budgets `C` (FLOP).
 
-    With 6ND in closed form, N* = G (C/6)^a; with `fpt_of_n` (training FLOP per token of a model with N parameters, vectorised,
-    increasing) by golden-section search along fpt(N) D = C. `level` adds percentile intervals from the draws (at most 200 of
-    them with `fpt_of_n`).
+    With 6ND in closed form, N* = G (C/6)^a; with `fpt_of_n` (training FLOP per token of a model with N parameters,
+    vectorised, increasing) by golden-section search along fpt(N) D = C. `level` adds percentile intervals from the
+    draws (at most 200 of them with `fpt_of_n`).
     """
     if fit.law != "chinchilla":
         raise FitError(f"a frontier needs law chinchilla; this fit is {fit.law}. Predict from it directly.")

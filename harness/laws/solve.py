@@ -1,11 +1,12 @@
-"""Minimise  Q = sum_i w_i Huber_delta(ln f_i - ln y_i)  for many data sets and starts side by side, and certify the optimum.
+"""Minimise  Q = sum_i w_i Huber_delta(ln f_i - ln y_i)  for many data sets and starts side by side, and certify the
+optimum.
 
-The sum, never the mean, and every test is relative to Q: general-purpose solvers compare a decrease with max(|Q|, 1), and at Q ~ 1e-3
-stop 15 % above the optimum while reporting success (`tests/laws/test_published.py`).
+The sum, never the mean, and every test is relative to Q: general-purpose solvers compare a decrease with max(|Q|, 1),
+and at Q ~ 1e-3 stop 15 % above the optimum while reporting success (`tests/laws/test_published.py`).
 
 Step: Newton on the Huber sum with the full second derivative, plus lambda times the Hessian of its quadratic majoriser
-(weights w min(1, delta/|r|), as in iteratively re-weighted least squares). lambda -> 0 is Newton and ends in a few steps once it is
-known which residuals exceed delta; large lambda is a short majoriser step that cannot fail to descend.
+(weights w min(1, delta/|r|), as in iteratively re-weighted least squares). lambda -> 0 is Newton and ends in a few
+steps once it is known which residuals exceed delta; large lambda is a short majoriser step that cannot fail to descend.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from harness.laws.forms import Array, Bound
@@ -30,7 +30,9 @@ SOLVER = "variable projection starts, damped Newton on the Huber sum (float64)"
 
 @dataclass
 class Solution:
-    """R minimisations: `theta` (R, p), `objective` (R,), `decrement` (R,) = 0.5 g'H^-1 g / objective, `iterations` of the slowest."""
+    """R minimisations: `theta` (R, p), `objective` (R,), `decrement` (R,) = 0.5 g'H^-1 g / objective, `iterations` of
+    the slowest.
+    """
 
     theta: Array
     objective: Array
@@ -78,7 +80,8 @@ def minimise(
         going, grad, newton, major, frozen = going[keep], grad[keep], newton[keep], major[keep], frozen[keep]
         if not len(going):
             break
-        trial = np.clip(theta[going] + _step(grad, newton, major, frozen, damping[going]), bound.lower, bound.upper)
+        step = _step(bound, theta[going], grad, newton, major, frozen, damping[going])
+        trial = np.clip(theta[going] + step, bound.lower, bound.upper)
         value = huber_sum(bound.log_value(trial) - lny[going], weight[going], delta)
         better = value < objective[going]
         gain = np.where(better, (objective[going] - value) / np.maximum(objective[going], floor[going]), 0.0)
@@ -123,38 +126,52 @@ def _unit_diagonal(major: Array) -> Array:
     return 1.0 / np.sqrt(np.maximum(d, 1e-30 * np.maximum(d.max(1, keepdims=True), 1e-300)))
 
 
-def _step(grad: Array, newton: Array, major: Array, frozen: NDArrayBool, damping: Array) -> Array:
-    live_grad = np.where(frozen, 0.0, grad)
-    major = _reduced(major, frozen)
-    scale = _unit_diagonal(major)
+def _step(
+    bound: Bound, theta: Array, grad: Array, newton: Array, major: Array, frozen: NDArrayBool, damping: Array
+) -> Array:
+    """A descent step (R, p). A coordinate that would cross its bound stops there, and the others are solved for again:
+    clipping it alone would leave the valley that it shares with its partners (E with A and alpha), and stall."""
+    scale = _unit_diagonal(_reduced(major, frozen))
     outer = scale[:, :, None] * scale[:, None, :]
-    identity = np.eye(grad.shape[1])
-    h_major = major * outer + 1e-12 * identity
-    h = _reduced(newton, frozen) * outer + damping[:, None, None] * h_major + 1e-12 * identity
-    g = (live_grad * scale)[..., None]
-    step = -np.linalg.solve(h, g)[..., 0]
+    ridge = 1e-12 * np.eye(grad.shape[1])
+    h_major = major * outer + ridge
+    h = newton * outer + damping[:, None, None] * h_major + ridge
+    g = np.where(frozen, 0.0, grad) * scale
+    step = _solve(h, g, frozen)
     # Not a descent direction: the Hessian is indefinite here, so take the majoriser's step instead
-    uphill = (step * g[..., 0]).sum(1) >= 0
+    uphill = (step * g).sum(1) >= 0
     if uphill.any():
-        step[uphill] = -np.linalg.solve(h_major[uphill], g[uphill])[..., 0] / (1.0 + damping[uphill, None])
+        h[uphill] = (1.0 + damping[uphill, None, None]) * h_major[uphill]
+        step[uphill] = _solve(h[uphill], g[uphill], frozen[uphill])
+    end = theta + step * scale
+    crossed = ~frozen & ((end < bound.lower) | (end > bound.upper))
+    if (some := crossed.any(1)).any():
+        moved = np.where(crossed, (np.clip(end, bound.lower, bound.upper) - theta) / scale, 0.0)[some]
+        pulled = g[some] + np.einsum("rij,rj->ri", h[some], moved)
+        step[some] = moved + _solve(h[some], pulled, (frozen | crossed)[some])
     step *= scale
     # Beyond half a unit (a factor 1.6 in a term, 0.5 in an exponent) neither model of Q is trusted
-    return step * np.minimum(1.0, 0.5 / np.maximum(np.abs(step).max(1, keepdims=True), 1e-300))
+    return step / np.maximum(1.0, 2.0 * np.abs(step).max(1, keepdims=True))
+
+
+def _solve(h: Array, g: Array, frozen: NDArrayBool) -> Array:
+    """-H^-1 g over the coordinates that are not frozen, 0 elsewhere."""
+    solution: Array = np.linalg.solve(_reduced(h, frozen), np.where(frozen, 0.0, g)[..., None])[..., 0]
+    return -solution
 
 
 def _decrement(grad: Array, major: Array, frozen: NDArrayBool) -> Array:
-    """0.5 g'H^-1 g over the live coordinates with the weighted Gauss-Newton H (pseudo-inverse where it is singular)."""
-    g = np.where(frozen, 0.0, grad)
-    major = _reduced(major, frozen)
-    scale = _unit_diagonal(major)
-    h = major * scale[:, :, None] * scale[:, None, :]
-    g = g * scale
-    return 0.5 * np.einsum("ri,rij,rj->r", g, np.linalg.pinv(h, rcond=1e-13, hermitian=True), g)
+    """0.5 g'H^-1 g over the live coordinates with the weighted Gauss-Newton H; a 1e-13 ridge stands in for a pseudo-inverse."""
+    scale = _unit_diagonal(_reduced(major, frozen))
+    h = major * scale[:, :, None] * scale[:, None, :] + 1e-13 * np.eye(grad.shape[1])
+    g = np.where(frozen, 0.0, grad) * scale
+    return -0.5 * (g * _solve(h, g, frozen)).sum(1)
 
 
-# --- starts ------------------------------------------------------------------------------------------------------------
+# --- starts -----------------------------------------------------------------------------------------------------------
 def nnls_gram(gram: Array, target: Array, fixed: dict[int, float]) -> tuple[Array, Array]:
-    """Non-negative least squares min |Phi x - t|^2 from Gram matrices (..., q, q) and Phi't (..., q), by trying all supports.
+    """Non-negative least squares min |Phi x - t|^2 from Gram matrices (..., q, q) and Phi't (..., q), by trying all
+    supports.
 
     Exact for the few coefficients of a law (q <= 3: at most 7 supports). Coefficients in `fixed` keep their value.
     Returns x (..., q) and the objective x'Gx - 2 x't (..., ), to which |t|^2 is to be added.
@@ -207,7 +224,9 @@ def cold_start(bound: Bound, lny: Array, weight: Array, per_axis: int = 10) -> A
 
 
 def starts(bound: Bound, lny: Array, weight: Array, count: int = 16, per_axis: int = 20) -> Array:
-    """`count` distinct starts (count, p): the best cells, mutually far apart, half of them from the best tenth of the grid."""
+    """`count` distinct starts (count, p): the best cells, mutually far apart, half of them from the best tenth of the
+    grid.
+    """
     cells = bound.exponent_grid(per_axis)
     x, sse = project(bound, lny, weight, cells)
     order = np.argsort(sse[0], kind="stable")
@@ -289,7 +308,9 @@ def certify(bound: Bound, theta: Array, delta: float) -> Certificate:
 
 
 def at_bound(bound: Bound, theta: Array) -> list[str]:
-    """Free parameters at, or running to, a bound: a term below 1e-8 of y, a floor below 1e-9 of y, an exponent at its limit."""
+    """Free parameters at, or running to, a bound: a term below 1e-8 of y, a floor below 1e-9 of y, an exponent at its
+    limit.
+    """
     out = []
     linear = 2 * len(bound.law.powers)
     for i, name in enumerate(bound.names):

@@ -1,4 +1,6 @@
-"""When not to believe a fit: refusals before it, profiles and warnings after it. Thresholds are those of docs/conventions.md."""
+"""When not to believe a fit: refusals before it, profiles and warnings after it. Thresholds are those of
+docs/conventions.md.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from harness.errors import FitError
 from harness.laws.forms import EXPONENT_BOUNDS, Array, Bound, Law, Table
 from harness.laws.result import Certificate, Warn
-from harness.laws.solve import cold_start, huber_sum, minimise, rounding_floor
+from harness.laws.solve import cold_start, huber_sum, minimise, robust_delta, rounding_floor
 
 MAX_COLLINEARITY = 0.98  # |correlation| of ln N and ln D
 MAX_CONDITION = 30.0  # of the scaled columns of an energy law
@@ -24,7 +26,7 @@ MANY_BLOCKS = (
 ONE_OF_EACH = ("tokenizer", "corpus_id", "data_id", "val_id", "n_convention", "flop_convention")
 
 
-# --- before ------------------------------------------------------------------------------------------------------------
+# --- before -----------------------------------------------------------------------------------------------------------
 def refuse_rows(law: Law, table: Table) -> None:
     """Refuse rows that are not finished, annealed points of one kind. Columns that are absent are not judged."""
     if "state" in table:
@@ -69,8 +71,8 @@ def refuse_design(law: Law, table: Table, y: Array, fixed: Mapping[str, float]) 
                 f"Add runs at other values of {t.symbol}, or fix {t.exponent}."
             )
     if sum(t.exponent not in fixed for t in law.powers) == 2:
-        logs = [np.log(np.asarray(table[t.symbol], dtype=np.float64)) for t in law.powers]
-        corr = float(np.corrcoef(*logs)[0, 1])
+        logs = np.stack([np.log(np.asarray(table[t.symbol], dtype=np.float64)) for t in law.powers])
+        corr = float(np.corrcoef(logs)[0, 1])
         if abs(corr) > MAX_COLLINEARITY:
             raise FitError(
                 f"ln N and ln D correlate at {corr:.3f} (limit {MAX_COLLINEARITY}): in a fixed-ratio ladder A, B, alpha and beta are "
@@ -87,9 +89,11 @@ def refuse_design(law: Law, table: Table, y: Array, fixed: Mapping[str, float]) 
             )
 
 
-# --- profiles ------------------------------------------------------------------------------------------------------------
+# --- profiles ---------------------------------------------------------------------------------------------------------
 def profile(bound: Bound, table: Table, y: Array, theta: Array, name: str, values: Array, delta: float) -> Array:
-    """Objective with `name` held at each of `values` and everything else refitted (from the optimum and from a cold start)."""
+    """Objective with `name` held at each of `values` and everything else refitted (from the optimum and from a cold
+    start).
+    """
     held = [Bound(bound.law, table, y, bound.weight, {**bound.fixed, name: float(v)}) for v in values]
     i = bound.names.index(name)
     warm = np.repeat(theta[None], len(values), axis=0)
@@ -117,7 +121,7 @@ def flat_range(values: Array, objectives: Array, best: float) -> tuple[float, fl
     return ends[0], ends[1]
 
 
-# --- after -----------------------------------------------------------------------------------------------------------------
+# --- after ------------------------------------------------------------------------------------------------------------
 @dataclass
 class Evidence:
     """What the warnings are drawn from."""
@@ -218,31 +222,26 @@ def warn(e: Evidence) -> list[Warn]:
 
 
 def _delta_warning(e: Evidence, residual: Array) -> list[Warn]:
-    robust = _robust(residual)
-    if robust <= 1e-9 or not e.interval:
+    """An exponent that another usual delta moves by more than its standard error, or by a quarter of itself."""
+    robust = robust_delta(residual)
+    if robust <= 1e-9:
         return []
-    other = minimise(e.bound, e.theta[None].copy(), e.bound.lny, e.bound.weight, robust)
-    refit = e.bound.external(other.theta)
     moved = []
-    for name in e.bound.law.exponents:
-        if name in e.bound.fixed:
-            continue
-        standard_error = (e.interval[name][1] - e.interval[name][0]) / 3.92
-        if abs(float(refit[name][0]) - e.params[name]) > standard_error:
-            moved.append(f"{name} {e.params[name]:.4g} -> {float(refit[name][0]):.4g}")
+    for name, value in exponents_at(e.bound, e.theta, robust).items():
+        limit = 0.25 * e.params[name]
+        if name in e.interval:
+            limit = min(limit, (e.interval[name][1] - e.interval[name][0]) / 3.92)
+        if name not in e.bound.fixed and abs(value - e.params[name]) > limit:
+            moved.append(f"{name} {e.params[name]:.4g} -> {value:.4g}")
     if not moved:
         return []
     return [
         Warn(
             "DELTA_SENSITIVE",
-            f"exponents move by more than a standard error when delta goes from {e.delta:g} to {robust:.2g} "
+            f"exponents move by more than a standard error or a quarter when delta goes from {e.delta:g} to {robust:.2g} "
             f"(1.345 robust standard deviations of the residuals): {', '.join(moved)}.",
         )
     ]
-
-
-def _robust(residual: Array) -> float:
-    return float(1.345 * 1.4826 * np.median(np.abs(residual)))
 
 
 def exponents_at(bound: Bound, theta: Array, delta: float) -> dict[str, float]:
@@ -253,7 +252,9 @@ def exponents_at(bound: Bound, theta: Array, delta: float) -> dict[str, float]:
 
 
 def _influence(e: Evidence) -> list[Warn]:
-    """Refit without each block, without the top 2 % of losses, and without D/N < 2; warn where a pinned parameter leaves its interval."""
+    """Refit without each block, without the top 2 % of losses, and without D/N < 2; warn where a pinned parameter
+    leaves its interval.
+    """
     watched = [
         n for n in (*e.bound.law.exponents, e.bound.law.floor) if n and n in e.interval and n not in e.bound.fixed
     ]
