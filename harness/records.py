@@ -1,9 +1,9 @@
 """What a run leaves on disk, its types, and how it is written and read. The files are the truth; everything else mirrors them.
 
-    <runs>/<study>/<run_id>/
-      state.json    RunState, rewritten by rename        record.json   RunRecord, once, whole, by rename, when done
-      steps.jsonl   StepRow, appended and flushed        spend.jsonl   SpendRow, append-only, every attempt
-      power/        raw sensor segments                  checkpoints/  safetensors + state
+<runs>/<study>/<run_id>/
+  state.json    RunState, rewritten by rename        record.json   RunRecord, once, whole, by rename, when done
+  steps.jsonl   StepRow, appended and flushed        spend.jsonl   SpendRow, append-only, every attempt
+  power/        raw sensor segments                  checkpoints/  safetensors + state
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class SpendRow:
     tokens: int
     flop: float  # train: causal count; eval: forward only
     wall_s: float
+    t_a_ns: int = 0  # monotonic edges on the attempt's host: they join the raw power segments
+    t_b_ns: int = 0
     energy: Measured = field(default_factory=Measured)
 
 
@@ -227,7 +229,9 @@ def write_text_atomic(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
-        raise RecordError(f"cannot write {path}: {e.strerror}. Free space or choose another folder (paths.runs).") from e
+        raise RecordError(
+            f"cannot write {path}: {e.strerror}. Free space or choose another folder (paths.runs)."
+        ) from e
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -246,7 +250,9 @@ def read_json(path: Path) -> Json:
         raise RecordError(f"{path}: expected a JSON object, found {type(value).__name__}")
     version = value.get("schema_version", 1)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise RecordError(f"{path}: schema_version={version!r} is newer than {SCHEMA_VERSION}, the newest known here. Update the harness.")
+        raise RecordError(
+            f"{path}: schema_version={version!r} is newer than {SCHEMA_VERSION}, the newest known here. Update the harness."
+        )
     return value
 
 
@@ -261,11 +267,11 @@ def load_state(run_dir: Path) -> RunState | None:
     return from_json(RunState, read_json(path), str(path)) if path.exists() else None
 
 
-def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
-    """Rows of a JSONL file. A torn last line (killed while writing) is dropped; a torn earlier one is an error."""
+def read_rows(path: Path, cls: type[T], offset: int = 0) -> Iterator[T]:
+    """Rows of a JSONL file from byte `offset`. A torn last line (killed while writing) is dropped; a torn earlier one is an error."""
     if not path.exists():
         return
-    lines = path.read_bytes().split(b"\n")
+    lines = path.read_bytes()[offset:].split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -284,7 +290,9 @@ def load(folder: Path) -> tuple[list[RunRecord], dict[str, int]]:
     A folder of committed reference records (`records/*.json` or `*/record.json`) reads the same way.
     """
     if not folder.is_dir():
-        raise RecordError(f"{folder} is not a folder. Give a study folder such as runs/cpu, or results/reference/cpu_full.")
+        raise RecordError(
+            f"{folder} is not a folder. Give a study folder such as runs/cpu, or results/reference/cpu_full."
+        )
     records: list[RunRecord] = []
     excluded: dict[str, int] = {}
     for path in sorted(folder.glob("records/*.json")):

@@ -93,7 +93,6 @@ class BudgetConfig:
     tokens_per_param: float | None = None  # D / N, with N = n_head
     # Further points of a wsd trunk, as fractions of the budget in (0, 1); each is a cooldown branch
     cooldowns: list[float] = field(default_factory=list)
-    kwh: float | None = None  # a sweep stops cleanly when its spent energy reaches this
 
 
 @dataclass
@@ -243,10 +242,10 @@ class TrackerConfig:
 
 
 class Retry(Enum):
-    """Which earlier runs a new launch takes up again, besides interrupted ones."""
+    """Which earlier runs a new launch takes up again, besides interrupted and killed ones; diverged ones need `force`."""
 
     nothing = "nothing"
-    failed = "failed"  # failed and diverged runs start afresh
+    failed = "failed"  # failed runs go on from their last checkpoint
 
 
 @dataclass

@@ -1,0 +1,203 @@
+"""DictConfig to RunConfig: the one door. Beyond it nobody sees a DictConfig.
+
+The guard exists because Hydra accepts `+typo=1` silently and hangs it on the object. All problems are reported in one message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import records, schema
+from harness.errors import ConfigError
+from harness.records import Json
+from harness.schema import (
+    FactsConfig,
+    LlamaConfig,
+    NvmlConfig,
+    RaplConfig,
+    ReplayConfig,
+    RunConfig,
+    TextConfig,
+    WsdConfig,
+)
+
+# What a run is called and where it writes, not what it is
+_NOT_IDENTITY = ("tracker", "paths", "run")
+
+
+def register() -> None:
+    """Store every schema with Hydra under `_schema/…`, so that 'available options' lists only real choices."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    root = OmegaConf.structured(RunConfig)
+    for family in schema.FAMILIES:
+        root[family] = "???"  # the group decides; a default of one choice would refuse the fields of another
+    store.store(group="_schema", name="run", node=root)
+    for family, choices in schema.FAMILIES.items():
+        for name, cls in choices.items():
+            store.store(group=f"_schema/{family}", name=name, node=cls)
+
+
+def load_run(config: DictConfig) -> RunConfig:
+    """The typed config of one run. ConfigError lists unknown keys, wrong types, missing values and contradictions together."""
+    if problems := _unknown_keys(config, ""):
+        raise ConfigError(problems)
+    try:
+        run = OmegaConf.to_object(config)
+    except OmegaConfBaseException as e:
+        raise ConfigError(_missing(config) or str(e).splitlines()[0]) from e
+    assert isinstance(run, RunConfig)
+    if problems := check_run(run):
+        raise ConfigError(problems)
+    return run
+
+
+def _unknown_keys(node: DictConfig | ListConfig, path: str) -> list[str]:
+    """Keys that are no field of the node's dataclass, with the nearest real one; descends into lists, skips missing values."""
+    problems: list[str] = []
+    if isinstance(node, ListConfig):
+        for i in range(len(node)):
+            child = node._get_node(i)
+            if isinstance(child, (DictConfig, ListConfig)) and not child._is_none() and not child._is_missing():
+                problems += _unknown_keys(child, f"{path}.{i}")
+        return problems
+    cls = OmegaConf.get_type(node)
+    fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else None
+    for key in node:
+        where = f"{path}.{key}" if path else str(key)
+        if fields is not None and key not in fields:
+            near = difflib.get_close_matches(str(key), sorted(fields), n=1)
+            prefix = f"{path}." if path else ""
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"its fields are {', '.join(sorted(fields))}."
+            problems.append(f"{where} is not a field of {typing.cast(type, cls).__name__}; {hint}")
+            continue
+        child = node._get_node(key)
+        if isinstance(child, (DictConfig, ListConfig)) and not child._is_none() and not child._is_missing():
+            problems += _unknown_keys(child, where)
+    return problems
+
+
+def _missing(config: DictConfig) -> list[str]:
+    return [f"{key} is required and was not given. Use {key}=VALUE." for key in sorted(OmegaConf.missing_keys(config))]
+
+
+def check_run(run: RunConfig) -> list[str]:
+    """Every contradiction within a config, at once. Pure: changes nothing, touches no disk."""
+    problems: list[str] = []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    b = run.budget
+    given = [k for k in ("tokens", "flop", "tokens_per_param") if getattr(b, k) is not None]
+    need(
+        len(given) == 1,
+        f"budget: {' and '.join(given) or 'none'} set, exactly one is needed. Use one of budget.tokens=2_000_000, budget.flop=1e12, budget.tokens_per_param=20 (unset the others with =null).",
+    )
+    for key in given:
+        need(getattr(b, key) > 0, f"budget.{key}={getattr(b, key)} must be above 0.")
+    for share in b.cooldowns:
+        need(
+            0 < share < 1,
+            f"budget.cooldowns has {share}: cooldowns are shares of the budget between 0 and 1, such as 0.25. The budget itself is always a point.",
+        )
+    wsd = isinstance(run.schedule, WsdConfig)
+    need(
+        wsd or not b.cooldowns,
+        f"budget.cooldowns={b.cooldowns} needs schedule=wsd: only a constant-rate trunk can be branched. Use schedule=wsd or budget.cooldowns=[].",
+    )
+    if isinstance(run.schedule, WsdConfig):
+        need(
+            0 < run.schedule.decay_fraction < 1,
+            f"schedule.decay_fraction={run.schedule.decay_fraction} must lie between 0 and 1; 0.1 to 0.2 is usual.",
+        )
+    o = run.optim
+    need(o.lr is None or o.lr > 0, f"optim.lr={o.lr} must be above 0, or null for the rule.")
+    need(o.lr_scale > 0, f"optim.lr_scale={o.lr_scale} must be above 0.")
+    need(
+        o.batch_tokens is None or o.batch_tokens >= run.corpus.context,
+        f"optim.batch_tokens={o.batch_tokens} is below corpus.context={run.corpus.context}: a batch holds at least one sequence.",
+    )
+    need(o.weight_decay >= 0, f"optim.weight_decay={o.weight_decay} must not be negative.")
+    need(o.grad_clip > 0, f"optim.grad_clip={o.grad_clip} must be above 0.")
+    c = run.corpus
+    need(c.context >= 3, f"corpus.context={c.context} must be at least 3.")
+    need(c.val_tokens >= c.context, f"corpus.val_tokens={c.val_tokens} is below corpus.context={c.context}.")
+    if isinstance(c, FactsConfig):
+        need(
+            c.context % 3 == 0,
+            f"corpus.context={c.context} is not a multiple of 3: windows must hold whole triplets for the entropy to be exact. Use {max(3, c.context // 3 * 3)}.",
+        )
+        need(
+            2 <= c.keys <= c.vocab**2,
+            f"corpus.keys={c.keys} does not fit: {c.vocab} tokens make {c.vocab**2:,} pairs. Use fewer keys or a larger corpus.vocab.",
+        )
+        need(c.zipf_a > 0, f"corpus.zipf_a={c.zipf_a} must be above 0.")
+    if isinstance(c, TextConfig):
+        need(0 < c.val_fraction < 0.5, f"corpus.val_fraction={c.val_fraction} must lie between 0 and 0.5.")
+        need(
+            c.tokenizer in ("bytes", "bpe") or c.tokenizer.startswith("hub:"),
+            f"corpus.tokenizer={c.tokenizer!r} is unknown. Use bytes, bpe, or hub:NAME.",
+        )
+    if isinstance(run.model, LlamaConfig):
+        need(run.model.width >= 8, f"model.width={run.model.width} must be at least 8.")
+    if isinstance(run.power, (NvmlConfig, RaplConfig)):
+        need(
+            0.001 <= run.power.period_s <= 10,
+            f"power.period_s={run.power.period_s} must lie between 0.001 and 10 seconds.",
+        )
+    need(
+        run.device.threads is None or run.device.threads > 0,
+        f"device.threads={run.device.threads} must be above 0, or null.",
+    )
+    need(run.run.checkpoint_every_s > 0, f"run.checkpoint_every_s={run.run.checkpoint_every_s} must be above 0.")
+    need(run.run.diverged_above > 1, f"run.diverged_above={run.run.diverged_above} must be above 1 (times ln vocab).")
+    need(
+        bool(run.study) and all(ch.isalnum() or ch in "._-" for ch in run.study),
+        f"study={run.study!r} names a folder: letters, digits, dot, dash and underscore only.",
+    )
+    return problems
+
+
+def resolved(run: RunConfig) -> Json:
+    """The config as JSON, with `kind` beside each family's fields and paths cut to base names: records hold no local path."""
+    value = records.to_json(run)
+    for family, choices in schema.FAMILIES.items():
+        kind = next(k for k, cls in choices.items() if type(getattr(run, family)) is cls)
+        value[family] = {"kind": kind, **value[family]}
+    if isinstance(run.corpus, TextConfig):
+        for key in ("train", "val"):
+            if value["corpus"][key] is not None and Path(value["corpus"][key]).suffix:
+                value["corpus"][key] = Path(value["corpus"][key]).name
+        value["corpus"]["cache_dir"] = None
+    if isinstance(run.power, ReplayConfig):
+        value["power"]["path"] = Path(run.power.path).name
+    value["paths"] = {}
+    return value
+
+
+def run_id(run: RunConfig) -> str:
+    """Hash of the resolved config minus tracker, paths and run control; minus the budget where a trunk can be branched."""
+    value = {k: v for k, v in resolved(run).items() if k not in _NOT_IDENTITY}
+    if isinstance(run.schedule, WsdConfig):
+        value.pop("budget")
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_name(run: RunConfig) -> str:
+    """A readable name for tables and W&B; never parsed for meaning."""
+    size = f"w{run.model.width}" if isinstance(run.model, LlamaConfig) else "pretrained"
+    parts = [size, f"s{run.seed}"]
+    if run.optim.lr_scale != 1.0:
+        parts.append(f"lr×{run.optim.lr_scale:g}")
+    return " ".join(parts)

@@ -1,0 +1,197 @@
+"""Config to rung: the shape rule, the hyperparameter rule, and which steps a run will take. Pure; touches nothing.
+
+Shape rule (one dial, the width d): depth = max(2, round(d / 64)); heads of 64, narrower models take the largest head of 32, 16 or 8
+that leaves two heads; SwiGLU hidden size = 8/3 d rounded up to a multiple of 16. Every part can be set by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.errors import ConfigError
+from harness.flops import Shape, counts
+from harness.records import Counts
+from harness.schema import AdamwConfig, LlamaConfig, RunConfig, WsdConfig
+from harness.units import sci
+
+SMALL_N = 5_000_000  # below it the published rules extrapolate and our own sweep decides
+MIN_STEPS = 20  # a point of fewer optimiser steps says nothing about the law
+
+
+def shape(model: LlamaConfig, vocab: int, context: int) -> Shape:
+    """The decoder that a Llama config means. ConfigError lists everything that does not fit together."""
+    d = model.width
+    head = model.head_dim or next((h for h in (64, 32, 16, 8) if d >= 2 * h), d)
+    problems = []
+    if d < 8 or d % head:
+        problems.append(
+            f"model.width={d} cannot be split into heads of {head}. Use a multiple of {head}, or set model.head_dim to a divisor of {d}."
+        )
+    if head % 2:
+        problems.append(f"model.head_dim={head} is odd and rotary positions need pairs. Use an even model.head_dim.")
+    heads = max(1, d // head)
+    kv = model.kv_heads or heads
+    if kv < 1 or heads % kv:
+        problems.append(
+            f"model.kv_heads={kv} does not divide the {heads} query heads. Use one of {[k for k in range(1, heads + 1) if heads % k == 0]}."
+        )
+    depth = model.depth if model.depth is not None else max(2, round(d / 64))
+    if depth < 1:
+        problems.append(f"model.depth={depth} must be at least 1.")
+    if problems:
+        raise ConfigError(problems)
+    ffn = model.ffn or -(-8 * d // 3 // 16) * 16
+    return Shape(vocab, d, depth, heads, kv, head, ffn, context, model.tie_embeddings)
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """What the rule, or the user, decided for a rung. Tokens and rates; `rule` says where they come from."""
+
+    lr: float
+    batch_tokens: int
+    sequences: int
+    beta2: float
+    warmup_tokens: int
+    weight_decay: float
+    rule: str
+
+
+def hyperparameters(run: RunConfig, n: Counts, context: int) -> Hyper:
+    """Peak rate, batch and warm-up from N = n_head alone, so that a trunk does not depend on its budgets.
+
+    From 5M parameters up: arXiv:2406.19146 (rate 0.0047 (N/108M)^(-1/3), batch 160 (N/108M)^(2/3) sequences of 2048, warm-up N tokens),
+    the rate halved for a constant-rate trunk (arXiv:2405.18392). Below, that rule extrapolates; the figures are our own sweep's
+    (docs/LOG.md, "Learning rates of small rungs").
+    """
+    size = n.n_head
+    if size >= SMALL_N:
+        scale = 0.5 if isinstance(run.schedule, WsdConfig) else 1.0
+        lr = scale * 0.0047 * (size / 108e6) ** (-1 / 3)
+        batch = 160 * 2048 * (size / 108e6) ** (2 / 3)
+        warmup = size
+        rule = "arXiv:2406.19146" + (", rate halved for wsd" if scale == 0.5 else "")
+    else:
+        lr = small_lr(size)
+        batch = 2048
+        warmup = min(size, 32 * batch)
+        rule = "own sweep below 5M parameters (docs/LOG.md)"
+    if run.optim.lr is not None or run.optim.batch_tokens is not None:
+        rule += "; set by hand: " + ", ".join(k for k in ("lr", "batch_tokens") if getattr(run.optim, k) is not None)
+    sequences = max(1, round((run.optim.batch_tokens or batch) / context))
+    batch_tokens = sequences * context
+    beta2 = (
+        run.optim.beta2
+        if isinstance(run.optim, AdamwConfig) and run.optim.beta2 is not None
+        else (0.95 if batch_tokens >= 524_288 else 0.99)
+    )
+    return Hyper(
+        lr=(run.optim.lr or lr) * run.optim.lr_scale,
+        batch_tokens=batch_tokens,
+        sequences=sequences,
+        beta2=beta2,
+        warmup_tokens=run.schedule.warmup_tokens if run.schedule.warmup_tokens is not None else warmup,
+        weight_decay=run.optim.weight_decay,
+        rule=rule,
+    )
+
+
+def small_lr(n_head: int) -> float:
+    """Peak rate of a wsd trunk below 5M parameters; see `hyperparameters`."""
+    return 0.01 * (n_head / 1e5) ** -0.6
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One end point: `steps` in all, of which those after `branch_step` are its cooldown (equal: none)."""
+
+    branch: str
+    steps: int
+    branch_step: int
+    tokens: int
+    annealed: bool
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run, resolved: shape, counts, hyperparameters and its points, shortest first."""
+
+    shape: Shape
+    counts: Counts
+    hyper: Hyper
+    points: tuple[PlannedPoint, ...]
+    warmup_steps: int
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps at the trunk's rate, up to the last branch."""
+        return max(p.branch_step for p in self.points)
+
+    @property
+    def spent_tokens(self) -> int:
+        """Tokens really trained: the trunk once, and each cooldown."""
+        return (self.trunk_steps + sum(p.steps - p.branch_step for p in self.points)) * self.hyper.batch_tokens
+
+    @property
+    def spent_flop(self) -> float:
+        return float(self.counts.fpt_causal) * self.spent_tokens
+
+    @property
+    def disk_bytes(self) -> int:
+        """Checkpoints at the peak: weights and two moments in fp32, for the last two, each branch point and each end point."""
+        return 4 * self.counts.n_total * (3 * (2 + len(self.points)) + len(self.points))
+
+
+def budget_tokens(run: RunConfig, n: Counts) -> float:
+    """Tokens of the longest point; exactly one of the three budgets is set (checked by `compose.check_run`)."""
+    b = run.budget
+    if b.tokens is not None:
+        return float(b.tokens)
+    if b.flop is not None:
+        return b.flop / n.fpt_causal
+    if b.tokens_per_param is not None:
+        return b.tokens_per_param * n.n_head
+    raise ConfigError(
+        "budget: none is set. Use one of budget.tokens=2_000_000, budget.flop=1e12, budget.tokens_per_param=20."
+    )
+
+
+def resolve(run: RunConfig, vocab: int) -> Rung:
+    """The rung of a run on a corpus with `vocab` embedding rows. ConfigError when the budget buys too little."""
+    if not isinstance(run.model, LlamaConfig):
+        raise ConfigError(
+            "model=pretrained cannot be trained from scratch. Use model=llama, or `harness ttc` to evaluate it."
+        )
+    form = shape(run.model, vocab, run.corpus.context)
+    n = counts(form)
+    hyper = hyperparameters(run, n, run.corpus.context)
+    longest = budget_tokens(run, n)
+    warmup_steps = round(hyper.warmup_tokens / hyper.batch_tokens)
+    wsd = isinstance(run.schedule, WsdConfig)
+    phi = run.schedule.decay_fraction if isinstance(run.schedule, WsdConfig) else 0.0
+    points, problems = {}, []
+    for share in [*sorted(run.budget.cooldowns), 1.0]:
+        steps = round(longest * share / hyper.batch_tokens)
+        branch_step = steps - round(phi * steps)
+        if steps < MIN_STEPS or branch_step < warmup_steps:
+            needed = max(MIN_STEPS, round(warmup_steps / (1 - phi)) + 1) * hyper.batch_tokens
+            problems.append(
+                f"budget={sci(longest * share)} tokens is too small for model.width={form.width}: it buys {steps} steps of {hyper.batch_tokens:,} tokens, "
+                f"{warmup_steps} of them warm-up; the shortest useful run is {needed / hyper.batch_tokens:.0f}. "
+                f"Use at least {sci(needed)} tokens ({sci(needed * float(n.fpt_causal))} FLOP), or a smaller optim.batch_tokens."
+            )
+            continue
+        branch = f"d{steps * hyper.batch_tokens}" if wsd else "trunk"
+        points[branch] = PlannedPoint(
+            branch, steps, branch_step, steps * hyper.batch_tokens, annealed=run_is_annealed(run)
+        )
+    if problems:
+        raise ConfigError(problems)
+    return Rung(form, n, hyper, tuple(points.values()), warmup_steps)
+
+
+def run_is_annealed(run: RunConfig) -> bool:
+    """Whether a run's end points were decayed to a low rate, so that they may enter a fit of L(N, D)."""
+    from harness.schema import ConstantConfig
+
+    return not isinstance(run.schedule, ConstantConfig)

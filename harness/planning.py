@@ -1,0 +1,107 @@
+"""The table that `plan` prints, and the check of every rung before a sweep starts."""
+
+from __future__ import annotations
+
+from harness import forecast, ladder
+from harness.data import corpus_vocab
+from harness.errors import ConfigError
+from harness.host import cpu_model
+from harness.ladder import Rung
+from harness.schema import DeviceKind
+from harness.sweep import Planned
+from harness.units import duration, sci, si
+
+
+def check_rungs(planned: list[Planned]) -> list[Rung]:
+    """The rungs of a sweep. ConfigError lists every budget or shape that cannot be trained, before anything is spent."""
+    rungs, problems = [], []
+    for p in planned:
+        try:
+            rungs.append(ladder.resolve(p.config, corpus_vocab(p.config.corpus)))
+        except ConfigError as e:
+            problems += [x for x in e.problems if x not in problems]
+    if problems:
+        raise ConfigError(problems)
+    return rungs
+
+
+def device_name(kind: DeviceKind) -> str:
+    """The device that a run would use, named as records name it, without importing torch."""
+    if kind is not DeviceKind.cpu:
+        from harness.power.nvml import probe
+
+        cards = probe()["cards"]
+        if cards:
+            return str(cards[0]["name"])
+    return cpu_model()
+
+
+def plan_table(planned: list[Planned]) -> str:
+    """One line per run and a line of totals. Seconds and joules come from earlier runs on this device, else "unknown"."""
+    from pathlib import Path
+
+    rungs = check_rungs(planned)
+    config = planned[0].config
+    device = device_name(config.device.kind)
+    rates = forecast.measured_rates(Path(config.paths.runs), device)
+    rows = [
+        (
+            "run",
+            "id",
+            "N total",
+            "N nonemb",
+            "layers",
+            "lr",
+            "batch",
+            "points (tokens)",
+            "steps",
+            "FLOP",
+            "time",
+            "energy",
+            "disk",
+        )
+    ]
+    seconds: list[float | None] = []
+    joules: list[float | None] = []
+    for p, rung in zip(planned, rungs, strict=True):
+        s, j = forecast.predict(rung, rates)
+        seconds.append(s)
+        joules.append(j)
+        tokens = [q.tokens for q in rung.points]
+        rows.append(
+            (
+                p.name,
+                p.run_id,
+                si(rung.counts.n_total),
+                si(rung.counts.n_nonemb),
+                str(rung.shape.depth),
+                f"{rung.hyper.lr:.3g}",
+                si(rung.hyper.batch_tokens),
+                f"{len(tokens)}: {si(tokens[0])} … {si(tokens[-1])}" if len(tokens) > 1 else si(tokens[0]),
+                f"{rung.spent_tokens // rung.hyper.batch_tokens:,}",
+                sci(rung.spent_flop),
+                duration(s),
+                "unknown" if j is None else si(j, "J"),
+                si(rung.disk_bytes, "B"),
+            )
+        )
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    known_s = [s for s in seconds if s is not None]
+    known_j = [j for j in joules if j is not None]
+    time_text = (
+        duration(sum(known_s)) + " of run time one after another"
+        if len(known_s) == len(seconds)
+        else "unknown (no run measured on this device yet)"
+    )
+    energy_text = si(sum(known_j), "J") if len(known_j) == len(joules) else "unknown"
+    flop = [q.tokens * float(r.counts.fpt_causal) for r in rungs for q in r.points]
+    lines += [
+        "",
+        f"{len(planned)} runs, {sum(len(r.points) for r in rungs)} points of {sci(min(flop))} to {sci(max(flop))} FLOP (causal count); "
+        f"total {sci(sum(r.spent_flop for r in rungs))} FLOP, {si(sum(r.spent_tokens for r in rungs))} tokens, "
+        f"disk {si(sum(r.disk_bytes for r in rungs), 'B')}",
+        f"time: {time_text}; energy: {energy_text}; device: {device}",
+        f"hyperparameters: {rungs[0].hyper.rule}",
+    ]
+    return "\n".join(lines)

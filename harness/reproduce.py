@@ -1,0 +1,104 @@
+"""`harness reproduce LADDER`: run a ladder afresh and compare what it says with the committed reference.
+
+The reference of a ladder is `results/reference/<study>/reference.json`: for each quantity its value at the reference seed, the standard
+deviation over the reference's seeds, and the bound, three of those. Without git the reference is looked for in the working directory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import curves, records
+from harness.errors import RecordError
+from harness.laws.result import Fit
+from harness.records import RunRecord
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED_DEVIATIONS = 3.0
+
+
+@dataclass
+class Quantity:
+    value: float
+    seed_sd: float
+    bound: float  # three seed standard deviations
+
+
+@dataclass
+class Reference:
+    """What a ladder's run at one seed is compared with."""
+
+    ladder: str
+    seed: int
+    seeds: list[int]
+    device: str
+    bootstrap: int
+    quantities: dict[str, Quantity] = field(default_factory=dict)
+    schema_version: int = records.SCHEMA_VERSION
+
+
+def load_reference(ladder: str) -> Reference:
+    """The committed reference of a ladder. RecordError lists the ladders that have one."""
+    found: dict[str, Path] = {}
+    for base in (ROOT, Path.cwd()):
+        for path in sorted(base.glob("results/reference/*/reference.json")):
+            found.setdefault(str(records.read_json(path).get("ladder")), path)
+    if ladder not in found:
+        raise RecordError(f"ladder {ladder!r} has no committed reference. Ladders with one: {', '.join(sorted(found)) or 'none'}.")
+    return records.from_json(Reference, records.read_json(found[ladder]), str(found[ladder]))
+
+
+def quantities(found: list[RunRecord], fits: dict[str, Fit]) -> dict[str, float]:
+    """Exponents and floor of L(N, D), the frontier law at the middle of its span, and the loss of the longest point of each rung."""
+    values: dict[str, float] = {}
+    if "loss_nd" in fits:
+        values |= {f"L(N,D) {k}": fits["loss_nd"].params[k] for k in ("alpha", "beta", "E")}
+    if "loss_compute" in fits:
+        from harness import laws
+
+        fit = fits["loss_compute"]
+        low, high = fit.span["C"]
+        middle = math.sqrt(low * high)
+        values["frontier loss at the middle of its FLOP"] = float(laws.predict(fit, {"C": [middle]}, force=True)[0])
+    for r in found:
+        if r.role == "fit":
+            last = max(r.points, key=lambda p: p.tokens)
+            values[f"loss of width {r.shape['width']} at {last.tokens} tokens"] = last.loss_nat
+    return values
+
+
+def make_reference(ladder: str, found: list[RunRecord], seed: int, bootstrap: int = 1000) -> Reference:
+    """A reference from the records of one study with several seeds; each seed is fitted by itself for its deviation."""
+    seeds = sorted({r.seed for r in found if r.role == "fit"})
+    if len(seeds) < 2 or seed not in seeds:
+        raise RecordError(f"a reference needs two seeds or more, {seed} among them; the records have seeds {seeds}.")
+    per_seed = {}
+    for s in seeds:
+        mine = [r for r in found if r.role == "fit" and r.seed == s]
+        per_seed[s] = quantities(mine, curves.fit_study(mine, {}, bootstrap=bootstrap))
+    out = Reference(ladder, seed, seeds, str(found[0].provenance["device"]), bootstrap)
+    for name, value in per_seed[seed].items():
+        values = [per_seed[s][name] for s in seeds]
+        mean = sum(values) / len(values)
+        sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        out.quantities[name] = Quantity(value, sd, SEED_DEVIATIONS * sd)
+    return out
+
+
+def compare(reference: Reference, measured: dict[str, float]) -> tuple[str, bool]:
+    """A table of differences, and whether every quantity lies within its bound."""
+    rows = [("quantity", "reference", "measured", "difference", "bound", "")]
+    same = True
+    for name, q in reference.quantities.items():
+        if name not in measured:
+            rows.append((name, f"{q.value:.5g}", "–", "–", f"{q.bound:.2g}", "MISSING"))
+            same = False
+            continue
+        difference = measured[name] - q.value
+        inside = abs(difference) <= q.bound
+        same = same and inside
+        rows.append((name, f"{q.value:.5g}", f"{measured[name]:.5g}", f"{difference:+.2g}", f"{q.bound:.2g}", "" if inside else "OUTSIDE"))
+    widths = [max(len(r[i]) for r in rows) for i in range(6)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows), same

@@ -1,0 +1,136 @@
+"""The two append-only tables of a run: steps.jsonl (what each update did) and spend.jsonl (what everything cost).
+
+A spend row is one window of one phase; it is on disk before the checkpoint that depends on it is committed. Work that a kill threw
+away is booked as phase `lost` when the run resumes: from its rows, and from the sampler's segment, which outlives the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from harness import records
+from harness.errors import DeviceError
+from harness.power.estimate import total
+from harness.power.meter import Meter
+from harness.records import Json, Measured, SpendRow, StepRow
+from harness.train.checkpoint import Position, Progress
+from harness.units import S_PER_NS
+
+
+class Ledger:
+    def __init__(self, run_dir: Path, progress: Progress, meter: Meter, fpt: float) -> None:
+        self.run_dir, self.progress, self.meter, self.fpt = run_dir, progress, meter, fpt
+        self._steps_path, self._spend_path = run_dir / "steps.jsonl", run_dir / "spend.jsonl"
+
+    # --- writing
+    def step(self, row: StepRow) -> None:
+        _append(self._steps_path, row)
+
+    def steps_bytes(self) -> int:
+        return self._steps_path.stat().st_size if self._steps_path.exists() else 0
+
+    def window(
+        self, phase: str, branch: str, step_from: int, step_to: int, tokens: int, t_a_ns: int, t_b_ns: int
+    ) -> SpendRow:
+        """Book one window. `tokens` are those trained, or fed forward in phase eval; FLOP follow from them."""
+        flop = {"train": self.fpt, "eval": self.fpt / 3}.get(phase, 0.0) * tokens
+        energy = self.meter.energy(t_a_ns, t_b_ns)
+        row = SpendRow(
+            self.progress.attempt,
+            phase,
+            branch,
+            step_from,
+            step_to,
+            tokens,
+            flop,
+            (t_b_ns - t_a_ns) * S_PER_NS,
+            t_a_ns,
+            t_b_ns,
+            energy,
+        )
+        _append(self._spend_path, row)
+        return row
+
+    # --- resuming
+    def recover(self) -> None:
+        """Cut steps.jsonl back to the last checkpoint and book the work of the earlier attempt that this throws away, once."""
+        before = self.progress.attempt - 1
+        rows = list(records.read_rows(self._spend_path, SpendRow))
+        self._mend_spend(rows)
+        if not any(r.attempt == before and r.phase == "lost" for r in rows):
+            lost = list(records.read_rows(self._steps_path, StepRow, offset=self.progress.steps_bytes))
+            position = self.progress.position
+            tokens = sum(b.tokens - a.tokens for a, b in _pairs(lost, position, self._tokens_at(position)))
+            wall_s = sum(b.wall_s - a.wall_s for a, b in _pairs(lost, position, self._tokens_at(position)))
+            booked_ns = max((r.t_b_ns for r in rows if r.attempt == before), default=0)
+            energy = self.meter.recover(before, booked_ns)
+            branch = lost[-1].branch if lost else position.branch
+            last = lost[-1].step if lost else position.step
+            _append(
+                self._spend_path,
+                SpendRow(
+                    before,
+                    "lost",
+                    branch,
+                    position.step,
+                    last,
+                    tokens,
+                    self.fpt * tokens,
+                    max(0.0, wall_s),
+                    booked_ns,
+                    booked_ns,
+                    energy,
+                ),
+            )
+        if self._steps_path.exists():
+            os.truncate(self._steps_path, self.progress.steps_bytes)
+
+    def _tokens_at(self, position: Position) -> int:
+        return sum(w.tokens for w in position.windows)
+
+    def _mend_spend(self, rows: list[SpendRow]) -> None:
+        """Drop a torn last line (killed while writing), so that the next row starts on a line of its own."""
+        if self._spend_path.exists() and not self._spend_path.read_bytes().endswith(b"\n"):
+            text = "".join(json.dumps(records.to_json(r)) + "\n" for r in rows)
+            records.write_text_atomic(self._spend_path, text)
+
+    # --- reading
+    def spent(self) -> Json:
+        """Everything this run ever used, by phase and in all: {phase: {tokens, flop, wall_s, energy_j, energy_reason}}."""
+        rows = list(records.read_rows(self._spend_path, SpendRow))
+        table = {phase: _sum([r for r in rows if r.phase == phase]) for phase in sorted({r.phase for r in rows})}
+        return {**table, "total": _sum(rows)}
+
+
+def _sum(rows: list[SpendRow]) -> Json:
+    energy: Measured = total([r.energy for r in rows])
+    return {
+        "windows": len(rows),
+        "tokens": sum(r.tokens for r in rows),
+        "flop": sum(r.flop for r in rows),
+        "wall_s": sum(r.wall_s for r in rows),
+        "energy_j": energy.energy_j,
+        "energy_se_j": energy.energy_se_j,
+        "energy_reason": energy.reason,
+    }
+
+
+def _pairs(lost: list[StepRow], position: Position, tokens: int) -> list[tuple[StepRow, StepRow]]:
+    """Neighbouring rows of one path; the first row of the resumed path is measured from the checkpoint itself."""
+    start = StepRow(
+        position.step, position.branch, tokens, 0.0, 0.0, 0.0, 0.0, sum(w.wall_s for w in position.windows), 0.0
+    )
+    rows = [start, *lost]
+    return [(a, b) for a, b in zip(rows, rows[1:], strict=False) if a.branch == b.branch and b.step > a.step]
+
+
+def _append(path: Path, row: StepRow | SpendRow) -> None:
+    try:
+        with path.open("ab") as f:
+            f.write(json.dumps(records.to_json(row)).encode() + b"\n")
+    except OSError as e:
+        raise DeviceError(
+            f"cannot write {path.name}: {e.strerror}. Free disk space or choose another folder (paths.runs); the run resumes where it stood."
+        ) from e

@@ -1,0 +1,73 @@
+"""Where a result comes from: code, versions, device, times. No local path, host name or secret."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from harness.host import cpu_model
+from harness.records import Json
+from harness.train.device import Device
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "hydra-core",
+    "wandb",
+    "nvidia-ml-py",
+    "numpy",
+    "scipy",
+    "tokenizers",
+    "safetensors",
+)
+
+
+def commit() -> Json:
+    """Commit of the harness's own checkout and whether it was clean; None with a reason when installed without git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return {"commit": None, "reason": "the harness is not run from a git checkout"}
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        dirty = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--", "harness", "conf"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        return {"commit": None, "reason": f"git did not answer: {type(e).__name__}"}
+    return {"commit": head.stdout.strip(), "dirty": bool(dirty.stdout.strip())}
+
+
+def versions() -> Json:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {"python": platform.python_version(), **found}
+
+
+def describe(device: Device) -> Json:
+    """The record's `provenance`, without times."""
+    return {
+        **commit(),
+        "versions": versions(),
+        "device": device.name,
+        "device_type": device.torch_device.type,
+        "precision": "bf16 autocast" if device.autocast else "fp32",
+        "compiled": device.compile,
+        "threads": device.threads,
+        "peak_flop_per_s": device.peak_flop_per_s,
+        "peak_source": device.peak_source,
+        "host": f"{platform.system()} {platform.machine()}, {cpu_model()}, {os.cpu_count()} cores",
+    }

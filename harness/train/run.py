@@ -1,0 +1,287 @@
+"""START HERE: the path of one run, from a config to a record on disk.
+
+A run trains one trunk (constant rate) and, from its branch points, one cooldown per token budget; each cooldown ends in a point.
+Everything happens in `<runs>/<study>/<run_id>/`. Killed at any moment, the run resumes from its last committed checkpoint and ends with
+the same weights and the same ledger, bit for bit, but for the measured columns (times, watts, joules).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from harness import ladder, records
+from harness.data import open_corpus, save_tokenizer
+from harness.errors import DeviceError, HarnessError
+from harness.models import llama
+from harness.power.meter import open_meter
+from harness.records import Json, RunRecord, RunState
+from harness.schema import LlamaConfig, Retry, RunConfig
+from harness.track.wandb import Mirror
+from harness.train import device as devices
+from harness.train import lock, optim, provenance
+from harness.train.checkpoint import Progress, load_progress
+from harness.train.ledger import Ledger
+from harness.train.loop import Trainer
+from harness.train.paths import Diverged, Interrupted, PathRunner
+
+HEARTBEAT_S = 2.0
+
+
+def run(
+    config: RunConfig, run_id: str, name: str, resolved: Json, overrides: list[str], *, parallel_runs: int = 1
+) -> RunState:
+    """Train what is missing of this run and return its final state. Never raises for what happens inside the run.
+
+    `resolved` is the config as JSON for the record. Raises `BusyError` when another process trains the same run.
+    """
+    run_dir = Path(config.paths.runs) / config.study / run_id
+    with lock.held(run_dir):
+        if config.run.force:
+            _discard(run_dir)
+        state = records.load_state(run_dir)
+        if state is not None and state.state == "diverged":
+            return state
+        if state is not None and state.state == "failed" and config.run.retry is not Retry.failed:
+            return state
+        started = RunState(
+            "running", name=name, pid=os.getpid(), host=socket.gethostname(), attempt=state.attempt if state else 1
+        )
+        try:
+            return _attempt(config, run_id, name, resolved, overrides, run_dir, started, parallel_runs)
+        except (HarnessError, torch.OutOfMemoryError) as e:
+            return _end(run_dir, started, "failed", str(e))
+        except Diverged as e:
+            return _end(run_dir, started, "diverged", str(e))
+        except Interrupted as e:
+            return _end(run_dir, started, "interrupted", str(e))
+        except BaseException as e:
+            _end(run_dir, started, "failed", f"{type(e).__name__}: {e}")
+            raise
+
+
+def _attempt(
+    config: RunConfig,
+    run_id: str,
+    name: str,
+    resolved: Json,
+    overrides: list[str],
+    run_dir: Path,
+    state: RunState,
+    parallel_runs: int,
+) -> RunState:
+    progress = load_progress(run_dir)
+    corpus = open_corpus(config.corpus, tokens_needed=_tokens_needed(config))
+    rung = ladder.resolve(config, corpus.vocab)
+    finished = {p.branch for p in progress.points} if progress else set()
+    missing = [p for p in rung.points if p.branch not in finished]
+    if not missing and (run_dir / "record.json").exists():
+        return _end(run_dir, state, "done", None)
+
+    settings = config.device
+    if progress is not None and progress.threads is not None:
+        settings = dataclasses.replace(settings, threads=progress.threads)
+    device = devices.choose(settings, parallel_runs)
+    resumed = progress is not None
+    if progress is None:
+        progress = Progress(device=device.label, threads=device.threads)
+    elif progress.device != device.label:
+        raise DeviceError(
+            f"run {run_id} was started on {progress.device} and this is {device.label}: its joules, seconds and rounding would not belong together. "
+            "Resume it there, or start afresh with run.force=true."
+        )
+    else:
+        progress.attempt += 1
+    state.attempt = progress.attempt
+    records.write_json(run_dir / "state.json", state)
+    save_tokenizer(corpus, run_dir / "tokenizer")
+
+    meter = open_meter(
+        config.power, run_dir / "power", attempt=progress.attempt, cuda_visible=os.environ.get("CUDA_VISIBLE_DEVICES")
+    )
+    meter.start()  # its own process, before CUDA is touched
+    mirror = Mirror(
+        config.tracker,
+        run_id=run_id,
+        study=config.study,
+        job_type="train",
+        name=name,
+        run_config=resolved,
+        tags=[config.role.value],
+        folder=run_dir,
+    )
+    began_unix_s = time.time()
+    with _StopSignals() as stop:
+        ledger = Ledger(run_dir, progress, meter, fpt=float(rung.counts.fpt_causal))
+        try:
+            if resumed:
+                ledger.recover()
+                progress.events.append(
+                    f"attempt {progress.attempt}: resumed at {progress.position.branch} step {progress.position.step}"
+                )
+            mirror.start()
+            assert isinstance(config.model, LlamaConfig)
+            model = llama.build(rung.shape, config.seed, config.model.rope_theta).to(device.torch_device)
+            trainer = Trainer(
+                model,
+                optim.build(model, config.optim, rung.hyper),
+                corpus,
+                device,
+                seed=config.seed,
+                sequences=rung.hyper.sequences,
+                micro_sequences=progress.micro_sequences or _micro_sequences(config, rung),
+                grad_clip=config.optim.grad_clip,
+                on_halving=lambda n: _halved(progress, n),
+            )
+            heartbeat = Heartbeat(run_dir, state, meter.power_w)
+            runner = PathRunner(
+                config, rung, corpus, trainer, device, progress, ledger, mirror, heartbeat.beat, stop.reason, run_dir
+            )
+            runner.train(missing)
+            meter_info = meter.describe()
+        except BaseException:
+            mirror.finish(exit_code=1)
+            raise
+        finally:
+            meter.close()
+        record = RunRecord(
+            run_id=run_id,
+            study=config.study,
+            name=name,
+            role=config.role.value,
+            state="done",
+            seed=config.seed,
+            config=resolved,
+            overrides=overrides,
+            counts=rung.counts,
+            shape=dataclasses.asdict(rung.shape),
+            hyper={**dataclasses.asdict(rung.hyper), "warmup_steps": rung.warmup_steps},
+            corpus={**corpus.info, "oracle_nat": corpus.val_oracle_nat()},
+            points=sorted(progress.points, key=lambda p: p.tokens),
+            spent=ledger.spent(),
+            provenance={
+                **provenance.describe(device),
+                "began_unix_s": round(began_unix_s),
+                "ended_unix_s": round(time.time()),
+                "attempts": progress.attempt,
+            },
+            meter=meter_info,
+            events=progress.events,
+        )
+        records.write_json(run_dir / "record.json", record)
+        for point in record.points:
+            mirror.summary({f"point/{point.branch}/{k}": v for k, v in flat_point(point).items()})
+        mirror.artifact(f"record-{run_id}", "record", [run_dir / "record.json"])
+        record.mirror = mirror.finish()
+        record.events = progress.events + mirror.events
+        records.write_json(run_dir / "record.json", record)
+    return _end(run_dir, state, "done", None)
+
+
+def flat_point(point: records.Point) -> dict[str, Any]:
+    """A point's columns by the ledger's names, its energy flattened."""
+    row = {k: v for k, v in dataclasses.asdict(point).items() if not isinstance(v, (dict, list))}
+    return {
+        **row,
+        "energy_j": point.energy.energy_j,
+        "energy_se_j": point.energy.energy_se_j,
+        "power_w": point.energy.power_w,
+    }
+
+
+class Heartbeat:
+    """Rewrites state.json every two seconds at most, for `status`, the live table, and the reader after a kill."""
+
+    def __init__(self, run_dir: Path, state: RunState, power_w: Callable[[], float | None]) -> None:
+        self.run_dir, self.state, self.power_w = run_dir, state, power_w
+        self._last_s = float("-inf")
+
+    def beat(
+        self, *, step: int, steps: int, loss_nat: float | None, tokens_per_s: float | None, remaining_s: float | None
+    ) -> None:
+        now = time.monotonic()
+        if now - self._last_s < HEARTBEAT_S:
+            return
+        self._last_s = now
+        s = self.state
+        s.step, s.steps, s.loss_nat, s.tokens_per_s, s.remaining_s, s.power_w = (
+            step,
+            steps,
+            loss_nat,
+            tokens_per_s,
+            remaining_s,
+            self.power_w(),
+        )
+        s.updated_unix_s = time.time()
+        records.write_json(self.run_dir / "state.json", s)
+
+
+class _StopSignals:
+    """Turns Ctrl-C and SIGTERM into a request that the loop honours at the next step boundary."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def reason(self) -> str | None:
+        return self._reason
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+    def __enter__(self) -> _StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _end(run_dir: Path, state: RunState, name: str, reason: str | None) -> RunState:
+    state.state, state.reason, state.updated_unix_s, state.pid = name, reason, time.time(), None
+    state.remaining_s = 0.0 if name == "done" else None
+    records.write_json(run_dir / "state.json", state)
+    return state
+
+
+def _discard(run_dir: Path) -> None:
+    for path in run_dir.iterdir():
+        if path.name == "lock":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _halved(progress: Progress, micro_sequences: int) -> None:
+    progress.micro_sequences = micro_sequences
+    progress.events.append(f"out of memory: the micro-batch was halved to {micro_sequences} sequences")
+
+
+def _micro_sequences(config: RunConfig, rung: ladder.Rung) -> int:
+    tokens = config.device.micro_batch_tokens
+    return rung.hyper.sequences if tokens is None else max(1, min(rung.hyper.sequences, tokens // rung.shape.context))
+
+
+def _tokens_needed(config: RunConfig) -> int:
+    """Training tokens that the longest point wants; an upper estimate where the budget is given in FLOP or per parameter."""
+    if config.budget.tokens is not None:
+        return config.budget.tokens
+    assert isinstance(config.model, LlamaConfig)
+    guess = ladder.resolve(config, getattr(config.corpus, "vocab", 512))
+    return max(p.tokens for p in guess.points)

@@ -1,0 +1,244 @@
+"""What each verb does, one function per verb: arguments in, exit code out. Heavy imports happen inside, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.errors import RecordError
+
+
+def _study(path: str) -> Path:
+    """A study folder by path, or by its name below ./runs or results/reference."""
+    for candidate in (Path(path), Path("runs") / path, Path("results/reference") / path):
+        if candidate.is_dir():
+            return candidate
+    raise RecordError(
+        f"study {path!r} is not a folder (looked for {path}, runs/{path}, results/reference/{path}). Run a ladder first: harness run +ladder=cpu."
+    )
+
+
+def _help(name: str, text: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"harness {name}", description=text)
+
+
+_HYDRA_HELP = """\
+usage: harness {verb} [+ladder=NAME] [key=value …] [--config-dir DIR] [-m]
+
+{what}
+
+Settings are key=value; a list of values (seed=0,1,2) sweeps. Ladders (+ladder=…): {ladders}
+Choices: {choices}
+Your own ladders: DIR/ladder/NAME.yaml with --config-dir DIR, or conf/ladder/NAME.yaml in the working directory.
+Every setting with its default:
+{settings}"""
+
+
+def _hydra_help(verb: str, what: str) -> str:
+    """Help from the schema itself: every key, type, default; no torch, no composition."""
+    import dataclasses
+
+    from harness.schema import FAMILIES, RunConfig
+    from harness.sweep import CONF
+
+    lines = []
+    for f in dataclasses.fields(RunConfig):
+        if f.name in FAMILIES:
+            for choice, cls in FAMILIES[f.name].items():
+                lines.append(
+                    f"  {f.name}={choice}: "
+                    + ", ".join(f"{f.name}.{g.name}={_default(g)}" for g in dataclasses.fields(cls))
+                )
+        elif f.default_factory is not dataclasses.MISSING:
+            section = f.default_factory()
+            lines.append("  " + ", ".join(f"{f.name}.{g.name}={_default(g)}" for g in dataclasses.fields(section)))
+        else:
+            lines.append(f"  {f.name}={_default(f)}")
+    return _HYDRA_HELP.format(
+        verb=verb,
+        what=what,
+        ladders=", ".join(sorted(p.stem for p in (CONF / "ladder").glob("*.yaml"))),
+        choices="; ".join(f"{k}={'|'.join(v)}" for k, v in FAMILIES.items()),
+        settings="\n".join(lines),
+    )
+
+
+def _default(f) -> str:
+    import dataclasses
+    from enum import Enum
+
+    value = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+    if isinstance(value, Enum):
+        return "|".join(m.value for m in type(value)) + f" (default {value.value})"
+    return "null" if value is None else str(value)
+
+
+def plan(arguments: list[str]) -> int:
+    """Print what a sweep would train and cost, and spend nothing."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            _hydra_help(
+                "plan", "Print N, tokens, steps, FLOP, predicted seconds and joules, disk, and totals; train nothing."
+            )
+        )
+        return 0
+    from harness.planning import plan_table
+    from harness.sweep import enumerate_runs
+
+    planned, _ = enumerate_runs(arguments)
+    print(plan_table(planned))
+    return 0
+
+
+def run(arguments: list[str]) -> int:
+    """Train a sweep; exit code 0 when every run is done."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            _hydra_help(
+                "run",
+                "Train every run of the sweep that is not done yet. Killed or stopped, it resumes where it stood.",
+            )
+        )
+        return 0
+    from harness.planning import check_rungs
+    from harness.sweep import enumerate_runs, launch
+
+    check_rungs(enumerate_runs(arguments)[0])
+    return launch(arguments)
+
+
+def status(arguments: list[str]) -> int:
+    """The runs of a study folder and how each stands; exit code 1 when any is not done."""
+    parser = _help("status", "The runs of a study folder and their states.")
+    parser.add_argument("study", help="a study folder, such as runs/cpu")
+    folder = _study(parser.parse_args(arguments).study)
+    from harness.sweep import folder_table
+
+    text, all_done = folder_table(folder)
+    print(text)
+    return 0 if all_done else 1
+
+
+def fit(arguments: list[str]) -> int:
+    """Fit every law that a study's records allow, write fits.json beside them, print the laws."""
+    parser = _help("fit", "Fit L(N, D), the frontier L(C), and the energy laws where energy was measured; writes fits.json.")
+    parser.add_argument("study", help="a study folder, such as runs/cpu")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="draws behind the intervals (default 1000)")
+    parser.add_argument("--delta", type=float, default=1e-3, help="Huber delta on log residuals (default 1e-3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--wandb", choices=["as-recorded", "online", "offline", "disabled"], default="as-recorded", help="mirror of the fit's summary run")
+    given = parser.parse_args(arguments)
+    folder = _study(given.study)
+    from harness import curves, laws
+
+    found, excluded = records.load(folder)
+    fits = curves.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
+    write_fits(folder, fits)
+    for name, one in fits.items():
+        print(f"{name}\n{laws.summary(one)}\n")
+    for name, reason in curves.unfitted(found, fits, excluded).items():
+        print(f"{name}: not fitted: {reason}")
+    if excluded:
+        print("left out: " + ", ".join(f"{n} {state}" for state, n in excluded.items()))
+    print(f"written: {folder / 'fits.json'}")
+    from harness.mirror_study import mirror_study
+
+    if note := mirror_study(folder, found, fits, given.wandb):
+        print(f"W&B: {note}")
+    return 0
+
+
+def write_fits(folder: Path, fits: dict) -> None:
+    records.write_json(folder / "fits.json", {"schema_version": records.SCHEMA_VERSION, "fits": fits})
+
+
+def load_fits(folder: Path) -> dict:
+    """The fits of a study folder; empty where `harness fit` has not run."""
+    from harness.laws.result import Fit
+
+    path = folder / "fits.json"
+    if not path.exists():
+        return {}
+    value = records.read_json(path).get("fits", {})
+    return {name: records.from_json(Fit, one, f"{path}: {name}") for name, one in value.items()}
+
+
+def report(arguments: list[str]) -> int:
+    """One self-contained page for one study, or several side by side."""
+    parser = _help("report", "Write report.html and its figures. Several studies are laid side by side.")
+    parser.add_argument("studies", nargs="+", metavar="STUDY", help="study folders, such as runs/cpu results/reference/cpu_full")
+    parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
+    given = parser.parse_args(arguments)
+    from harness.report.page import build_report
+
+    folders = [_study(s) for s in given.studies]
+    if len({f.resolve().name for f in folders}) < len(folders):
+        names = [str(f) for f in folders]
+    else:
+        names = [f.resolve().name for f in folders]
+    studies = [(name, *records.load(f), load_fits(f)) for name, f in zip(names, folders, strict=True)]
+    out = given.out or (folders[0] if len(folders) == 1 else Path("runs/compare"))
+    print(f"report: {build_report(studies, out)}")
+    return 0
+
+
+def reproduce(arguments: list[str]) -> int:
+    """Run a ladder into a fresh folder and compare it with the committed reference; exit code 1 where they differ."""
+    parser = _help("reproduce", "Run a ladder afresh, fit it, and compare exponents, floor and frontier with the committed reference.")
+    parser.add_argument("ladder", help="a ladder with a committed reference, such as cpu")
+    parser.add_argument("--runs", type=Path, help="folder for the fresh runs (default: a new one under runs/)")
+    given = parser.parse_args(arguments)
+    import time
+
+    from harness import curves
+    from harness.reproduce import compare, load_reference, quantities
+    from harness.sweep import launch
+
+    reference = load_reference(given.ladder)
+    runs = given.runs or Path("runs") / f"reproduce-{given.ladder}-{time.strftime('%Y%m%d-%H%M%S')}"
+    code = launch([f"+ladder={given.ladder}", f"paths.runs={runs}", f"seed={reference.seed}"])
+    if code:
+        return code
+    (folder,) = [p for p in runs.iterdir() if p.is_dir()]
+    found, excluded = records.load(folder)
+    fits = curves.fit_study(found, excluded, bootstrap=reference.bootstrap)
+    write_fits(folder, fits)
+    text, same = compare(reference, quantities(found, fits))
+    print(text)
+    print(f"reference: seed {reference.seed} of {given.ladder} on {reference.device}; bounds are three standard deviations over seeds {reference.seeds}")
+    print("reproduced" if same else "NOT reproduced")
+    return 0 if same else 1
+
+
+def export(arguments: list[str]) -> int:
+    """A run's end point as a Hugging Face checkpoint, or a study as a parquet table."""
+    parser = _help("export", "hf: a standard checkpoint with tokenizer from a run's folder. parquet: one row per point of a study.")
+    parser.add_argument("source", metavar="RUN|STUDY", help="a run's folder (hf) or a study's folder (parquet)")
+    parser.add_argument("--format", choices=["hf", "parquet"], required=True)
+    parser.add_argument("--tokens", type=int, help="hf: which point, by its tokens (default: the longest)")
+    parser.add_argument("--out", type=Path, help="where to write (default: hf/ in the run's folder, points.parquet in the study's)")
+    given = parser.parse_args(arguments)
+    from harness import exporting
+
+    source = _study(given.source)
+    if given.format == "parquet":
+        out = given.out or source / "points.parquet"
+        print(f"{exporting.to_parquet(source, out)} points: {out}")
+    else:
+        if not (source / "record.json").exists():
+            raise RecordError(f"{source} is not a finished run: it has no record.json. Give a run's folder, such as runs/cpu/0123456789ab.")
+        out = given.out or source / "hf"
+        point = exporting.to_hf(source, out, given.tokens)
+        print(f"{out}: point of {point.tokens:,} tokens, validation loss {point.loss_nat:.4f} nat")
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """Versions, GPUs, sensors, disk, W&B login, and what to do about each problem."""
+    parser = _help("doctor", "What this machine has, what is missing, and what to do about it.")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs will be written (default: runs)")
+    given = parser.parse_args(arguments)
+    from harness import doctor as examination
+
+    print(examination.text(examination.examine(given.runs)))
+    return 0
