@@ -1,0 +1,44 @@
+"""Reason codes of energy windows and the verdict that follows from them. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+INFO, SUSPECT, INVALID = "valid", "suspect", "invalid"
+
+EFFECT: dict[str, str] = {
+    "COUNTER_RESET": INVALID,  # two consecutive reads below an earlier one: driver reload, GPU reset, migration
+    "GPU_LOST": INVALID,  # NVML answered 15 or 16
+    "SAMPLER_DIED": INVALID,  # the sampler process ended inside the window
+    "SAMPLER_GAP": INVALID,  # no readings near an edge, or for too much of the window
+    "WINDOW_TOO_SHORT": INVALID,  # its 95 % interval is wider than the asked tolerance, or it holds under 3 ticks
+    "IMPLAUSIBLE": INVALID,  # more watts than 1.5 x the card's limit
+    "MIG_WHOLE_CARD": INVALID,  # the card is shared by MIG instances; joules are those of the whole card
+    "SOURCES_DISAGREE": SUSPECT,  # energy counter against power readings, or a counter that stands still under load
+    "NO_COUNTER": INFO,  # no energy counter: power readings were integrated
+    "INSTANT_ONLY": SUSPECT,  # integrated from readings that see a part of the time only
+    "NO_SOURCE": INVALID,  # nothing to read
+    "NO_PERMISSION": INVALID,
+    "NO_DRIVER": INVALID,
+    "UNCALIBRATED": INFO,  # the card's gain (about 5 %) was never checked against a reference
+    "CLOCK_STEP": INFO,  # the wall clock was set; windows are on the monotonic clock and do not move
+    "NO_POWERCAP": INVALID,  # RAPL: no such zones (virtual machine, not x86)
+    "PERMISSION": INVALID,  # RAPL: readable by root only
+    "MASKED": INVALID,  # RAPL: hidden by the container
+    "STUCK": INVALID,  # RAPL: the counter does not move
+    "GAP": INVALID,  # RAPL: so long between two reads that the counter may have wrapped unseen
+    "RESET": INVALID,  # RAPL: the counter went back and no wrap explains it
+    "METER_FAILED": INVALID,  # a bug of the meter; the log has its traceback
+}
+
+_RANK = {INFO: 0, SUSPECT: 1, INVALID: 2}
+SEVERITY = ("valid", "suspect", "invalid", "unmeasured")
+
+
+def verdict(codes: Iterable[str]) -> str:
+    """The worst effect among `codes`; "valid" without any. An unknown code is a KeyError: the table above is complete."""
+    return max((EFFECT[c] for c in codes), key=_RANK.__getitem__, default=INFO)
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    return max(verdicts, key=SEVERITY.index, default="valid")

@@ -1,0 +1,412 @@
+"""Joules of a window from the ticks of a counter, with a standard error and reason codes. Pure functions of `Series`.
+
+Value (E1): the counter, interpolated straight between the two ticks around each edge, so that neither edge is rounded to a
+tick. Integrals of instant (E2) and average power (E3) are set beside it and never mixed in; they take over only where a card
+has no counter. Standard error, J, one sigma (u_a, u_b: tick intervals around the edges; dP: power levels, highest minus lowest):
+    sub-tick   dP u / sqrt(90) for each edge   where in its tick interval the edge falls, and what the power did there
+    poll       P h / sqrt(3) per edge tick     h half-width of the time in which the tick was seen
+    cold edge  (u_a step_a + u_b step_b) / 6   bias where the power steps at an edge; added as an allowance, not corrected
+The gain of the card (about 5 % until calibrated) is common to all its windows and is not in the standard error.
+Not seen: whether the counter samples or integrates inside a tick, and its latency; both are properties of the card.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from harness import records
+from harness.power import codes as reasons
+from harness.power.series import Held, Series
+
+DEFAULT_TICK_S = 0.1  # until three ticks were seen
+BOXCAR_S = 1.0  # length of the mean behind "average" on Ampere to Hopper
+EDGE_S = 1.0  # how far beside an edge the power level is looked at
+POWER_FLOOR = 0.1  # dP is taken as at least this share of the mean power: levels inside a tick are not seen
+DISAGREE = 0.03  # relative difference of two sources that needs a word
+CHECK_FROM_S = 5.0  # shorter windows: the cross-check says nothing
+BLOCK = 5  # readings per block in the standard error of an integral of instant power
+Z95 = 1.96
+
+
+@dataclass
+class CardWindow:
+    """One card over one window: the value, what it is made of, and what stands beside it."""
+
+    energy_j: float | None = None
+    se_j: float | None = None
+    source: str | None = None
+    codes: list[str] = field(default_factory=list)
+    reason: str | None = None
+    duration_s: float = 0.0
+    e2_j: float | None = None  # integral of instant power
+    e3_j: float | None = None  # integral of average power
+    r2: float | None = None  # (E1 - E2) / E1
+    r3: float | None = None
+    ticks: int = 0
+    tick_period_s: float | None = None
+
+
+def window(
+    series: list[Series], a_ns: int, b_ns: int, tolerance: float, ended: bool = False
+) -> tuple[records.Measured, list[CardWindow]]:
+    """Energy of all cards over [a, b] (CLOCK_MONOTONIC), and each card's part. `ended`: the sampler writes no more.
+
+    A window that is merely too short for `tolerance` keeps its joules and error with the code WINDOW_TOO_SHORT and the
+    verdict invalid: parts of a sum may be short when the sum is not (`total` judges that again).
+    """
+    parts = [card_window(s, s.time_s(a_ns), s.time_s(b_ns), ended) for s in series]
+    return combine(parts, tolerance), parts
+
+
+def combine(parts: list[CardWindow], tolerance: float) -> records.Measured:
+    """Cards of one window added up: joules, standard errors in quadrature, union of codes."""
+    found = _union(c for p in parts for c in p.codes)
+    source = "+".join(_union(p.source for p in parts if p.source)) or None
+    missing = [p for p in parts if p.energy_j is None]
+    if missing:
+        reason = missing[0].reason or "no reading"
+        return records.Measured(source=source, verdict="invalid", codes=found, reason=reason)
+    energy = math.fsum(p.energy_j or 0.0 for p in parts)
+    se = math.hypot(*(p.se_j or 0.0 for p in parts))
+    duration = parts[0].duration_s
+    out = records.Measured(energy, se, power_w=energy / duration if duration > 0 else None, source=source, codes=found)
+    return _judge(out, tolerance)
+
+
+def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Measured:
+    """Sum of windows. Joules are None if any part's are; errors in quadrature; codes united; the worst verdict.
+
+    Short windows are judged again as a sum: WINDOW_TOO_SHORT stays only if 1.96 standard errors of the sum exceed `tolerance`.
+    """
+    if not parts:
+        return records.Measured(reason="no window was measured")
+    found = _union(c for p in parts for c in p.codes)
+    source = "+".join(_union(p.source for p in parts if p.source)) or None
+    missing = [p for p in parts if p.energy_j is None]
+    if missing:
+        more = f" (and {len(missing) - 1} more of {len(parts)} windows)" if len(missing) > 1 else ""
+        verdict = reasons.worst(p.verdict for p in parts)
+        return records.Measured(source=source, verdict=verdict, codes=found, reason=f"{missing[0].reason}{more}")
+    energy = math.fsum(p.energy_j or 0.0 for p in parts)
+    se = math.hypot(*(p.energy_se_j or 0.0 for p in parts))
+    seconds = [p.energy_j / p.power_w for p in parts if p.energy_j and p.power_w]
+    net = [p.energy_net_j for p in parts if p.energy_net_j is not None]
+    out = records.Measured(
+        energy_j=energy,
+        energy_se_j=se,
+        energy_net_j=math.fsum(net) if len(net) == len(parts) else None,
+        idle_power_w=parts[0].idle_power_w if len({p.idle_power_w for p in parts}) == 1 else None,
+        power_w=energy / math.fsum(seconds)
+        if len(seconds) == sum(1 for p in parts if p.energy_j) and seconds
+        else None,
+        source=source,
+        codes=[c for c in found if c != "WINDOW_TOO_SHORT"],
+    )
+    short = "WINDOW_TOO_SHORT" in found
+    return _judge(out, tolerance) if short else replace(out, verdict=reasons.verdict(out.codes))
+
+
+def refuse(measured: records.Measured, tolerance: float = 0.03) -> records.Measured:
+    """What a point of a fit may use: an invalid window's joules become None, in words; valid and suspect ones stay."""
+    if measured.energy_j is None or measured.verdict in ("valid", "suspect"):
+        return measured
+    reason = f"invalid: {', '.join(c for c in measured.codes if reasons.EFFECT[c] == reasons.INVALID)}"
+    if "WINDOW_TOO_SHORT" in measured.codes and measured.power_w and measured.energy_se_j is not None:
+        needed = Z95 * measured.energy_se_j / (tolerance * measured.power_w)
+        reason += (
+            f"; {measured.energy_j:.3g} J are known to ± {Z95 * measured.energy_se_j:.2g} J (95 %), wider than {tolerance:.1%}"
+            f" or from under 3 ticks; this power needs a window of {needed:.2g} s or more"
+        )
+    return replace(measured, energy_j=None, energy_se_j=None, energy_net_j=None, reason=reason)
+
+
+def card_window(s: Series, a: float, b: float, ended: bool = False) -> CardWindow:
+    """One card over [a, b], seconds of the segment."""
+    out = CardWindow(duration_s=b - a, codes=_standing_codes(s))
+    if b < a:
+        return _fail(out, "NO_SOURCE", f"the window ends {a - b:.3g} s before it begins")
+    out.tick_period_s = s.tick_period_s()
+    if s.trace:
+        return _from_trace(s, a, b, out)
+    if b == a:
+        out.energy_j, out.se_j = 0.0, 0.0
+        return out
+    if any(since is not None and since <= b and (until is None or until >= a) for since, until in s.lost):
+        return _fail(
+            out,
+            "GPU_LOST",
+            f"the card was lost during the window (NVML 15 or 16); at least {rising_j(s, a, b):.4g} J were used",
+        )
+    return _from_counter(s, a, b, out, ended) if s.has_counter else _from_power(s, a, b, out, ended)
+
+
+def rising_j(s: Series, a: float, b: float) -> float:
+    """Lower bound of what was used in [a, b]: what the counter is seen to rise inside, J; pieces of a reset added up."""
+    i, j = bisect_left(s.lo_s, a), bisect_right(s.hi_s, b)
+    return math.fsum(s.joule[k + 1] - s.joule[k] for k in range(i, j - 1) if s.piece[k] == s.piece[k + 1])
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+def _from_trace(s: Series, a: float, b: float, out: CardWindow) -> CardWindow:
+    assert s.trace is not None
+    shift = s.trace.t_s[0] - s.time_s(s.facts["trace"]["origin_ns"])
+    first, last = s.trace.energy_to(a + shift), s.trace.energy_to(b + shift)
+    out.source = "replay"
+    if first is None or last is None:
+        length = s.trace.t_s[-1] - s.trace.t_s[0]
+        return _fail(
+            out,
+            "NO_SOURCE",
+            f"the replayed trace is {length:.4g} s long and does not cover the window; use a longer one",
+        )
+    out.energy_j, out.se_j = last - first, 0.0
+    return out
+
+
+def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> CardWindow:
+    u = out.tick_period_s or DEFAULT_TICK_S
+    out.source = "rapl" if s.source == "rapl" else "nvml-counter"
+    n = len(s.hi_s)
+    ka, kb = bisect_right(s.hi_s, a) - 1, bisect_left(s.hi_s, b)
+    if ka + 1 < n and _tick(s, ka + 1, u)[0] <= a:
+        ka += 1
+    if kb < n and _tick(s, kb, u)[0] < b:
+        kb += 1
+    if ka < 0:
+        first = (
+            f"the first tick of the counter came {_tick(s, 0, u)[0] - a:.3g} s later"
+            if n
+            else "no tick of the counter was seen"
+        )
+        return _fail(out, "SAMPLER_GAP", f"nothing was read before the window began: {first}")
+    if kb >= n:
+        return _no_end(s, b, u, out, ended)
+    if s.piece[ka] != s.piece[kb]:
+        when, code = s.breaks[s.piece[ka]]
+        return _fail(
+            out, code, f"{_BROKEN[code]} {when - a:.3g} s into the window; at least {rising_j(s, a, b):.4g} J were used"
+        )
+    wide = s.energy_reads.inside(a - 2 * u, b + 2 * u, 5 * u)
+    at_edge = [g for g in wide if any(g[0] < e + 2 * u and g[1] > e - 2 * u for e in (a, b))]
+    missing = sum(min(h, b) - max(g, a) for g, h in wide if h > a and g < b)
+    if at_edge or missing > 0.05 * (b - a):
+        where = "at an edge of the window" if at_edge else f"for {missing:.3g} s of the window's {b - a:.3g} s"
+        return _fail(out, "SAMPLER_GAP", f"no counter readings {where}; at least {rising_j(s, a, b):.4g} J were used")
+
+    (ea, sa), (eb, sb) = _interpolate(s, ka, a, u), _interpolate(s, kb - 1, b, u)
+    energy = eb - ea
+    out.ticks = kb - ka - 1
+    out.energy_j = energy
+    spread = _spread(s, a - u, b + u, ka, kb, u)
+    mean = energy / (b - a)
+    levels = max(spread, POWER_FLOOR * mean)
+    if out.ticks < 3:
+        levels = max(levels, 0.5 * mean)
+        out.codes.append("WINDOW_TOO_SHORT")
+    edges = [(_tick(s, k + 1, u)[0] - _tick(s, k, u)[0], _edge_step(s, k, levels, mean, u)) for k in (ka, kb - 1)]
+    cold = sum(length * step for length, step in edges) / 6
+    out.se_j = math.hypot(*(levels * length / math.sqrt(90) for length, _ in edges), sa, sb, cold)
+    if s.facts.get("range_j") and energy <= 0:
+        return _fail(out, "STUCK", "the RAPL counter did not move during the window")
+    if not wide:
+        _cross_check(s, a, b, u, out)
+    return out
+
+
+_BROKEN = {
+    "COUNTER_RESET": "the energy counter went back (driver reload or GPU reset)",
+    "RESET": "the RAPL counter went back and no wrap explains it",
+    "GAP": "the RAPL counter may have wrapped unseen between two late reads",
+    "IMPLAUSIBLE": "the energy counter rose faster than the card can draw",
+}
+
+
+def _no_end(s: Series, b: float, u: float, out: CardWindow, ended: bool) -> CardWindow:
+    """Why there is no tick after the window's end."""
+    read_until = s.energy_reads.until_s or 0.0
+    if s.lost and s.lost[-1][1] is None:
+        return _fail(
+            out, "GPU_LOST", "the card was lost just after the window, before its last tick was read (NVML 15 or 16)"
+        )
+    if ended:
+        return _fail(
+            out,
+            "SAMPLER_DIED",
+            f"the sampler ended {b - (s.hi_s[-1] if s.hi_s else 0.0):.3g} s before the window did, or just after",
+        )
+    if s.hi_s and read_until - s.hi_s[-1] > 5 * u + 0.5:
+        power = s.instant.at(read_until) or s.average.at(read_until)
+        at = "" if power is None else f" while power reads {power:.4g} W"
+        return _fail(
+            out, "SOURCES_DISAGREE", f"the energy counter stands still since {read_until - s.hi_s[-1]:.3g} s{at}"
+        )
+    if s.denied:
+        return _fail(out, "NO_PERMISSION", "the driver refuses to read the counter (NVML 4)")
+    return _fail(
+        out, "SAMPLER_GAP", f"no counter reading past the window's end; the last was {b - read_until:+.3g} s before it"
+    )
+
+
+def _from_power(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> CardWindow:
+    """No counter: average power if there is one, else instant."""
+    u = DEFAULT_TICK_S
+    average = bool(s.average.w)
+    held = s.average if average else s.instant
+    old = s.facts.get("power_call") == "nvmlDeviceGetPowerUsage"
+    out.source = "nvml-average" if average else "nvml-power-usage" if old else "nvml-instant"
+    if not average:
+        out.codes.append("INSTANT_ONLY")
+    energy = held.integral(a, b)
+    until = s.power_reads.until_s or -1.0
+    if energy is None or until < b:
+        code = "SAMPLER_DIED" if ended and energy is not None else "NO_PERMISSION" if s.denied else "SAMPLER_GAP"
+        edge = "before the window began" if energy is None else "past the window's end"
+        return _fail(out, code, f"no power reading {edge}")
+    gaps = s.power_reads.inside(a, b, 5 * u)
+    if gaps:
+        return _fail(
+            out,
+            "SAMPLER_GAP",
+            f"no power readings for {sum(h - g for g, h in gaps):.3g} s around the window of {b - a:.3g} s",
+        )
+    out.energy_j = energy
+    out.ticks = int((b - a) / u)
+    if out.ticks < 3:
+        out.codes.append("WINDOW_TOO_SHORT")
+    smear = _average_se(held, a, b, u) if average or old else 0.0
+    looks = 0.0 if average else _instant_se(held, a, b, u)
+    floor = POWER_FLOOR * energy / (b - a) * u
+    out.se_j = math.hypot(smear, looks, floor)
+    return out
+
+
+# --- parts of the error bar ------------------------------------------------------------------------------------------
+def _tick(s: Series, k: int, u: float) -> tuple[float, float]:
+    """Time and half-width of tick k, s. After a late poll the value shown is that of the last update, at most u old."""
+    lo = s.lo_s[k] if s.points else max(s.lo_s[k], s.hi_s[k] - u)
+    return 0.5 * (lo + s.hi_s[k]), 0.5 * (s.hi_s[k] - lo)
+
+
+def _interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float]:
+    """Counter at `t` between ticks k and k + 1, J, and its standard error from when those ticks were seen."""
+    (t0, h0), (t1, h1) = _tick(s, k, u), _tick(s, k + 1, u)
+    x = (t - t0) / (t1 - t0)
+    slope = (s.joule[k + 1] - s.joule[k]) / (t1 - t0)
+    return s.joule[k] + x * (s.joule[k + 1] - s.joule[k]), slope * math.hypot((1 - x) * h0, x * h1) / math.sqrt(3)
+
+
+def _spread(s: Series, a: float, b: float, ka: int, kb: int, u: float) -> float:
+    """High minus low power in and just around the window, W: instant readings, and slopes of the counter beyond timing doubt."""
+    shown = s.instant.span(a, b)
+    by_readings = max(shown) - min(shown) if shown else 0.0
+    first, last = max(0, ka - 1), min(len(s.hi_s), kb + 2)
+    hi, joule, piece = np.array(s.hi_s[first:last]), np.array(s.joule[first:last]), np.array(s.piece[first:last])
+    lo = np.array(s.lo_s[first:last])
+    if not s.points:
+        lo = np.maximum(lo, hi - u)
+    same = np.diff(piece) == 0
+    rise, doubt = np.diff(joule)[same], 0.5 * ((hi - lo)[1:] + (hi - lo)[:-1])[same]
+    apart = np.diff(0.5 * (hi + lo))[same]
+    sure = apart > doubt
+    if not sure.any():
+        return by_readings
+    fastest = np.max(rise[sure] / (apart + doubt)[sure])
+    slowest = np.min(rise[sure] / (apart - doubt)[sure])
+    return max(by_readings, float(fastest - slowest))
+
+
+def _edge_step(s: Series, k: int, levels: float, mean: float, u: float) -> float:
+    """How far the power level steps at the edge between ticks k and k + 1, W; 0 for a level that merely fluctuates.
+
+    Where one side shows fewer than two tick intervals (the segment begins there, or nothing later was read yet) the
+    step is not known, and the whole spread of levels is assumed.
+    """
+    n = max(2, round(EDGE_S / u))
+    first, last = max(0, k - n), min(len(s.hi_s) - 1, k + 1 + n)
+    if k - first < 2 or last - (k + 1) < 2 or s.piece[first] != s.piece[last]:
+        return levels
+    before = (s.joule[k] - s.joule[first]) / (_tick(s, k, u)[0] - _tick(s, first, u)[0])
+    after = (s.joule[last] - s.joule[k + 1]) / (_tick(s, last, u)[0] - _tick(s, k + 1, u)[0])
+    step = abs(after - before)
+    return step if step > max(0.25 * levels, 0.05 * mean) else 0.0
+
+
+def _average_se(held: Held, a: float, b: float, u: float) -> float:
+    """A mean over the last `BOXCAR_S` smears each edge: half of that length times the range of the mean around the window."""
+    shown = held.span(a, b + BOXCAR_S + u)
+    return 0.5 * (BOXCAR_S + u) * (max(shown) - min(shown)) if shown else 0.0
+
+
+def _instant_se(held: Held, a: float, b: float, u: float) -> float:
+    """Looks of a part of each update: scatter of block means, J. Blind to a load locked to the update period."""
+    t = np.arange(a + u / 2, b, u)
+    w = np.array(held.w)[np.maximum(np.searchsorted(np.array(held.t_s), t, side="right") - 1, 0)]
+    edges = (float(np.ptp(w)) if len(w) else 0.0) * u / math.sqrt(6)
+    blocks = len(w) // BLOCK
+    if blocks < 4:
+        scatter = float(np.std(w)) * (b - a) if len(w) else 0.0
+    else:
+        means = w[: blocks * BLOCK].reshape(blocks, BLOCK).mean(axis=1)
+        scatter = float(np.std(means, ddof=1)) * (b - a) / math.sqrt(blocks)
+    return math.hypot(scatter, edges)
+
+
+def _cross_check(s: Series, a: float, b: float, u: float, out: CardWindow) -> None:
+    """Set E2, E3 beside E1. Agreement shows consistency of one sensor, no truth.
+
+    Instant readings miss most of the time on some cards, so a load locked to them makes E2 wrong while E1 and E3 are right:
+    the average decides where there is one.
+    """
+    assert out.energy_j is not None
+    assert out.se_j is not None
+    out.e2_j, out.e3_j = s.instant.integral(a, b), s.average.integral(a, b)
+    if out.energy_j <= 0:
+        return
+    limits: list[tuple[float, float]] = []
+    if out.e2_j is not None:
+        out.r2 = 1 - out.e2_j / out.energy_j
+        limits = [(out.r2, _instant_se(s.instant, a, b, u))]
+    if out.e3_j is not None:
+        out.r3 = 1 - out.e3_j / out.energy_j
+        limits = [(out.r3, _average_se(s.average, a, b, u))]
+    for r, se in limits:
+        if b - a >= CHECK_FROM_S and abs(r) > max(DISAGREE, 3 * math.hypot(out.se_j, se) / out.energy_j):
+            out.codes.append("SOURCES_DISAGREE")
+
+
+# --- codes -----------------------------------------------------------------------------------------------------------
+def _standing_codes(s: Series) -> list[str]:
+    """What holds for every window of this card."""
+    found = []
+    if s.source == "nvml":
+        found.append("UNCALIBRATED")
+        if not s.has_counter:
+            found.append("NO_COUNTER")
+        if s.facts.get("mig"):
+            found.append("MIG_WHOLE_CARD")
+    return found
+
+
+def _judge(measured: records.Measured, tolerance: float) -> records.Measured:
+    found = list(measured.codes)
+    energy, se = measured.energy_j or 0.0, measured.energy_se_j or 0.0
+    if "WINDOW_TOO_SHORT" not in found and Z95 * se > tolerance * energy:
+        found.append("WINDOW_TOO_SHORT")
+    return replace(measured, codes=found, verdict=reasons.verdict(found))
+
+
+def _fail(out: CardWindow, code: str, reason: str) -> CardWindow:
+    out.codes = _union([*out.codes, code])
+    out.energy_j = out.se_j = None
+    out.reason = f"{code}: {reason}"
+    return out
+
+
+def _union(items: Iterable[str]) -> list[str]:
+    """Distinct items in order of first appearance."""
+    return list(dict.fromkeys(items))

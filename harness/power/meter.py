@@ -1,0 +1,407 @@
+"""START HERE: the meter that a run holds. It starts the sampler, reads what it wrote, and answers in joules or with a reason.
+
+A meter never stops a run: what it cannot measure comes back as `Measured(energy_j=None, reason=…)`. Times are
+`time.monotonic_ns()`. Start it before CUDA is initialised and from the main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import records, schema
+from harness.power import estimate, replay, segment
+from harness.power.cards import UNMETERED
+from harness.power.sampler import Spec
+from harness.power.series import Series
+from harness.units import S_PER_NS
+
+log = logging.getLogger(__name__)
+
+START_WAIT_S = 10.0
+CLOSE_WAIT_S = 3.0
+STALE_S = 2.0  # a live reading older than this is none
+RESTARTS = 1
+REPLAY_PERIOD_S = 0.1
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_visible: str | None) -> Meter:
+    """The meter of one attempt of a run; its files go to `folder`. Nothing runs before `start`.
+
+    `cuda_visible` is the value of CUDA_VISIBLE_DEVICES (None: not set): all cards it shows are metered and added up.
+    Raises ConfigError for a replay file that is missing or no trace; everything else becomes `Meter.reason`.
+    """
+    spec = Spec(source="", path="", period_s=0.0, parent_pid=os.getpid(), attempt=attempt, index=0, follow_thread=True)
+    match config:
+        case schema.NvmlConfig():
+            spec.source, spec.period_s = "nvml", config.period_s
+            spec.cuda_visible, spec.mig_whole_card = cuda_visible, config.mig_whole_card
+            return Meter(spec, folder.absolute(), tolerance=config.tolerance)
+        case schema.RaplConfig():
+            spec.source, spec.period_s, spec.root = "rapl", config.period_s, config.root
+            return Meter(spec, folder.absolute(), tolerance=schema.NvmlConfig.tolerance)
+        case schema.ReplayConfig():
+            replay.load(Path(config.path))
+            spec.source, spec.period_s, spec.trace = "replay", REPLAY_PERIOD_S, str(Path(config.path).absolute())
+            return Meter(spec, folder.absolute(), tolerance=schema.NvmlConfig.tolerance)
+        case schema.UnmeteredConfig():
+            return Meter(None, folder.absolute(), tolerance=schema.NvmlConfig.tolerance, reason=config.reason)
+    raise TypeError(f"no meter for {type(config).__name__}")
+
+
+@dataclass
+class Segment:
+    """One sampler's file, read so far, and what was made of it."""
+
+    path: Path
+    reader: segment.Reader = field(init=False)
+    series: list[Series] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+    ended: bool = False  # nothing more will be written
+
+    def __post_init__(self) -> None:
+        self.reader = segment.Reader(self.path)
+
+    def poll(self) -> None:
+        """Take in what was written since; notice the end of the process before reading, so that nothing is missed."""
+        ended = self.process is None or self.process.poll() is not None
+        rows = self.reader.poll()
+        if not self.series and self.reader.header is not None:
+            self.series = [Series(self.reader.header, i) for i in range(len(self.reader.header["cards"]))]
+        for row in rows:
+            if 0 <= row.card < len(self.series):
+                self.series[row.card].add(row)
+        self.ended = ended
+
+    @property
+    def begin_ns(self) -> int | None:
+        """When the last of its cards was first known, ns; None before that."""
+        starts = [s.begin_s() for s in self.series]
+        known = [t for t in starts if t is not None]
+        return (
+            self.series[0].origin_ns + math.ceil(max(known) / S_PER_NS) if known and len(known) == len(starts) else None
+        )
+
+    @property
+    def last_ns(self) -> int | None:
+        """Until when all cards are known, ns: their last tick, or reading."""
+        ends = [s.end_s() for s in self.series]
+        known = [t for t in ends if t is not None]
+        return (
+            self.series[0].origin_ns + math.floor(min(known) / S_PER_NS) if known and len(known) == len(ends) else None
+        )
+
+
+class Meter:
+    """Energy of one attempt. See the module's text; one class for all sources."""
+
+    def __init__(self, spec: Spec | None, folder: Path, *, tolerance: float, reason: str | None = None) -> None:
+        self.reason = reason
+        self.folder = folder
+        self._spec = spec
+        self._tolerance = tolerance
+        self._code: str | None = None  # reason code that goes with `reason`
+        self._segments: list[Segment] = []
+        self._restarts = 0
+        self._closed = False
+        self._problems: list[str] = []
+        self._worst_r2 = self._worst_r3 = 0.0
+        self._seen_codes: dict[str, int] = {}
+
+    # --- life ----------------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Start the sampler and wait until it reads, at most 10 s; else the run goes on unmeasured, with `reason` set."""
+        if self._spec is None or self._segments:
+            return
+        self._spec.trace_origin_ns = time.monotonic_ns()
+        try:
+            current = self._spawn(self._spec)
+        except OSError as e:
+            self._unmeasured("NO_SOURCE", f"the sampler could not be started: {e}. {UNMETERED}")
+            return
+        end = time.monotonic() + START_WAIT_S
+        while time.monotonic() < end:
+            current.poll()
+            if current.reader.refused is not None:
+                self._unmeasured(current.reader.refused["code"], current.reader.refused["reason"])
+                return
+            if current.reader.ready:
+                return
+            if current.ended:
+                self._unmeasured("NO_SOURCE", f"the sampler process ended at once: {self._last_words()}. {UNMETERED}")
+                return
+            time.sleep(0.005)
+        if current is not None:
+            self._kill(current)
+            self._unmeasured(
+                "NO_SOURCE",
+                f"the sampler did not read anything within {START_WAIT_S:g} s: {self._last_words()}. {UNMETERED}",
+            )
+
+    def _spawn(self, spec: Spec) -> Segment:
+        """Start a sampler on a new file; raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        taken = segment.find(self.folder, spec.attempt)
+        spec.index = 1 + max((int(p.name.split(".")[1][1:]) for p in taken), default=-1)
+        path = segment.path_of(self.folder, spec.attempt, spec.index)
+        spec.path = str(path)
+        spec.parent_pid = os.getpid()
+        spec.follow_thread = threading.current_thread() is threading.main_thread()
+        # -P: a folder named harness in the working directory is not this package.
+        paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+        command = [sys.executable, "-P", "-m", "harness.power.sampler", spec.argument()]
+        with (self.folder / "sampler.log").open("ab") as errors:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+            )
+        found = Segment(path, process=process)
+        self._segments.append(found)
+        return found
+
+    def close(self) -> None:
+        """Stop the sampler after one more tick and gather all segments of the run into power.parquet, beside the raw files."""
+        if self._closed:
+            return
+        self._closed = True
+        for s in self._segments:
+            if s.process is None:
+                continue
+            if s.process.stdin is not None:
+                s.process.stdin.close()
+            try:
+                s.process.wait(CLOSE_WAIT_S)
+            except subprocess.TimeoutExpired:
+                self._problems.append("the sampler did not leave when asked and was killed")
+                self._kill(s)
+            s.poll()
+        log_file = self.folder / "sampler.log"
+        if log_file.is_file() and log_file.stat().st_size == 0:
+            log_file.unlink()
+        if self._segments:
+            self._compact()
+
+    def _compact(self) -> None:
+        from harness.power import table  # pyarrow is slow to import, and a run that was never closed does not need it
+
+        try:
+            table.write(self.folder)
+        except OSError as e:
+            self._problems.append(f"power.parquet was not written ({e}); the raw segments are complete")
+
+    def _kill(self, s: Segment) -> None:
+        if s.process is not None:
+            s.process.kill()
+            s.process.wait()
+            if s.process.stdin is not None:
+                s.process.stdin.close()
+
+    def _unmeasured(self, code: str, reason: str) -> None:
+        self._code, self.reason = code, reason
+        log.warning("energy is not measured: %s", reason)
+
+    def _last_words(self) -> str:
+        try:
+            lines = (self.folder / "sampler.log").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "it said nothing"
+
+    # --- answers -------------------------------------------------------------------------------------------------------
+    def energy(self, t_a_ns: int, t_b_ns: int, wait_s: float = 0.5) -> records.Measured:
+        """Energy between two moments of this attempt; waits up to `wait_s` for the first reading after `t_b_ns`."""
+        if self.reason is not None or not self._segments:
+            return self._nothing()
+        try:
+            return self._energy(t_a_ns, t_b_ns, wait_s)
+        except Exception as e:  # a bug here must not end a run of days; it is logged whole and named in the record
+            log.exception("the meter failed on a window")
+            return records.Measured(
+                verdict="invalid", codes=["METER_FAILED"], reason=f"METER_FAILED: {type(e).__name__}: {e}"
+            )
+
+    def _energy(self, a_ns: int, b_ns: int, wait_s: float) -> records.Measured:
+        self._refresh()
+        self._poke()
+        end = time.monotonic() + wait_s
+        while True:
+            s = self._segment_at(a_ns)
+            covered = bool(s.series) and all(c.covers(c.time_s(b_ns)) for c in s.series)
+            if covered or s.ended or time.monotonic() >= end:
+                break
+            time.sleep(0.005)
+            self._refresh()
+        if not s.series:
+            return records.Measured(
+                verdict="invalid",
+                codes=["SAMPLER_DIED"],
+                reason="SAMPLER_DIED: the sampler wrote nothing for this window",
+            )
+        measured, parts = estimate.window(s.series, a_ns, b_ns, self._tolerance, s.ended)
+        for event in s.reader.events:
+            if a_ns <= event["mono_ns"] <= b_ns and event["code"] not in measured.codes:
+                measured.codes.append(event["code"])
+        for part in parts:
+            self._worst_r2 = max(self._worst_r2, part.r2 or 0.0, -(part.r2 or 0.0))
+            self._worst_r3 = max(self._worst_r3, part.r3 or 0.0, -(part.r3 or 0.0))
+        for code in measured.codes:
+            self._seen_codes[code] = self._seen_codes.get(code, 0) + 1
+        return measured
+
+    def total_j(self) -> float | None:
+        """Joules from the first to the latest tick, provisional; None where something in between was not measured."""
+        if self.reason is not None or not self._segments:
+            return None
+        self._refresh()
+        known = [w for w in (s.so_far_j() for s in self._segments[0].series) if w is not None]
+        if len(self._segments) > 1 or not known or len(known) < len(self._segments[0].series):
+            return None
+        return math.fsum(known)
+
+    def power_w(self) -> float | None:
+        """The latest reading, all cards added, W; None where there is none of the last 2 s."""
+        if self.reason is not None or not self._segments:
+            return None
+        self._refresh()
+        current = self._segments[-1]
+        now = time.monotonic_ns()
+        found = [s.latest_w(s.time_s(now), STALE_S) for s in current.series]
+        known = [w for w in found if w is not None]
+        return math.fsum(known) if known and len(known) == len(found) else None
+
+    def recover(self, attempt: int, after_ns: int) -> records.Measured:
+        """Energy of an earlier attempt from `after_ns` (its clock) to its sampler's last reading, from the files.
+
+        For work that was lost in a kill and is done again. A boot in between does not matter: both ends lie in one segment.
+        """
+        try:
+            return self._recover(attempt, after_ns)
+        except Exception as e:  # as in `energy`
+            log.exception("the meter failed to recover attempt %d", attempt)
+            return records.Measured(
+                verdict="invalid", codes=["METER_FAILED"], reason=f"METER_FAILED: {type(e).__name__}: {e}"
+            )
+
+    def _recover(self, attempt: int, after_ns: int) -> records.Measured:
+        if self._spec is None:
+            return self._nothing()
+        found = [Segment(p) for p in segment.find(self.folder, attempt)]
+        for s in found:
+            s.poll()
+        found = [s for s in found if s.begin_ns is not None]
+        if not found:
+            return records.Measured(reason=f"attempt {attempt} left no power readings")
+        parts = []
+        for i, s in enumerate(found):
+            begin, last = s.begin_ns, s.last_ns
+            assert begin is not None
+            if last is None or last <= after_ns:
+                continue
+            if after_ns < begin and i > 0:
+                gap = "SAMPLER_DIED: the sampler of attempt {} ended and was started again in between"
+                parts.append(records.Measured(verdict="invalid", codes=["SAMPLER_DIED"], reason=gap.format(attempt)))
+            measured, _ = estimate.window(
+                s.series, after_ns if i == 0 else max(after_ns, begin), last, self._tolerance, True
+            )
+            parts.append(measured)
+        if not parts:
+            return records.Measured(
+                verdict="invalid",
+                codes=["SAMPLER_DIED"],
+                reason=f"the readings of attempt {attempt} end before the lost work",
+            )
+        return parts[0] if len(parts) == 1 else estimate.total(parts, self._tolerance)
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of the meter, JSON-able: source, cards, sampler statistics, codes met. `reason` if unmetered."""
+        out: dict[str, Any] = {"source": self._spec.source if self._spec else "unmetered", "reason": self.reason}
+        if self.reason is not None or not self._segments:
+            return out
+        self._refresh()
+        readers = [s.reader for s in self._segments]
+        stats = [r.stats for r in readers if r.stats]
+        histogram: dict[int, int] = {}
+        for st in stats:
+            for key, count in st["gap_hist"].items():
+                histogram[int(key)] = histogram.get(int(key), 0) + count
+        head = next((r.header for r in readers if r.header), None)
+        cards = [{k: v for k, v in c.items() if k != "trace"} for c in head["cards"]] if head else []
+        current = [s for s in self._segments if s.series]
+        return {
+            **out,
+            "boundary": {"nvml": "gpu_board", "rapl": "cpu_pkg+dram of the whole host"}.get(
+                out["source"], out["source"]
+            ),
+            "cards": cards,
+            "period_s": self._spec.period_s if self._spec else None,
+            "tolerance": self._tolerance,
+            "segments": len(self._segments),
+            "samples": sum(st["polls"] for st in stats),
+            "rows": sum(st["rows"] for st in stats),
+            "missed_deadlines": sum(st["missed"] for st in stats),
+            "gap_p99_s": _p99_s(histogram),
+            "sampler_cpu_s": math.fsum(st["cpu_s"] for st in stats),
+            "bad_reads": sum(s.bad_reads for seg in current for s in seg.series),
+            "damaged_lines": sum(r.damaged for r in readers),
+            "lost_lines": sum(st["lost_lines"] for st in stats),
+            "tick_period_s": [s.tick_period_s() for s in current[-1].series] if current else [],
+            "exclusive_lock": head["locked"] if head else None,
+            "worst_r2": self._worst_r2,
+            "worst_r3": self._worst_r3,
+            "codes": dict(self._seen_codes),
+            "problems": list(self._problems),
+        }
+
+    # --- parts ---------------------------------------------------------------------------------------------------------
+    def _nothing(self) -> records.Measured:
+        reason = self.reason or "the meter was not started"
+        return records.Measured(reason=reason, codes=[self._code] if self._code else [])
+
+    def _refresh(self) -> None:
+        """Read on; put a sampler that ended into its successor, once."""
+        current = self._segments[-1]
+        current.poll()
+        if not current.ended or self._closed or self._restarts >= RESTARTS or self._spec is None:
+            return
+        self._restarts += 1
+        self._problems.append(f"the sampler ended and was started again: {self._last_words()}")
+        log.warning("the power sampler ended unasked; starting another one")
+        try:
+            self._spawn(self._spec)
+        except OSError as e:
+            self._problems.append(f"the sampler could not be started again: {e}")
+
+    def _poke(self) -> None:
+        """Ask a slow source for a reading now, so that the window's end need not wait for its next period."""
+        process = self._segments[-1].process
+        if self._spec and self._spec.source == "rapl" and process and process.stdin and not self._closed:
+            try:
+                process.stdin.write(b".")
+                process.stdin.flush()
+            except OSError:
+                return  # it has ended; `_refresh` deals with that
+
+    def _segment_at(self, a_ns: int) -> Segment:
+        """The latest segment that was reading at `a_ns`; else the first."""
+        begun = [s for s in self._segments if s.begin_ns is not None and s.begin_ns <= a_ns]
+        return begun[-1] if begun else self._segments[0]
+
+
+def _p99_s(histogram: dict[int, int]) -> float | None:
+    """99th percentile of the gaps between polls of a card, s, from bins of a tenth of their size."""
+    count = sum(histogram.values())
+    seen = 0
+    for key in sorted(histogram):
+        seen += histogram[key]
+        if seen >= 0.99 * count:
+            return 1.1**key / 1000
+    return None

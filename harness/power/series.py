@@ -1,0 +1,275 @@
+"""Rows of a segment folded, one by one, into what the estimator needs: ticks of the counter, held power, gaps, resets. Pure.
+
+Times are float seconds since the segment's `origin_ns`; energy is J, power W: units are converted here, once. A *tick* is the
+first poll that shows a new counter value: the sensor moved somewhere in (lo, hi], between the poll before and this one. A
+*piece* is a stretch in which the counter only rises; a reset begins a new one.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_right
+from typing import Any
+
+from harness.power.replay import Trace
+from harness.power.segment import Row
+from harness.power.source import GPU_GONE, OK
+from harness.units import S_PER_NS
+
+UNKNOWN_LIMIT_W = 5000.0  # no board draws this; the bound where a card does not tell its power limit
+IMPLAUSIBLE_FACTOR = 1.5  # of the enforced limit
+
+
+class Held:
+    """A power reading that stands until the next one: a step function with its running integral."""
+
+    def __init__(self) -> None:
+        self.t_s, self.w, self.joule = array("d"), array("d"), array("d")
+
+    def add(self, t_s: float, w: float) -> None:
+        if self.t_s:
+            self.joule.append(self.joule[-1] + self.w[-1] * (t_s - self.t_s[-1]))
+        else:
+            self.joule.append(0.0)
+        self.t_s.append(t_s)
+        self.w.append(w)
+
+    def at(self, t_s: float) -> float | None:
+        """Watts shown at `t_s`; None before the first reading."""
+        i = bisect_right(self.t_s, t_s) - 1
+        return None if i < 0 else self.w[i]
+
+    def integral(self, a_s: float, b_s: float) -> float | None:
+        """Joules over [a, b], the last reading held; None where `a` lies before the first reading."""
+        i, j = bisect_right(self.t_s, a_s) - 1, bisect_right(self.t_s, b_s) - 1
+        if i < 0:
+            return None
+        to_a = self.joule[i] + self.w[i] * (a_s - self.t_s[i])
+        return self.joule[j] + self.w[j] * (b_s - self.t_s[j]) - to_a
+
+    def span(self, a_s: float, b_s: float) -> array[float]:
+        """All watts shown at some time in [a, b]."""
+        i, j = max(0, bisect_right(self.t_s, a_s) - 1), bisect_right(self.t_s, b_s)
+        return self.w[i:j]
+
+
+class Coverage:
+    """When reads of one quantity succeeded: the latest time, and every stretch without a good read longer than `least_s`."""
+
+    def __init__(self, least_s: float) -> None:
+        self.least_s = least_s
+        self.until_s: float | None = None
+        self.gaps: list[tuple[float, float]] = []
+        self._good = False
+
+    def add(self, prev_s: float, t_s: float, good: bool) -> None:
+        """One row: the polls since the row before went like that one, up to `prev_s`."""
+        if self._good and self.until_s is not None:
+            self.until_s = max(self.until_s, prev_s)
+        if good:
+            if self.until_s is not None and t_s - self.until_s > self.least_s:
+                self.gaps.append((self.until_s, t_s))
+            self.until_s = t_s
+        self._good = good
+
+    def inside(self, a_s: float, b_s: float, longer_s: float) -> list[tuple[float, float]]:
+        """Gaps longer than `longer_s` that overlap [a, b]."""
+        return [(g, h) for g, h in self.gaps if h - g > longer_s and g < b_s and h > a_s]
+
+
+class Series:
+    """One card of one segment. `add` takes rows in order; everything else reads."""
+
+    def __init__(self, header: dict[str, Any], card: int) -> None:
+        self.facts: dict[str, Any] = header["cards"][card]
+        self.source: str = header["source"]
+        self.points: bool = header["counter"] == "points"
+        self.period_s: float = header["period_s"]
+        self.origin_ns: int = header["origin_ns"]
+        self._energy_unit_j: float = header["energy_unit_j"]
+        self._power_unit_w: float = header["power_unit_w"]
+        trace = self.facts.get("trace")
+        self.trace = Trace.of(list(trace["t_s"]), list(trace["power_w"])) if trace else None
+        support = self.facts.get("support", {"energy": OK})
+        self.has_counter: bool = support["energy"] == OK
+        self.limit_w: float | None = self.facts["limit_w"]
+        self.bound_w: float = IMPLAUSIBLE_FACTOR * self.limit_w if self.limit_w else UNKNOWN_LIMIT_W
+        if self.trace:
+            self.bound_w = math.inf
+        # ticks
+        self.lo_s, self.hi_s, self.joule = array("d"), array("d"), array("d")
+        self.piece = array("l")
+        self.breaks: list[tuple[float, str]] = []  # time and code of what ended piece i
+        self.shown_j: list[tuple[float, float]] = []  # per piece: first and last counter value shown
+        # power
+        self.instant, self.average = Held(), Held()
+        self.energy_reads, self.power_reads = Coverage(3 * self.period_s), Coverage(3 * self.period_s)
+        self.lost: list[list[float | None]] = []  # [from, to], `to` None while it lasts
+        self.bad_reads = 0  # zeros, spikes and power beyond the bound, dropped
+        self.denied = False  # a read was refused for lack of permission
+        self._doubt: tuple[float, float, float] | None = None  # lo, hi, value of a counter read that does not fit
+        self._was_good = False  # the last row's counter read
+        self._seq = 0
+        self._wrapped_j = 0.0  # RAPL: whole ranges passed so far
+
+    def time_s(self, ns: int) -> float:
+        return (ns - self.origin_ns) * S_PER_NS
+
+    # --- folding -------------------------------------------------------------------------------------------------------
+    def add(self, row: Row) -> None:
+        t, prev = self.time_s(row.mid_ns), self.time_s(row.prev_ns)
+        self._note_loss(row, t)
+        self._add_power(row, prev, t)
+        good = row.rc_energy == OK and row.energy is not None
+        if row.seq != self._seq + 1:
+            self._was_good = False  # a row was lost: what the polls since the last one said is unknown
+        self._seq = row.seq
+        # The poll before this row still showed the old value, if it was a good one.
+        last_good = prev if self._was_good else self.energy_reads.until_s
+        self.energy_reads.add(prev, t, good)
+        if good and row.energy is not None:
+            if self.points:
+                self._add_energy(self.time_s(row.t0_ns), self.time_s(row.t1_ns), row.energy * self._energy_unit_j)
+            else:
+                self._add_energy(t if last_good is None else last_good, t, row.energy * self._energy_unit_j)
+        self._was_good = good
+
+    def _note_loss(self, row: Row, t: float) -> None:
+        gone = row.rc_energy in GPU_GONE or row.rc_instant in GPU_GONE or row.rc_average in GPU_GONE
+        open_loss = bool(self.lost) and self.lost[-1][1] is None
+        if gone and not open_loss:
+            self.lost.append([t, None])
+        elif not gone and open_loss:
+            self.lost[-1][1] = t
+        self.denied = self.denied or 4 in (row.rc_energy, row.rc_instant, row.rc_average)
+
+    def _add_power(self, row: Row, prev: float, t: float) -> None:
+        any_good = False
+        for held, value, rc in (
+            (self.instant, row.instant, row.rc_instant),
+            (self.average, row.average, row.rc_average),
+        ):
+            if rc != OK or value is None:
+                continue
+            watts = value * self._power_unit_w
+            # NVML reads 0 for "not supported" and has returned kilowatts of garbage with success.
+            if watts > self.bound_w or (watts <= 0 and not self.trace):
+                self.bad_reads += 1
+                continue
+            any_good = True
+            if not held.w or held.w[-1] != watts:
+                held.add(t if not held.w else 0.5 * (max(prev, held.t_s[-1]) + t), watts)
+        self.power_reads.add(prev, t, any_good)
+
+    def _add_energy(self, lo: float, hi: float, value: float) -> None:
+        value += self._wrapped_j
+        if self._doubt is not None:
+            doubtful, self._doubt = self._doubt, None
+            last = self.shown_j[-1][1]
+            if doubtful[2] < last and value < last:
+                self._break(doubtful, "RESET" if self.source == "rapl" else "COUNTER_RESET")
+            elif doubtful[2] > last and value >= doubtful[2]:
+                self._break(doubtful, "IMPLAUSIBLE")
+            else:
+                self.bad_reads += 1
+        if not self.shown_j:
+            self.shown_j.append((value, value))
+            if self.points:
+                self._tick(lo, hi, value)
+            return
+        last = self.shown_j[-1][1]
+        if range_j := self.facts.get("range_j"):
+            elapsed = lo - self.hi_s[-1]
+            if elapsed > range_j / self.facts["wrap_power_w"]:  # a wrap could have gone unseen
+                self._break((lo, hi, value), "GAP")
+                return
+            if value < last and value + range_j - last <= self.facts["max_w"] * elapsed:
+                self._wrapped_j += range_j
+                value += range_j
+        if value < last or value - last > self.bound_w * self._since_last(hi):
+            self._doubt = (lo, hi, value)
+        elif value > last or self.points:
+            self._tick(lo, hi, value)
+
+    def _since_last(self, hi: float) -> float:
+        """Longest time in which the counter can have gathered what it shows at `hi` beyond its last value, s."""
+        if self.hi_s and self.piece[-1] == len(self.breaks):
+            return hi - self.lo_s[-1]
+        return hi + 1.0  # no tick yet: since the segment began, and up to one update before it
+
+    def _tick(self, lo: float, hi: float, value: float) -> None:
+        self.lo_s.append(lo)
+        self.hi_s.append(hi)
+        self.joule.append(value)
+        self.piece.append(len(self.breaks))
+        self.shown_j[-1] = (self.shown_j[-1][0], value)
+
+    def _break(self, doubtful: tuple[float, float, float], code: str) -> None:
+        lo, hi, value = doubtful
+        self.breaks.append((0.5 * (lo + hi), code))
+        self.shown_j.append((value, value))
+        if self.points:
+            self._tick(lo, hi, value)
+
+    # --- reading -------------------------------------------------------------------------------------------------------
+    def tick_period_s(self) -> float | None:
+        """The counter's update period: median spacing of the latest ticks; None with fewer than 3 of them.
+
+        Not the minimum, which a single late poll halves. No shorter than the polling period can show.
+        """
+        n = len(self.hi_s)
+        if n < 3:
+            return None
+        first = max(0, n - 256)
+        spacings = sorted(
+            self.hi_s[i + 1] - self.hi_s[i] for i in range(first, n - 1) if self.piece[i] == self.piece[i + 1]
+        )
+        return spacings[len(spacings) // 2] if spacings else None
+
+    def begin_s(self) -> float | None:
+        """From when on energy is known; None if nothing was read yet."""
+        if self.trace:
+            return self.time_s(self.facts["trace"]["origin_ns"])
+        if self.has_counter:
+            return self.hi_s[0] if self.hi_s else None
+        held = self.average if self.average.w else self.instant
+        return held.t_s[0] if held.t_s else None
+
+    def end_s(self) -> float | None:
+        """Until when energy is known. A tick lies before the poll that showed it: its early end is safe."""
+        if self.trace:
+            return self.energy_reads.until_s
+        if self.has_counter:
+            return self.lo_s[-1] if self.lo_s else None
+        return self.power_reads.until_s
+
+    def so_far_j(self) -> float | None:
+        """Provisional joules from the beginning to the latest reading; None where something in between was not measured."""
+        begin, end = self.begin_s(), self.end_s()
+        if begin is None or end is None or end <= begin or self.breaks or self.lost:
+            return None
+        if self.trace:
+            return self.trace.energy_to(self.trace.t_s[0] + end - begin)
+        if self.has_counter:
+            return self.joule[-1] - self.joule[0]
+        return (self.average if self.average.w else self.instant).integral(begin, end)
+
+    def latest_w(self, now_s: float, stale_s: float) -> float | None:
+        """The latest power, W; None if it is older than `stale_s`."""
+        until = self.power_reads.until_s
+        if until is not None and now_s - until < stale_s:
+            return self.instant.at(until) or self.average.at(until)
+        if self.points and len(self.hi_s) > 1 and now_s - self.hi_s[-1] < stale_s and self.piece[-1] == self.piece[-2]:
+            return (self.joule[-1] - self.joule[-2]) / (self.hi_s[-1] - self.hi_s[-2])
+        return None
+
+    def covers(self, b_s: float) -> bool:
+        """Whether what was read so far reaches past `b_s`, so that waiting longer tells nothing new about a window ending there."""
+        if self.trace:
+            return True
+        if self.lost and self.lost[-1][1] is None:
+            return True
+        if self.has_counter:
+            return bool(self.lo_s) and self.lo_s[-1] >= b_s
+        return (self.power_reads.until_s or -1.0) >= b_s
