@@ -157,20 +157,22 @@ def frontier_points(t: PointTable, x: str = "train_flop") -> tuple[PointTable, A
     """Points on the lower envelope of loss against `x`, and for each whether its rung is neither smallest nor largest.
 
     Each rung's seed-mean points are joined by straight lines in log-log space. A point is on the frontier when at least
-    one other rung was run at that `x` and none lies below it: without a rival nothing says that the point is the best.
+    one other rung was run at that `x` and none lies below it, there or at less: without a rival nothing says that the
+    point is the best.
     """
     m = seed_means(t)
     m = m.where(np.isfinite(getattr(m, x)) & (getattr(m, x) > 0))
     if not len(m):
         return m, np.zeros(0, dtype=bool)
     ln_x, ln_loss = np.log(getattr(m, x)), np.log(m.loss_nat)
-    rivals = np.full((len(m.rungs()), len(m)), np.nan)
+    rivals, compared = np.full((len(m.rungs()), len(m)), np.nan), np.zeros(len(m), dtype=bool)
     for k, rung in enumerate(m.rungs()):
         own = np.flatnonzero(m.rung == rung)
         own = own[np.argsort(ln_x[own])]
-        rivals[k] = np.interp(ln_x, ln_x[own], ln_loss[own], left=np.nan, right=np.nan)
+        rivals[k] = np.interp(ln_x, ln_x[own], ln_loss[own], left=np.nan)  # past its last point a rung keeps its loss
         rivals[k, own] = np.nan
-    compared = np.isfinite(rivals).any(axis=0)
+        run_there = (ln_x >= ln_x[own[0]]) & (ln_x <= ln_x[own[-1]]) & (m.rung != rung)
+        compared |= run_there
     lowest = np.where(compared, np.nanmin(np.where(np.isfinite(rivals), rivals, np.inf), axis=0), -np.inf)
     front = m.where(ln_loss <= lowest)
     front = front.where(np.argsort(getattr(front, x), kind="stable"))

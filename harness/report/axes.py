@@ -127,10 +127,19 @@ def theme(ink: str, background: str | None) -> dict[str, Any]:
         "background": background,
         "font": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
         "view": {"stroke": None},
-        "mark": {"color": ink},  # of marks that stand for no series: laws, bands, references
+        # Marks that stand for no series: laws, bands, references
+        "mark": {"color": ink},
+        "rule": {"color": ink},
+        "text": {"color": ink},
         "axis": text
         | line
-        | {"tickOpacity": 0.5, "titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": True},
+        | {
+            "tickOpacity": 0.5,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+            "labelOverlap": "greedy",
+            "labelSeparation": 8,
+        },
         "legend": text | {"orient": "bottom", "titleFontWeight": "normal", "columns": 7, "symbolOpacity": 1},
         "style": {
             "law": {"stroke": ink, "strokeWidth": 1.5, "strokeDash": [6, 4]},

@@ -87,7 +87,7 @@ def thin(rows: Sequence[Row], limit: int = MAX_ROWS) -> list[Row]:
 def _marks(rows: Sequence[Row], x: Axis, y: Axis, series: Series, tips: dict[str, str]) -> alt.Chart:
     tooltip = [alt.Tooltip("series", type="nominal", title=series.by), alt.Tooltip("run", type="nominal")]
     tooltip += [alt.Tooltip(f, type="quantitative", title=t, format=".4~g") for f, t in tips.items()]
-    mark = alt.Chart(_data(thin(rows))).mark_point(filled=True, size=42, opacity=0.85)
+    mark = alt.Chart(_data(thin(rows))).mark_point(filled=True, size=52, opacity=0.9)
     return mark.encode(x.x(), y.y(), series.color(), series.shape(), tooltip=tooltip)
 
 

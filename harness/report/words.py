@@ -81,7 +81,9 @@ def findings(v: StudyView) -> list[str]:
         h = held.held_out
         naive = [e for e in h.naive_relative_error if e is not None]
         line = f"; the log-log line through the last two rungs misses by {percent(worst(naive))}" if naive else ""
-        lost = " The law loses to that line." if naive and worst(naive) < worst(h.relative_error) else ""
+        lost = (
+            " On average the law loses to that line." if any(w.code == "WORSE_THAN_LINE" for w in held.warnings) else ""
+        )
         miss = percent(worst(h.relative_error))
         out.append(f"The largest rung ({h.label}), never fitted, is predicted within {miss}{line}.{lost}")
     if fit := v.trusted("loss_compute"):

@@ -1,0 +1,294 @@
+"""The page, its figures and its tables, from synthetic studies."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import curves
+from harness.report import axes, build_report, charts, study, tables, words
+from harness.report.charts import Figure
+from harness.report.page import Study
+from tests import synthetic
+
+
+def make(name: str, **kw: Any) -> Study:
+    records = synthetic.ladder(study=name, **kw)
+    excluded = {"failed": 1}
+    return name, records, excluded, curves.fit_study(records, excluded, bootstrap=60)
+
+
+@pytest.fixture(scope="module")
+def measured() -> Study:
+    return make("measured", seeds=2, rates=True, energy=True)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Study:
+    return make("plain", corpus="text", widths=(24, 32, 48, 64, 96))
+
+
+@pytest.fixture(scope="module")
+def page(measured: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_report([measured], tmp_path_factory.mktemp("report"))
+
+
+class Tags(HTMLParser):
+    """Names of all tags of a page (scripts are opaque) and every attribute that would load something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.sources: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.sources += [f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href", "srcset", "data", "style")]
+
+
+# --- page ------------------------------------------------------------------------------------------------------------
+def test_page_needs_nothing_from_outside(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    assert len(html) < 2_500_000
+    tags = Tags(html)
+    assert not {"link", "img", "iframe", "object", "base"} & set(tags.names)
+    assert tags.sources == []
+    style = html.split("<style>")[1].split("</style>")[0]
+    assert "@import" not in style
+    assert "url(" not in style
+    assert "default-src 'none'" in html
+    assert len(re.findall(r"globalThis\.vegaEmbed\s*=", html)) == 1  # the bundle once, for all charts
+    specs = json.loads(html.split('<script id="specs" type="application/json">')[1].split("</script>")[0])
+    assert set(specs) == {p.stem for p in (page.parent / "figures").glob("*.png")}
+
+
+def test_first_screen_states_the_findings_and_warnings(page: Path) -> None:
+    text = re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8").split("<h2>Figures")[0])
+    assert "measured" in text
+    assert re.search(r"α = 0\.\d+ \[0\.\d+, 0\.\d+\]", text)
+    assert "true floor of 1.034 nat" in text
+    assert "The largest rung (width 128), never fitted, is predicted within" in text
+    assert "1 run is failed and left out" in text
+
+
+def test_page_has_light_dark_phone_and_print(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    for rule in ("prefers-color-scheme: dark", "@media print", "max-width: 600px", "width=device-width"):
+        assert rule in html
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_every_figure_is_written_and_not_blank(page: Path, suffix: str) -> None:
+    files = sorted((page.parent / "figures").glob(f"*.{suffix}"))
+    assert {f.stem for f in files} == {
+        *("loss_compute", "loss_tokens", "excess", "residuals", "throughput", "utilisation"),
+        *("energy_compute", "loss_energy", "rates"),
+    }
+    for f in files:
+        if suffix == "png":
+            width, height, colors = png_colors(f.read_bytes())
+            assert width > 1000
+            assert height > 600
+            assert colors > 20, f"{f.name} looks blank"
+        else:
+            assert f.read_text(encoding="utf-8").count("<path") > 10
+
+
+def png_colors(data: bytes) -> tuple[int, int, int]:
+    """Width, height and the number of distinct byte quadruples of the unfiltered scanlines' raw stream."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", data[16:24])
+    raw, at = b"", 8
+    while at < len(data):
+        (size,) = struct.unpack(">I", data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT":
+            raw += data[at + 8 : at + 8 + size]
+        at += 12 + size
+    pixels = zlib.decompress(raw)
+    return width, height, len({pixels[i : i + 4] for i in range(0, len(pixels) - 4, 4)})
+
+
+def test_names_and_events_are_escaped(tmp_path: Path) -> None:
+    evil = "</script><img src=x onerror=alert(1)>"
+    records = synthetic.ladder(widths=(24, 32, 48, 64))
+    for r in records:
+        r.name = evil
+        r.events = [evil]
+    fits = curves.fit_study(records, bootstrap=0)
+    html = build_report([(evil, records, {evil: 1}, fits)], tmp_path).read_text(encoding="utf-8")
+    assert "img" not in Tags(html).names
+    assert html.count("</script>") == 3  # vega, specs, script
+    assert "&lt;/script&gt;&lt;img src=x" in html
+
+
+def test_unmeasured_energy_has_its_line(plain: Study, tmp_path: Path) -> None:
+    html = build_report([plain], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Training energy against compute.</strong> Not drawn: energy of 0 of 25 points: no meter" in html
+    assert "Energy of 25 points: no meter: power=unmetered" in html
+    assert "True floor: the entropy of this corpus is not known" in html
+    assert not (tmp_path / "figures" / "energy_compute.png").exists()
+
+
+def test_studies_side_by_side(measured: Study, plain: Study, tmp_path: Path) -> None:
+    html = build_report([measured, plain], tmp_path).read_text(encoding="utf-8")
+    assert "<h1>measured and plain</h1>" in html
+    table = html.split("Studies side by side")[1].split("</table>")[0]
+    assert "<th scope='col'>measured</th><th scope='col'>plain</th>" in table
+    specs = json.loads(html.split('<script id="specs" type="application/json">')[1].split("</script>")[0])
+    assert '"domain":["measured","plain"]' in json.dumps(specs["loss_compute"], separators=(",", ":"))
+
+
+@pytest.mark.parametrize("records", [[], [synthetic.record(16, budgets=(262_144,))]], ids=["empty", "one point"])
+def test_studies_with_nothing_to_fit_say_so(records: list, tmp_path: Path) -> None:
+    html = build_report([("small", records, {"failed": 3}, {})], tmp_path).read_text(encoding="utf-8")
+    assert "No law could be fitted" in html
+    assert "3 runs are failed and left out" in html
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+def drawn(*studies: Study) -> list[Figure]:
+    return [f for f in charts.figures([study.view(*s) for s in studies]) if f.chart is not None]
+
+
+def test_every_mark_lies_inside_its_domain(measured: Study, plain: Study) -> None:
+    checked = 0
+    for figure in [*drawn(measured), *drawn(plain), *drawn(measured, plain)]:
+        assert figure.chart is not None
+        body = figure.chart.to_dict()
+        for layer in body["layer"]:
+            for channel in ("x", "y"):
+                encoding = layer["encoding"].get(channel)
+                if encoding is None:
+                    continue
+                low, high = encoding["scale"]["domain"]
+                fields = [encoding["field"]] + (
+                    [layer["encoding"]["y2"]["field"]] if channel == "y" and "y2" in layer["encoding"] else []
+                )
+                rows = layer.get("data", body.get("data"))["values"]
+                for row in rows:
+                    for f in fields:
+                        assert low * (1 - 1e-5) - 1e-9 <= row[f] <= high * (1 + 1e-5), (
+                            figure.key,
+                            f,
+                            row[f],
+                            low,
+                            high,
+                        )
+                        checked += 1
+                assert encoding["axis"]["title"]
+                assert 3 <= len(encoding["axis"]["values"]) <= 10, (figure.key, channel, encoding["axis"]["values"])
+    assert checked > 1000
+
+
+def test_axis_titles_carry_units(measured: Study) -> None:
+    titles = {
+        layer["encoding"][c]["axis"]["title"]
+        for f in drawn(measured)
+        if f.chart is not None
+        for layer in f.chart.to_dict()["layer"]
+        for c in ("x", "y")
+        if c in layer["encoding"]
+    }
+    assert {"training compute, causal count (FLOP)", "validation loss (nat per token)", "MFU (%)"} <= titles
+    assert any(t.endswith("(J)") for t in titles)
+
+
+def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None:
+    name, records, excluded, _ = plain
+    fits = curves.fit_study(records, excluded, bootstrap=0)
+    for fit in fits.values():
+        fit.certificate.passed = False
+        fit.certificate.reason = "the starts disagree"
+    v = study.view(name, records, excluded, fits)
+    assert words.warnings(v)[0].startswith("L(N, D), all rungs did not converge: the starts disagree")
+    assert words.findings(v)[0].startswith("No law could be fitted")
+    by_key = {f.key: f for f in charts.figures([v])}
+    assert by_key["residuals"].chart is None
+    assert by_key["loss_tokens"].chart is not None
+    assert len(by_key["loss_tokens"].chart.to_dict()["layer"]) == 1  # points, no lines
+    assert "NOT CONVERGED" in tables.laws(v).rows[0][0]
+
+
+def test_rates_at_the_edge_are_a_warning() -> None:
+    records = [synthetic.record(16), synthetic.record(16, role="probe", lr_scale=0.5, loss_factor=0.9)]
+    v = study.view("edge", records, {}, {})
+    assert any("the best of the rates tried is ×0.5, at the edge" in w for w in words.warnings(v))
+
+
+def test_thinning_keeps_the_ends() -> None:
+    rows = [{"x": i} for i in range(10_000)]
+    kept = charts.thin(rows, 100)
+    assert len(kept) == 100
+    assert (kept[0], kept[-1]) == (rows[0], rows[-1])
+    assert charts.thin(rows[:5]) == rows[:5]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"),
+    [(1e10, 1e14, True), (2e5, 5e6, True), (1.0, 4.0, True), (1.71, 1.79, True), (-0.4, 0.3, False)],
+)
+def test_ticks_are_few_and_inside(low: float, high: float, log: bool) -> None:
+    values = axes.ticks(low, high, log)
+    assert 4 <= len(values) <= 9
+    assert all(low <= v <= high for v in values)
+    assert values == sorted(set(values))
+
+
+def test_labels() -> None:
+    assert axes.label(1e12, True) == "10¹²"
+    assert axes.label(3e-5, True) == "3×10⁻⁵"
+    assert axes.label(2.5e6, False) == "2.5M"
+    assert axes.label(-0.25, False) == "−0.25"
+
+
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("background", axes.PAGE_BACKGROUNDS)
+def test_colours_stand_out_on_both_backgrounds(background: str) -> None:
+    for color in (*axes.ramp(9), *axes.CATEGORIES):
+        light, dark = sorted((luminance(color), luminance(background)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3, (color, background)
+
+
+# --- words and tables ------------------------------------------------------------------------------------------------
+def test_numbers_are_rounded_to_their_interval(measured: Study) -> None:
+    fit = measured[3]["loss_nd"]
+    fit.params["E"], fit.interval["E"] = 1.03412, [0.9951, 1.0662]
+    assert words.with_interval(fit, "E") == "1.034 [0.995, 1.066]"
+    assert words.number(None) == "–"
+    assert words.number(-1.5e-9) == "−1.5e−9"
+    assert words.percent(-0.0123) == "−1.23 %"
+
+
+def test_verdict_beside_theory_is_honest(measured: Study) -> None:
+    fit = measured[3]["loss_nd_nonemb"]
+    fit.interval["alpha"], fit.identified["alpha"] = [0.4, 0.6], True
+    assert words.verdict(fit, "alpha", 0.5) == "agrees"
+    assert words.verdict(fit, "alpha", 0.7) == "misses"
+    fit.identified["alpha"] = False
+    assert words.verdict(fit, "alpha", 0.5) == "is not pinned by these data"
+
+
+def test_spend_is_apart_from_as_if(measured: Study) -> None:
+    rows = {r[0]: r for r in tables.spend(study.view(*measured)).rows}
+    assert set(rows) == {"spent: train", "spent: eval", "as if each point were a run"}
+    assert rows["spent: eval"][4] == "not measured"
+    assert rows["spent: train"][4].endswith("J")
+
+
+def test_long_tables_are_cut_and_say_so() -> None:
+    table = tables.Table("long", ["a"], [[str(i)] for i in range(5000)])
+    assert table.html().count("<tr>") == tables.MAX_ROWS + 1
+    assert "200 of 5,000 rows" in table.html()
