@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
-from harness.laws.bootstrap import Draws, labels, resample
+from harness.laws.bootstrap import METHODS, Draws, labels, resample
 from harness.laws.forms import Array, Bound, Law, Table, column, data_hash, law_named
 from harness.laws.heldout import held_out
 from harness.laws.result import Certificate, Fit, Warn
@@ -41,8 +41,9 @@ def fit(
     delta      Huber's delta on the log residual; the objective is the sum over rows. 1e-3 is what the literature uses.
     bootstrap  number of resamples; 0 for none (no intervals, no draws).
     cluster    trunk of each row, any labels: rows of one trunk are resampled together. None: every row on its own.
-    strata     rung of each row, where several trunks (seeds) share one; see `harness.laws.bootstrap` for what it
-    changes. method     auto, cases or residual (`harness.laws.bootstrap`).
+    strata     rung of each row, where several trunks (seeds) share one. None: N where it does, else none.
+    method     auto, residual, cases or seeds: what is resampled, and so which noise the intervals reflect; see
+               `harness.laws.bootstrap`.
     sigma      error bar of each measurement, in its own unit; rows weigh (y/sigma)^2, normalised to mean 1.
     fixed      parameters that are given, not fitted, e.g. {"E": 1.034}.
     hold_out   boolean mask of rows that are predicted, never fitted.
@@ -68,7 +69,7 @@ def fit(
     refuse_design(form, rows, y, fixed)
     weight = _weights(y, None if sigma is None else np.asarray(sigma, dtype=np.float64)[~mask])
     trunk = None if cluster is None else np.asarray(cluster)[~mask]
-    rung = None if strata is None else np.asarray(strata)[~mask]
+    rung = _rungs(form, rows, trunk) if strata is None else np.asarray(strata)[~mask]
 
     bound = Bound(form, rows, y, weight, fixed)
     theta, objective, certificate = multistart(bound, delta)
@@ -168,8 +169,8 @@ def _check_arguments(law: Law, fixed: dict[str, float], delta: float, draws: int
         )
     if draws < 0 or 0 < draws < 40:
         raise FitError(f"bootstrap={draws}: give 0 for none, or at least 40 (1000 for a 95 % interval worth printing).")
-    if method not in ("auto", "cases", "residual"):
-        raise FitError(f"method={method!r} is unknown. Choose auto, cases or residual.")
+    if method not in METHODS:
+        raise FitError(f"method={method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
     for name, v in fixed.items():
         if name not in law.params:
             raise FitError(f"fixed: {name!r} is no parameter of {law.formula}; it has {', '.join(law.params)}.")
@@ -189,6 +190,16 @@ def _weights(y: Array, sigma: Array | None) -> Array:
         )
     weight = (y / sigma) ** 2
     return weight / weight.mean()
+
+
+def _rungs(law: Law, rows: Mapping[str, Array], trunk: NDArray | None) -> NDArray | None:
+    """N as the rung of each row where several trunks (seeds) share an N, else None: then the trunk is the block."""
+    if trunk is None or "N" not in law.symbols:
+        return None
+    sizes = [set(trunk[rows["N"] == n].tolist()) for n in np.unique(rows["N"])]
+    trunks = len(np.unique(trunk))
+    nested = sum(len(s) for s in sizes) == trunks
+    return rows["N"] if nested and len(sizes) < trunks < len(rows["N"]) else None
 
 
 def _span(rows: Mapping[str, Array]) -> dict[str, list[float]]:
