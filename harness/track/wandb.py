@@ -15,23 +15,18 @@ import json
 import math
 import os
 import re
-import select
 import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import IO, Any
 
 from harness.schema import TrackerConfig, WandbMode
-from harness.track.wandb_client import fetch_records, login_state
+from harness.track.wandb_process import STARTUP_GRACE_S, Client, fetch_records, login_state
 
 __all__ = ["Mirror", "fetch_records", "login_state", "mirror_fit"]
 
-Row = dict[str, float | int | None | str]
+Row = dict[str, float | int | str | None]
 Table = tuple[list[str], list[list[Any]]]  # columns, rows
 
-STARTUP_GRACE_S = 20.0  # importing wandb and starting wandb-core on a busy machine, on top of the W&B timeouts
 OFFLINE_GRACE_S = 60.0  # writing a whole run to disk, no network
 
 
@@ -86,6 +81,7 @@ class Mirror:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._discard_spool()  # a client whose parent was killed may still be reading the old one: a new file
             self._spool = (self.folder / "mirror.jsonl").open("wb")
         except OSError as e:
             self._fail(f"cannot write {self.folder.name}/mirror.jsonl: {e.strerror}")
@@ -123,7 +119,9 @@ class Mirror:
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         self._send({"op": "table", "name": name, "columns": columns, "rows": rows})
 
-    def chart(self, name: str, kind: str, columns: list[str], rows: list[list[Any]], x: str, y: str, title: str) -> None:
+    def chart(
+        self, name: str, kind: str, columns: list[str], rows: list[list[Any]], x: str, y: str, title: str
+    ) -> None:
         """A W&B chart over two columns of a table; `kind` is "line" or "scatter"."""
         op = {"op": "chart", "name": name, "kind": kind, "columns": columns, "rows": rows, "x": x, "y": y}
         self._send(op | {"title": title})
@@ -150,19 +148,20 @@ class Mirror:
             return self.status
         self._send({"op": "finish", "exit_code": exit_code})
         timeout_s = self.config.finish_timeout_s
-        if self._client is not None:
-            message = self._client.wait(2 * timeout_s + 5 if self.status == "online" else OFFLINE_GRACE_S + timeout_s)
+        if self._client is not None and self._reason is None:
+            limit_s = 2 * timeout_s + 5 if self.status == "online" else OFFLINE_GRACE_S
+            message = self._client.wait(limit_s)
             if message is None:
-                self._fail(f"W&B did not finish within {2 * timeout_s + 5:g} s")
-            elif message["event"] == "unsynced":
-                self.events.append(f"W&B: {message['reason']}")
-                self.status = f"offline: {self._sync_command(self._client.folder)}"
-            elif message["event"] != "finished":
+                self._fail(f"W&B did not finish within {limit_s:g} s")
+            elif message["event"] == "failed":
                 self._fail(message["reason"])
-            elif self.status == "online":
+            elif self.status == "online" and (complaints := self._client.complaints()):
+                self.events.append(f"W&B: not everything was uploaded: {complaints[0]}")
+                self.status = f"offline: {self._sync_command(self._client.folder)}"
+            else:
                 self._discard_spool()
-            # An orderly end takes wandb-core along; otherwise it follows by itself
-            self._client.close(grace_s=timeout_s if message and message["event"] == "finished" else 0.0)
+        if self._client is not None:  # an orderly end takes wandb-core along; otherwise it follows by itself
+            self._client.close(grace_s=timeout_s if self._reason is None else 0.0)
         if self._reason is not None:
             self.status = f"failed: {self._reason}; {self._rescue()}"
         self._spool.close()
@@ -176,7 +175,7 @@ class Mirror:
         timeout_s = STARTUP_GRACE_S + (self.config.init_timeout_s if mode == "online" else 0)
         message = client.wait(timeout_s)
         if message is not None and message["event"] == "ready":
-            client.folder, client.rows_before = Path(message["folder"]), message["rows_before"]
+            client.folder = Path(message["folder"])
             self._client = client
             return None
         client.close()
@@ -209,10 +208,11 @@ class Mirror:
         self.status = f"failed: {reason}; the run's own files are complete, finish() says how to sync"
 
     def _rescue(self) -> str:
-        """After a failure write the whole spool to an offline run of the same id; returns how to sync it."""
-        # Rows that did arrive must not be doubled by the sync; those of earlier attempts are not in this spool
-        fresh = self._client is not None and self._client.rows_before == 0
-        client = Client(self.folder, "rewrite" if fresh else "offline")
+        """After a failure write the whole spool to an offline run of the same id; returns how to sync it.
+
+        `wandb sync` appends: rows that had arrived before the failure are there twice afterwards, with equal values.
+        """
+        client = Client(self.folder, "offline")
         ready = client.wait(STARTUP_GRACE_S)
         done = client.wait(OFFLINE_GRACE_S) if ready and ready["event"] == "ready" else ready
         client.close(grace_s=STARTUP_GRACE_S if done and done["event"] == "finished" else 0.0)
@@ -240,75 +240,11 @@ class Mirror:
         return " ".join([inside, "wandb sync", *(["--include-online"] if online else []), *paths])
 
 
-class Client:
-    """The client process: woken by a byte on its stdin, reporting through a pipe of its own."""
-
-    def __init__(self, folder: Path, mode: str) -> None:
-        self.folder = folder
-        self.rows_before = 0  # history that the server had of this run when it was opened
-        self._buffer = b""
-        self._reports, report_fd = os.pipe()
-        package_root = str(Path(__file__).resolve().parents[2])
-        # Found from any working directory, whose own files must not shadow modules (-P); no service is inherited
-        env = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_MODE")}
-        inherited = [os.path.abspath(p) for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]
-        env["PYTHONPATH"] = os.pathsep.join([*inherited, package_root])
-        # Artifacts wait here until they are sent, in the run's folder rather than in the home directory
-        env.setdefault("WANDB_DATA_DIR", str(folder / "staging"))
-        command = [sys.executable, "-P", "-m", "harness.track.wandb_client"]
-        try:
-            with (folder / "client.log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    [*command, str(folder / "mirror.jsonl"), mode, str(report_fd)],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[report_fd],
-                    env=env,
-                    cwd=folder.parent,
-                    start_new_session=True,  # Ctrl-C is for training to handle; the mirror ends when told to
-                )
-        finally:
-            os.close(report_fd)
-        assert self._process.stdin is not None
-        self._stdin = self._process.stdin
-        os.set_blocking(self._stdin.fileno(), False)
-
-    def wake(self) -> None:
-        """Tell the client that the spool has grown. Where the pipe is full it has not read yet and will see it all."""
-        try:
-            os.write(self._stdin.fileno(), b"\n")
-        except (BlockingIOError, BrokenPipeError):  # broken: the next `wait` sees that the client has ended
-            return
-
-    def wait(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next report, or None after `timeout_s`. A client that ended without one is a failure."""
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            left_s = max(0.0, deadline - time.monotonic())
-            if not select.select([self._reports], [], [], left_s)[0]:
-                return None
-            chunk = os.read(self._reports, 4096)
-            if not chunk:
-                return {"event": "failed", "reason": "the W&B client process ended unexpectedly (see wandb/client.log)"}
-            self._buffer += chunk
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return json.loads(line)
-
-    def close(self, grace_s: float = 0.0) -> None:
-        """End the process, after `grace_s` whatever it is doing. wandb-core ends when its parent has."""
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stdin.close()
-        os.close(self._reports)
-
-
 # --- what may leave the machine --------------------------------------------------------------------------------------
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
-_FILE_SUFFIX = re.compile(r"\.(txt|json|jsonl|parquet|csv|tsv|arrow|bin|pt|safetensors|model)(\.gz|\.zst)?$", re.IGNORECASE)
+_FILE_SUFFIX = re.compile(
+    r"\.(txt|json|jsonl|parquet|csv|tsv|arrow|bin|pt|safetensors|model)(\.gz|\.zst)?$", re.IGNORECASE
+)
 
 
 def public(value: Any, secrets: frozenset[str] | None = None) -> Any:
@@ -376,7 +312,7 @@ def mirror_fit(
     mirror.summary(figures)
     by_type: dict[str, list[Path]] = {}
     for file in files:
-        by_type.setdefault("fits" if "fit" in file.name else "record", []).append(file)
+        by_type.setdefault("fits" if "fit" in file.name else "records", []).append(file)
     for type, group in by_type.items():
         mirror.artifact(f"{type}-{study}", type, group)
     return mirror.finish()

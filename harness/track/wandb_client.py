@@ -1,8 +1,8 @@
 """The process that talks to W&B, so that nothing W&B does can reach the training process.
 
-    python -m harness.track.wandb_client SPOOL MODE REPORT_FD
+    python -m harness.track.wandb_client mirror SPOOL MODE REPORT_FD
 
-`MODE` is online, offline (an earlier attempt's rows come first) or rewrite (offline, replacing all rows of this id).
+`MODE` is online or offline.
 `SPOOL` is a JSONL file that the parent appends to: the first line is `init`, then operations in order (`log`, `summary`,
 `table`, `chart`, `artifact`), at last `finish`. A byte on stdin means "there is more"; end of file on stdin without a
 `finish` means that the parent died. Reports go to `REPORT_FD` as JSON lines: `ready`, `failed`, `finished`.
@@ -11,13 +11,15 @@ Why a process: after a malformed answer wandb-core dies and every later call rai
 without end, and a stop request from the W&B page interrupts the main thread. Here each of these ends this process alone,
 and the spool still holds every row: the same program run again in offline mode writes them all to a syncable folder.
 
-With `wandb`, this is the only file that imports wandb.
+`fetch` and `login` run in a process of their own for the same reasons. No other file of the program imports wandb.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from wandb import Run, Settings, Table
 
 DEFAULT_X = "train_flop"
+RECORD_TYPE = "record"  # artifact type of one run's record
+REQUEST_TIMEOUT_S = 20
+ORPHAN_LIMIT_S = 120  # for the last rows of a run whose training process vanished
 PARENT_DIED = 255  # exit code of a run whose training process vanished
 
 
@@ -55,7 +60,6 @@ def settings(init: dict[str, Any]) -> Settings:
         x_transaction_log_flush_interval=1.0,
         init_timeout=init["init_timeout_s"],
         finish_timeout=init["finish_timeout_s"],
-        finish_timeout_raises=True,
         # The mirror never steers the run: a stop asked for on the W&B page has no effect on training
         stop_fn=_ignore_stop,
     )
@@ -73,15 +77,14 @@ def start(init: dict[str, Any], mode: str) -> Run:
         mode="online" if mode == "online" else "offline",
         project=init["project"],
         entity=init["entity"],
-        dir=init["folder"],
+        dir=".",  # the client works in the run's folder
         id=init["run_id"],
         name=init["name"],
         group=init["study"],
         job_type=init["job_type"],
         tags=init["tags"],
         config=init["config"],
-        # A rewrite begins at the first line of history again, over what the server may have of the same lines
-        resume=None if mode == "rewrite" else "allow",
+        resume="allow",
         reinit="create_new",
         settings=settings(init),
     )
@@ -139,15 +142,17 @@ def operations(spool: IO[bytes], wake: int) -> Iterator[dict[str, Any]]:
                 return
             # After end of file one more read is due: the last rows may have come just before it
             parent_alive = bool(os.read(wake, 4096))
+            if not parent_alive:  # nobody is left to end this process should W&B hang
+                signal.alarm(ORPHAN_LIMIT_S)
 
 
 def describe(error: BaseException) -> str:
     """One line: the class and the first line of what it says."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[0] if text else 'no message; wandb-core has probably ended'}"
 
 
-def main(spool_path: str, mode: str, report_fd: int) -> int:
+def mirror(spool_path: str, mode: str, report_fd: int) -> int:
     """Mirror the spool until it ends. Exit code 0 when everything was handed over, 1 after a report of failure."""
 
     def report(**message: Any) -> None:
@@ -157,13 +162,15 @@ def main(spool_path: str, mode: str, report_fd: int) -> int:
             return
 
     run = None
-    with Path(spool_path).open("rb") as spool:
+    with Path(spool_path).open("rb") as spool, Path(spool_path).with_name("client.lock").open("w") as lock:
+        # A client whose parent was killed may still be sending the rows of this run id that come before ours
+        fcntl.flock(lock, fcntl.LOCK_EX)
         ops = operations(spool, sys.stdin.fileno())
         try:
             for op in ops:
                 if op["op"] == "init":
                     run = start(op, mode)
-                    report(event="ready", folder=str(Path(run.dir).parent), rows_before=run.starting_step)
+                    report(event="ready", folder=str(Path(run.dir).parent))
                 elif run is None:
                     raise ValueError("the spool does not begin with init")
                 elif op["op"] == "finish":
@@ -171,12 +178,6 @@ def main(spool_path: str, mode: str, report_fd: int) -> int:
                     report(event="finished")
                 else:
                     apply(run, op)
-        except TimeoutError as e:
-            if run is None:
-                report(event="failed", reason=describe(e))
-            else:  # the local file is complete, the upload is not
-                report(event="unsynced", reason="the server did not take all rows in time")
-            return 1
         # W&B's errors (CommError, UsageError, ConnectionResetError, ValidationError ...) share no narrower base
         except Exception as e:
             report(event="failed", reason=describe(e))
@@ -184,15 +185,45 @@ def main(spool_path: str, mode: str, report_fd: int) -> int:
     return 0
 
 
-def fetch_records(project: str, folder: Path) -> list[Path]:
-    raise NotImplementedError
+def fetch(project: str, folder: str) -> list[str]:
+    """Download the newest version of every artifact of type "record" to `folder`/<name>/; the record files, sorted."""
+    import wandb
+
+    api = wandb.Api(timeout=REQUEST_TIMEOUT_S)
+    found = []
+    for collection in api.artifact_collections(project, RECORD_TYPE):
+        artifact = api.artifact(f"{project}/{collection.name}:latest", type=RECORD_TYPE)
+        name = collection.name.removeprefix(f"{RECORD_TYPE}-")
+        artifact.download(root=str(Path(folder, name)), skip_cache=True)
+        found += [str(path) for path in Path(folder, name).glob("*.json")]
+    return sorted(found)
 
 
-def login_state(config):
-    raise NotImplementedError
+def login() -> dict[str, Any]:
+    """Version, server and whether credentials are stored for it (never the credentials); asks nobody anything."""
+    import wandb
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    host = wandb_setup.singleton().settings.base_url
+    stored = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    return {"version": wandb.__version__, "url": host, "key": bool(stored or wbauth.read_netrc_auth(host=host))}
+
+
+def run_command(arguments: list[str]) -> int:
+    """`mirror SPOOL MODE FD`, or `fetch PROJECT FOLDER` and `login`, which print {"answer"} or {"error"} as their last line."""
+    if arguments[0] == "mirror":
+        return mirror(arguments[1], arguments[2], int(arguments[3]))
+    try:
+        answer = {"answer": fetch(*arguments[1:]) if arguments[0] == "fetch" else login()}
+    except Exception as e:  # as in `mirror`; the caller turns it into an error of ours
+        answer = {"error": describe(e)}
+    print(json.dumps(answer))
+    return 1
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    code = run_command(sys.argv[1:])
     if code:  # W&B's exit hook would wait for uploads without end; the spool is on disk
+        sys.stdout.flush()
         os._exit(code)

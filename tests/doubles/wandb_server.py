@@ -19,12 +19,18 @@ import hashlib
 import json
 import re
 import socket
+import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+if __name__ == "__main__":  # started as a script: find the package beside this file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from doubles import wandb_artifacts
 
 ENTITY = "someone"
 API_KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -111,7 +117,7 @@ class WandbServer:
         """The `data` of an answer to one operation with variables `v`."""
         v = v.get("input") or v
         match operation:
-            case "Viewer":
+            case "Viewer" | "GetDefaultEntity":
                 viewer = {"id": "user", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}"}
                 return {"viewer": viewer | {"teams": {"edges": []}}}
             case "UpsertBucket":
@@ -175,19 +181,44 @@ class WandbServer:
                 self._by_id(v["artifactID"]).committed = True
                 return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": ""}}}
             case _:
+                return self._artifact_query(operation, v)
+
+    def _artifact_query(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
+        match operation:
+            case "ArtifactTypeArtifactCollections":
+                names = sorted({a.name for a in self.artifacts if a.type == v["type"] and a.committed})
+                return wandb_artifacts.collections(v["entity"], v["project"], v["type"], names)
+            case "ArtifactMembershipByName":
+                return wandb_artifacts.membership(v["entity"], v["project"], self._by_name(v["name"]))
+            case "FetchArtifactManifest":
+                return wandb_artifacts.manifest(self.url, self._by_id(v["id"]))
+            case "GetArtifactMembershipFileUrls":
+                return wandb_artifacts.file_urls(self.url, self._by_name(v["collection"]))
+            case _:
                 return {}
 
     def _create_artifact(self, v: dict[str, Any]) -> dict[str, Any]:
         name = v["artifactCollectionName"]
         version = sum(a.name == name for a in self.artifacts)
         key = f"artifact-{hashlib.sha256(f'{name}:{version}'.encode()).hexdigest()[:8]}"
-        artifact = Artifact(key, name, v["artifactTypeName"], v.get("runName", ""), v.get("digest", ""), version=version)
+        artifact = Artifact(
+            key, name, v["artifactTypeName"], v.get("runName", ""), v.get("digest", ""), version=version
+        )
         self.artifacts.append(artifact)
         sequence = {"id": f"sequence-{name}", "latestArtifact": None}
         return {"id": key, "state": "PENDING", "artifactSequence": sequence}
 
     def _by_id(self, key: str) -> Artifact:
         return next(a for a in self.artifacts if a.id == key)
+
+    def _by_name(self, name: str) -> Artifact:
+        """The newest version of a collection, given as `name` or `name:alias`."""
+        return [a for a in self.artifacts if a.name == name.split(":")[0] and a.committed][-1]
+
+    def download(self, path: str) -> bytes:
+        kind, key, *name = path.strip("/").split("/", 2)
+        artifact = self._by_id(key)
+        return json.dumps(artifact.manifest).encode() if kind == "manifest" else artifact.files[name[0]]
 
     # --- file stream and uploads -----------------------------------------------------------------------------------------
     def file_stream(self, run_id: str, body: dict[str, Any]) -> None:
@@ -237,8 +268,6 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was cut off is part of the tests; anything else shows as a traceback."""
-        import sys
-
         if not isinstance(sys.exc_info()[1], (ConnectionError, ValueError)):
             super().handle_error(request, client_address)
 
@@ -286,11 +315,13 @@ class _Handler(BaseHTTPRequestHandler):
             return json.dumps({"data": self.double.graphql(operation, variables)}).encode()
         if path.endswith("/file_stream"):
             self.double.file_stream(path.split("/")[-2], json.loads(body))
+        elif self.command == "GET" and path.startswith(("/manifest/", "/artifact/")):
+            return self.double.download(path)
         elif self.command == "PUT":
             self.double.upload(path, body)
         return b"{}"
 
-    do_GET = do_POST = do_PUT = _handle  # noqa: N815
+    do_GET = do_POST = do_PUT = _handle
 
 
 def _operation(query: str) -> str:
@@ -303,8 +334,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     with WandbServer(parser.parse_args().port) as server:
         print(" ".join(f"{k}={v}" for k, v in server.env().items()), flush=True)
-        while not server.stopping.wait(3600):
-            time.sleep(0)
+        server.stopping.wait()
 
 
 if __name__ == "__main__":
