@@ -14,6 +14,7 @@ seed.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class LocalFile:
         advice = f"It must be {_MUST_BE[self.loader]}; repair it or use another file."
         if self.size == 0:
             raise CorpusError(f"{what} is empty. Use a file with text in it.")
-        data = _load(what, advice, self.loader, data_files={"train": str(self.path)}, split="train", **options)
+        files = {"train": glob.escape(str(self.path))}  # it takes patterns
+        data = _load(what, advice, self.loader, data_files=files, split="train", **options)
         return _column(data, what, advice, "text" if self.loader == "text" else text_field)
 
 
@@ -100,10 +102,10 @@ def _column(data: Any, what: str, advice: str, text_field: str) -> Iterator[str]
         if batch is None:
             return
         if text_field not in batch:
-            names = ", ".join(batch)
+            usable = [name for name, values in batch.items() if isinstance(values[0], str)]
             raise CorpusError(
-                f"corpus.text_field={text_field} is no column of {what}; its columns are {names}. Use "
-                f"corpus.text_field={next(iter(batch))}."
+                f"corpus.text_field={text_field} is no column of {what}; its columns are {', '.join(batch)}. "
+                + (f"Use corpus.text_field={usable[0]}." if usable else "Use a file with a column of strings.")
             )
         for text in batch[text_field]:
             if not isinstance(text, str | None):
@@ -219,11 +221,13 @@ class Parts:
         before = np.cumsum(sizes) - sizes
         held_out = sizes.sum() - before
         cut = int(np.searchsorted(-held_out, -self._config.val_fraction * sizes.sum(), side="right")) - 1
+        what = f"corpus.train={self.local.value}"
+        unit = "documents" if self.local.separated else "lines"
+        if not sizes.any():
+            raise CorpusError(f"{what} has no text in its {len(sizes)} {unit}. Name another file or corpus.text_field.")
         if cut < 1 or before[cut] == 0:
-            unit = "documents" if self.local.separated else "lines"
             raise CorpusError(
-                f"corpus.train={self.local.value} has {len(sizes)} {unit}, too few to hold out "
-                f"corpus.val_fraction={self._config.val_fraction} "
+                f"{what} has too few {unit} ({len(sizes)}) to hold out corpus.val_fraction={self._config.val_fraction} "
                 f"of it between {unit}. Give a validation file with corpus.val, or use a longer text."
             )
         return cut
@@ -268,7 +272,7 @@ def open_text(config: TextConfig, context: int, val_tokens: int, tokens_needed: 
     else:
         shards = open_shards(build_once(folder, lambda f: write_shards(f, tokenizer, *parts.documents(None))))
     pool = choose_pool(config, context, tokens_needed, wanted, parts.local is None, shards)
-    check_val(config, val_tokens, shards)
+    check_val(config, val_tokens, parts.local is None, shards)
     endless = parts.local is None and config.unique_tokens is None and len(pool) == wanted
     info: dict[str, Any] = {
         "corpus_id": f"text-{parts.stem}-{tokenizer.name.rsplit('/', 1)[-1]}-{key[:8]}",
@@ -297,11 +301,17 @@ def save_tokenizer(corpus: TextCorpus, folder: Path) -> None:
 def _stream_shards(folder: Path, tokens: int, parts: Parts, tokenizer: TextTokenizer) -> Shards:
     """The shortest kept beginning of this stream that holds `tokens`, or all that the stream has; read from the Hub if
     new."""
-    kept = sorted((open_shards(path) for path in folder.glob("[0-9]*")), key=lambda s: s.train_part.tokens)
+    kept = sorted(
+        (open_shards(path) for path in folder.parent.glob(f"{folder.name}-*")), key=lambda s: s.train_part.tokens
+    )
     for shards in kept:
         if shards.train_part.tokens >= tokens or shards.train_part.exhausted:
             return shards
     level = _LEVEL
     while level < tokens:
         level *= 2
-    return open_shards(build_once(folder / str(level), lambda f: write_shards(f, tokenizer, *parts.documents(level))))
+    return open_shards(
+        build_once(
+            folder.with_name(f"{folder.name}-{level}"), lambda f: write_shards(f, tokenizer, *parts.documents(level))
+        )
+    )

@@ -144,30 +144,28 @@ def choose_pool(
         limit = f"{what} has {unique:_} training tokens"
         more = "use a longer text"
         if cap is not None:
-            limit, more = (
-                f"corpus.unique_tokens={cap:_} leaves {unique:_} training tokens (whole sequences)",
-                "raise corpus.unique_tokens",
-            )
+            limit = f"corpus.unique_tokens={cap:_} leaves {unique:_} training tokens (whole sequences)"
+            more = "raise corpus.unique_tokens"
         raise CorpusError(
-            f"{limit}, and the run trains on {tokens_needed:_}. Train on at most {unique:_} (budget.tokens) or "
-            f"{more}; or set "
-            "corpus.allow_repetition=true to go through them more than once."
+            f"{limit}, and the run trains on {tokens_needed:_}. Train on at most {unique:_} (budget.tokens) or {more}; "
+            "or set corpus.allow_repetition=true to go through them more than once."
         )
     return pool
 
 
-def check_val(config: TextConfig, val_tokens: int, shards: Shards) -> None:
+def check_val(config: TextConfig, val_tokens: int, stream: bool, shards: Shards) -> None:
+    """CorpusError when the validation part has fewer than `val_tokens` targets."""
     held_out = shards.val_part.tokens - 1
     if held_out >= val_tokens:
         return
-    if config.val is None:
-        where, more = (
-            f"the part of corpus.train={config.train} held out",
-            f"a larger corpus.val_fraction (now {config.val_fraction}) or a longer text",
-        )
-    else:
+    if config.val is not None:
         where, more = f"corpus.val={config.val}", "a longer file"
+    elif stream:
+        where, more = f"the validation part of corpus.train={config.train}", "give a longer file as corpus.val"
+    else:
+        where = f"the part of corpus.train={config.train} that is held out"
+        more = f"a corpus.val_fraction above {config.val_fraction}, or a longer text"
     raise CorpusError(
-        f"corpus.val_tokens={val_tokens:_} is more than the {held_out:_} that {where} has. Use "
-        f"corpus.val_tokens<={held_out:_}, or {more}."
+        f"corpus.val_tokens={val_tokens:_} is more than the {held_out:_} tokens of {where}. "
+        f"Use corpus.val_tokens<={held_out:_}, or {more}."
     )
