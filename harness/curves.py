@@ -106,8 +106,10 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
     labels = rung_labels(records)
     out: Counter[str] = Counter({f"runs {state}": n for state, n in (excluded or {}).items()})
     no_energy: Counter[str] = Counter()
-    rows: list[dict[str, object]] = []
+    columns: dict[str, list] = {n: [] for n in _ARRAYS}
     for r in records:
+        of_run = vars(r.counts) | {"run_id": r.run_id, "name": r.name, "study": r.study, "seed": r.seed}
+        of_run |= {"rung": labels[r.counts.n_total], "width": r.shape.get("width")}
         for p in r.points:
             if r.state != "done":
                 out[f"points of a run that is {r.state}"] += 1
@@ -117,26 +119,14 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
                 out["not annealed"] += 1
             else:
                 e = p.energy
-                use = e.energy_j is not None and e.verdict != "invalid"
-                if not use:
+                of_energy = {"energy_j": e.energy_j, "energy_se_j": e.energy_se_j, "verdict": e.verdict}
+                if e.energy_j is None or e.verdict == "invalid":
                     no_energy[e.reason or f"verdict {e.verdict}: {', '.join(e.codes) or 'no code'}"] += 1
-                rows.append(
-                    vars(r.counts)
-                    | vars(p)
-                    | {
-                        "run_id": r.run_id,
-                        "name": r.name,
-                        "study": r.study,
-                        "seed": r.seed,
-                        "rung": labels[r.counts.n_total],
-                    }
-                    | {"width": r.shape.get("width"), "verdict": e.verdict}
-                    | {"energy_j": e.energy_j if use else None, "energy_se_j": e.energy_se_j if use else None}
-                )
-    arrays = {
-        n: np.array([row[n] for row in rows], dtype=str if n in _TEXT else float)  # None becomes NaN
-        for n in _ARRAYS
-    }
+                    of_energy |= {"energy_j": None, "energy_se_j": None}
+                for values in (of_run, vars(p), of_energy):
+                    for n in values.keys() & columns.keys():
+                        columns[n].append(values[n])
+    arrays = {n: np.array(c, dtype=str if n in _TEXT else float) for n, c in columns.items()}  # None becomes NaN
     return PointTable(**arrays, excluded=dict(out), energy_excluded=dict(no_energy))
 
 
@@ -215,10 +205,9 @@ class RateCheck:
     resolved: bool  # the edge wins by more than two seed standard deviations, where those are known
 
 
-def rate_check(records: Sequence[RunRecord]) -> list[RateCheck]:
+def rate_check(records: Sequence[RunRecord], noise: SeedNoise | None = None) -> list[RateCheck]:
     """Compare runs that differ in `optim.lr_scale` alone, at the largest budget that they share with scale 1."""
     labels = rung_labels(records)
-    noise = seed_noise(points(records))
     losses: dict[tuple[int, int, int], dict[float, float]] = {}
     for r in records:
         scale = float(r.config.get("optim", {}).get("lr_scale", 1.0))
@@ -383,6 +372,8 @@ def unfitted(
 ) -> dict[str, str]:
     """Name -> reason for every law of `FIT_NAMES` that `fits` lacks."""
     reasons: dict[str, str] = {}
+    if fits.keys() >= FIT_NAMES.keys():
+        return reasons
     for name, job in jobs(records, excluded).items():
         if name in fits:
             continue

@@ -23,7 +23,8 @@ from harness.laws.result import Fit
 from harness.records import RunRecord, write_text_atomic
 from harness.report import tables
 from harness.report.axes import theme
-from harness.report.charts import Figure, figures
+from harness.report.charts import figures
+from harness.report.layers import Figure
 from harness.report.study import StudyView, view
 from harness.report.words import NOT_SHOWN, findings, fit_warnings, not_measured, warnings
 
@@ -42,8 +43,8 @@ def _vega() -> str:
 
 def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
     """The Vega-Lite spec of a figure: fixed size and colours for files, fluid and in `currentColor` for the page."""
-    assert figure.chart is not None
-    body = figure.chart.to_dict()
+    assert figure.spec is not None
+    body = dict(figure.spec)
     body["config"] = theme(INK, "#ffffff") if static else theme("currentColor", "transparent")
     if not static:
         body["width"] = "container"
@@ -64,12 +65,10 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for figure in drawn:
-            if figure.chart is not None:
-                static = spec(figure, static=True)
-                png = vl_convert.vegalite_to_png(static, vl_version=VL_VERSION, scale=2)
-                (folder / f"{figure.key}.png").write_bytes(png)
-                svg = vl_convert.vegalite_to_svg(static, vl_version=VL_VERSION)
+            if figure.spec is not None:
+                svg = vl_convert.vegalite_to_svg(spec(figure, static=True), vl_version=VL_VERSION)
                 (folder / f"{figure.key}.svg").write_text(svg, encoding="utf-8")
+                (folder / f"{figure.key}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
     write_text_atomic(page, html(views, drawn))
@@ -79,7 +78,7 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
 def html(views: Sequence[StudyView], drawn: Sequence[Figure]) -> str:
     """The whole page as text."""
     title = " and ".join(v.name for v in views)
-    charts = {f.key: spec(f, static=False) for f in drawn if f.chart is not None}
+    charts = {f.key: spec(f, static=False) for f in drawn if f.spec is not None}
     single = len(views) == 1
     lead = _lead(views[0]) if single else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
     compare = "" if single else tables.comparison(views).html()
@@ -115,7 +114,7 @@ def _lead(v: StudyView) -> str:
 
 def _figure(number: int, f: Figure) -> str:
     caption = f"<strong>Figure {number}. {escape(f.title)}.</strong> "
-    if f.chart is None:
+    if f.spec is None:
         why = escape(f.reason or "no data")
         return f"<figure class='absent'><figcaption>{caption}Not drawn: {why}.</figcaption></figure>"
     label = escape(f"{f.title}. {f.caption}", quote=True)

@@ -38,15 +38,17 @@ class StudyView:
 
 def view(name: str, records: Sequence[RunRecord], excluded: dict[str, int], fits: dict[str, Fit]) -> StudyView:
     records = list(records)
+    table = curves.points(records, excluded)
+    noise = curves.seed_noise(table)
     return StudyView(
         name=name,
         records=records,
         excluded=dict(excluded),
         fits=fits,
-        table=curves.points(records, excluded),
+        table=table,
         floor=curves.floor(records),
         theory=curves.theory(records),
-        noise=curves.seed_noise(curves.points(records)),
-        rates=curves.rate_check(records),
+        noise=noise,
+        rates=curves.rate_check(records, noise),
         unfitted=curves.unfitted(records, fits, excluded),
     )

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from harness import curves
-from harness.report import axes, build_report, charts, study, tables, words
-from harness.report.charts import Figure
+from harness.report import axes, build_report, charts, layers, study, tables, words
+from harness.report.layers import Figure
 from harness.report.page import Study
 from tests import synthetic
 
@@ -155,14 +155,14 @@ def test_studies_with_nothing_to_fit_say_so(records: list, tmp_path: Path) -> No
 
 # --- charts ----------------------------------------------------------------------------------------------------------
 def drawn(*studies: Study) -> list[Figure]:
-    return [f for f in charts.figures([study.view(*s) for s in studies]) if f.chart is not None]
+    return [f for f in charts.figures([study.view(*s) for s in studies]) if f.spec is not None]
 
 
 def test_every_mark_lies_inside_its_domain(measured: Study, plain: Study) -> None:
     checked = 0
     for figure in [*drawn(measured), *drawn(plain), *drawn(measured, plain)]:
-        assert figure.chart is not None
-        body = figure.chart.to_dict()
+        assert figure.spec is not None
+        body = figure.spec
         for layer in body["layer"]:
             for channel in ("x", "y"):
                 encoding = layer["encoding"].get(channel)
@@ -172,7 +172,7 @@ def test_every_mark_lies_inside_its_domain(measured: Study, plain: Study) -> Non
                 fields = [encoding["field"]] + (
                     [layer["encoding"]["y2"]["field"]] if channel == "y" and "y2" in layer["encoding"] else []
                 )
-                rows = layer.get("data", body.get("data"))["values"]
+                rows = body["datasets"][layer["data"]["name"]]
                 for row in rows:
                     for f in fields:
                         assert low * (1 - 1e-5) - 1e-9 <= row[f] <= high * (1 + 1e-5), (
@@ -192,8 +192,8 @@ def test_axis_titles_carry_units(measured: Study) -> None:
     titles = {
         layer["encoding"][c]["axis"]["title"]
         for f in drawn(measured)
-        if f.chart is not None
-        for layer in f.chart.to_dict()["layer"]
+        if f.spec is not None
+        for layer in f.spec["layer"]
         for c in ("x", "y")
         if c in layer["encoding"]
     }
@@ -211,9 +211,9 @@ def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None
     assert words.warnings(v)[0].startswith("L(N, D), all rungs did not converge: the starts disagree")
     assert words.findings(v)[0].startswith("No law could be fitted")
     by_key = {f.key: f for f in charts.figures([v])}
-    assert by_key["residuals"].chart is None
-    assert by_key["loss_tokens"].chart is not None
-    assert len(by_key["loss_tokens"].chart.to_dict()["layer"]) == 1  # points, no lines
+    assert by_key["residuals"].spec is None
+    assert by_key["loss_tokens"].spec is not None
+    assert len(by_key["loss_tokens"].spec["layer"]) == 1  # points, no lines
     assert "NOT CONVERGED" in tables.laws(v).rows[0][0]
 
 
@@ -223,12 +223,15 @@ def test_rates_at_the_edge_are_a_warning() -> None:
     assert any("the best of the rates tried is ×0.5, at the edge" in w for w in words.warnings(v))
 
 
-def test_thinning_keeps_the_ends() -> None:
-    rows = [{"x": i} for i in range(10_000)]
-    kept = charts.thin(rows, 100)
-    assert len(kept) == 100
-    assert (kept[0], kept[-1]) == (rows[0], rows[-1])
-    assert charts.thin(rows[:5]) == rows[:5]
+def test_many_points_are_thinned_with_their_extremes_and_the_caption_says_so(measured: Study) -> None:
+    records = synthetic.many(400)
+    v = study.view("many", records, {}, measured[3])
+    figure = charts.loss_tokens([v])
+    assert figure.spec is not None
+    drawn_rows = figure.spec["datasets"]["d1"]
+    assert len(drawn_rows) <= layers.MAX_ROWS + 4
+    assert "of 2,000 points are drawn" in figure.caption
+    assert {r["y"] for r in drawn_rows} >= {float(f"{f(v.table.loss_nat):.6g}") for f in (min, max)}
 
 
 @pytest.mark.parametrize(
