@@ -15,7 +15,7 @@ from harness.errors import DeviceError
 from harness.power.estimate import total
 from harness.power.meter import Meter
 from harness.records import Json, Measured, SpendRow, StepRow
-from harness.train.checkpoint import Position, Progress
+from harness.train.checkpoint import Progress
 from harness.units import S_PER_NS
 
 
@@ -55,40 +55,39 @@ class Ledger:
 
     # --- resuming
     def recover(self) -> None:
-        """Cut steps.jsonl back to the last checkpoint and book the work of the earlier attempt that this throws away, once."""
+        """Cut steps.jsonl back to the last checkpoint and book the work of the earlier attempt that this throws away, once.
+
+        Rows that a booked window covers are in spend.jsonl already (killed between a window and its checkpoint); the others are `lost`.
+        The caller commits the new attempt number afterwards: killed in here, the next attempt finds the same state and does the same.
+        """
         before = self.progress.attempt - 1
         rows = list(records.read_rows(self._spend_path, SpendRow))
         self._mend_spend(rows)
-        if not any(r.attempt == before and r.phase == "lost" for r in rows):
-            lost = list(records.read_rows(self._steps_path, StepRow, offset=self.progress.steps_bytes))
+        mine = [r for r in rows if r.attempt == before]
+        if not any(r.phase == "lost" for r in mine):
+            thrown_away = records.read_rows(self._steps_path, StepRow, offset=self.progress.steps_bytes)
+            lost = [s for s in thrown_away if not any(_covers(r, s) for r in mine)]
             position = self.progress.position
-            tokens = sum(b.tokens - a.tokens for a, b in _pairs(lost, position, self._tokens_at(position)))
-            wall_s = sum(b.wall_s - a.wall_s for a, b in _pairs(lost, position, self._tokens_at(position)))
-            booked_ns = max((r.t_b_ns for r in rows if r.attempt == before), default=0)
-            energy = self.meter.recover(before, booked_ns)
-            branch = lost[-1].branch if lost else position.branch
-            last = lost[-1].step if lost else position.step
+            tokens = sum(_tokens(s) for s in lost)
+            booked_ns = max((r.t_b_ns for r in mine), default=0)
             _append(
                 self._spend_path,
                 SpendRow(
                     before,
                     "lost",
-                    branch,
-                    position.step,
-                    last,
+                    lost[0].branch if lost else position.branch,
+                    lost[0].step - 1 if lost else position.step,
+                    lost[-1].step if lost else position.step,
                     tokens,
                     self.fpt * tokens,
-                    max(0.0, wall_s),
+                    sum(_tokens(s) / s.tokens_per_s for s in lost),
                     booked_ns,
                     booked_ns,
-                    energy,
+                    self.meter.recover(before, booked_ns),
                 ),
             )
-        if self._steps_path.exists():
+        if self.steps_bytes() > self.progress.steps_bytes:
             os.truncate(self._steps_path, self.progress.steps_bytes)
-
-    def _tokens_at(self, position: Position) -> int:
-        return sum(w.tokens for w in position.windows)
 
     def _mend_spend(self, rows: list[SpendRow]) -> None:
         """Drop a torn last line (killed while writing), so that the next row starts on a line of its own."""
@@ -117,13 +116,13 @@ def _sum(rows: list[SpendRow]) -> Json:
     }
 
 
-def _pairs(lost: list[StepRow], position: Position, tokens: int) -> list[tuple[StepRow, StepRow]]:
-    """Neighbouring rows of one path; the first row of the resumed path is measured from the checkpoint itself."""
-    start = StepRow(
-        position.step, position.branch, tokens, 0.0, 0.0, 0.0, 0.0, sum(w.wall_s for w in position.windows), 0.0
-    )
-    rows = [start, *lost]
-    return [(a, b) for a, b in zip(rows, rows[1:], strict=False) if a.branch == b.branch and b.step > a.step]
+def _covers(window: SpendRow, step: StepRow) -> bool:
+    return window.phase == "train" and window.branch == step.branch and window.step_from < step.step <= window.step_to
+
+
+def _tokens(row: StepRow) -> int:
+    """Tokens of this one update: all updates of a path have the same batch."""
+    return row.tokens // row.step
 
 
 def _append(path: Path, row: StepRow | SpendRow) -> None:

@@ -8,6 +8,7 @@ the same weights and the same ledger, bit for bit, but for the measured columns 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ import torch
 
 from harness import ladder, records
 from harness.data import open_corpus, save_tokenizer
-from harness.errors import DeviceError, HarnessError
+from harness.errors import DeviceError, HarnessError, RecordError
 from harness.models import llama
 from harness.power.meter import open_meter
 from harness.records import Json, RunRecord, RunState
@@ -31,7 +32,7 @@ from harness.schema import LlamaConfig, Retry, RunConfig
 from harness.track.wandb import Mirror
 from harness.train import device as devices
 from harness.train import lock, optim, provenance
-from harness.train.checkpoint import Progress, load_progress
+from harness.train.checkpoint import Progress, load_progress, save_progress
 from harness.train.ledger import Ledger
 from harness.train.loop import Trainer
 from harness.train.paths import Diverged, Interrupted, PathRunner
@@ -55,8 +56,13 @@ def run(
             return state
         if state is not None and state.state == "failed" and config.run.retry is not Retry.failed:
             return state
-        started = RunState(
-            "running", name=name, pid=os.getpid(), host=socket.gethostname(), attempt=state.attempt if state else 1
+        started = dataclasses.replace(
+            state or RunState("running"),
+            state="running",
+            reason=None,
+            name=name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
         )
         try:
             return _attempt(config, run_id, name, resolved, overrides, run_dir, started, parallel_runs)
@@ -66,6 +72,9 @@ def run(
             return _end(run_dir, started, "diverged", str(e))
         except Interrupted as e:
             return _end(run_dir, started, "interrupted", str(e))
+        except KeyboardInterrupt:
+            _end(run_dir, started, "interrupted", "stopped by Ctrl-C before training began; launch again to go on")
+            raise
         except BaseException as e:
             _end(run_dir, started, "failed", f"{type(e).__name__}: {e}")
             raise
@@ -130,6 +139,9 @@ def _attempt(
                 progress.events.append(
                     f"attempt {progress.attempt}: resumed at {progress.position.branch} step {progress.position.step}"
                 )
+            save_progress(
+                run_dir, progress
+            )  # from here on this attempt counts: a kill before its first checkpoint is booked
             mirror.start()
             assert isinstance(config.model, LlamaConfig)
             model = llama.build(rung.shape, config.seed, config.model.rope_theta).to(device.torch_device)
@@ -253,8 +265,18 @@ class _StopSignals:
 
 def _end(run_dir: Path, state: RunState, name: str, reason: str | None) -> RunState:
     state.state, state.reason, state.updated_unix_s, state.pid = name, reason, time.time(), None
-    state.remaining_s = 0.0 if name == "done" else None
-    records.write_json(run_dir / "state.json", state)
+    if name == "done":
+        state.remaining_s, state.step = 0.0, state.steps
+    path = run_dir / "state.json"
+    try:
+        records.write_json(path, state)
+    except RecordError:
+        if not path.exists():
+            raise
+        # A full disk has no room for a new file, but this one's block is there: the reason must not be lost with the run
+        with path.open("r+", encoding="utf-8") as f:
+            f.write(json.dumps(records.to_json(state)) + "\n")
+            f.truncate()
     return state
 
 
