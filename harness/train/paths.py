@@ -72,8 +72,12 @@ class PathRunner:
             self._restore(self.progress.latest, self.progress.position)
             if self.position.branch not in ("trunk", *(p.branch for p in missing)):
                 self._start_afresh()
+        # A cooldown that was under way comes first: leaving it for the trunk would train its first part again
+        missing = sorted(missing, key=lambda p: p.branch != self.position.branch)
+        if missing and missing[0].branch == self.position.branch != "trunk":
+            self._finish(missing.pop(0))
         for point in missing:
-            if point not in trunk_points and self.position.branch != point.branch:
+            if point not in trunk_points:
                 self._reach_branch_point(point)
         for point in missing:
             self._finish(point)
@@ -81,6 +85,8 @@ class PathRunner:
 
     def _steps_left(self, missing: list[PlannedPoint]) -> int:
         """Updates still to make, counting the trunk from the furthest checkpoint on it."""
+        if not missing:
+            return 0
         at = self.progress.position
         trunk_at = max(
             [p.step for p in self.progress.milestones.values()] + ([at.step] if at.branch == "trunk" else [0])
@@ -106,7 +112,8 @@ class PathRunner:
             else:
                 self._start_afresh()
         self._advance("trunk", point.branch_step, None)
-        self._save(name)
+        if self.progress.latest != name:  # else stopped exactly here: never rewrite what a resume relies on
+            self._save(name)
         self.progress.milestones[name] = self.position
         self._commit(name)
 
@@ -143,7 +150,8 @@ class PathRunner:
             reached = self.position.step == until
             if reached and evaluated:
                 self._evaluate(branch)
-                assert self._evaluation is not None and held_row is not None
+                assert self._evaluation is not None
+                assert held_row is not None
                 held_row.val_loss_nat = self._evaluation.loss_nat
             if held_row is not None:
                 self._write(held_row, force=reached and evaluated)
@@ -153,6 +161,8 @@ class PathRunner:
                 self._rolling_checkpoint()
             if (reason := self.stop_reason()) is not None:
                 raise Interrupted(f"stopped by {reason} at {branch} step {self.position.step}; launch again to go on")
+        if evaluate_end and self._evaluation is None:  # resumed from a checkpoint at the very end
+            self._evaluate(branch)
 
     def _next_stop(self, stop: int, evaluate_end: bool) -> tuple[int, bool]:
         every = self.config.evaluation.every_tokens
@@ -267,6 +277,10 @@ class PathRunner:
         self.trainer.model.train()
         self.device.sync()
         self.ledger.window("eval", branch, step, step, self._evaluation.fed_tokens, t_a, time.monotonic_ns())
+        if not math.isfinite(self._evaluation.loss_nat):
+            raise Diverged(
+                f"validation loss {self._evaluation.loss_nat} at {branch} step {step}. Try a lower optim.lr_scale."
+            )
 
     # --- checkpoints
     def _save(self, name: str) -> None:
@@ -355,12 +369,12 @@ class PathRunner:
     def _recent_train_loss(self, planned: PlannedPoint) -> float | None:
         """Mean training loss over the last 5 % of the point's updates."""
         first = planned.steps - max(1, planned.steps // 20)
-        losses = [
-            r.loss_nat
+        losses = {  # by step: a path that was left and taken up again has rows twice
+            r.step: r.loss_nat
             for r in read_rows(self.run_dir / "steps.jsonl", StepRow)
             if r.branch == planned.branch and r.step > first
-        ]
-        return sum(losses) / len(losses) if losses else None
+        }
+        return sum(losses.values()) / len(losses) if losses else None
 
 
 def _milestone(step: int) -> str:
