@@ -17,19 +17,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from harness import records
 from harness.power import codes as reasons
-from harness.power.series import Held, Series
+from harness.power import errorbar
+from harness.power.series import Series
 
 DEFAULT_TICK_S = 0.1  # until three ticks were seen
-BOXCAR_S = 1.0  # length of the mean behind "average" on Ampere to Hopper
-EDGE_S = 1.0  # how far beside an edge the power level is looked at
 POWER_FLOOR = 0.1  # dP is taken as at least this share of the mean power: levels inside a tick are not seen
 DISAGREE = 0.03  # relative difference of two sources that needs a word
 CHECK_FROM_S = 5.0  # shorter windows: the cross-check says nothing
-BLOCK = 5  # readings per block in the standard error of an integral of instant power
 Z95 = 1.96
 
 
@@ -173,13 +169,13 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
     out.source = "rapl" if s.source == "rapl" else "nvml-counter"
     n = len(s.hi_s)
     ka, kb = bisect_right(s.hi_s, a) - 1, bisect_left(s.hi_s, b)
-    if ka + 1 < n and _tick(s, ka + 1, u)[0] <= a:
+    if ka + 1 < n and errorbar.tick(s, ka + 1, u)[0] <= a:
         ka += 1
-    if kb < n and _tick(s, kb, u)[0] < b:
+    if kb < n and errorbar.tick(s, kb, u)[0] < b:
         kb += 1
     if ka < 0:
         first = (
-            f"the first tick of the counter came {_tick(s, 0, u)[0] - a:.3g} s later"
+            f"the first tick of the counter came {errorbar.tick(s, 0, u)[0] - a:.3g} s later"
             if n
             else "no tick of the counter was seen"
         )
@@ -198,17 +194,23 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
         where = "at an edge of the window" if at_edge else f"for {missing:.3g} s of the window's {b - a:.3g} s"
         return _fail(out, "SAMPLER_GAP", f"no counter readings {where}; at least {rising_j(s, a, b):.4g} J were used")
 
-    (ea, sa), (eb, sb) = _interpolate(s, ka, a, u), _interpolate(s, kb - 1, b, u)
+    (ea, sa), (eb, sb) = errorbar.interpolate(s, ka, a, u), errorbar.interpolate(s, kb - 1, b, u)
     energy = eb - ea
     out.ticks = kb - ka - 1
     out.energy_j = energy
-    spread = _spread(s, a - u, b + u, ka, kb, u)
+    spread = errorbar.spread(s, a - u, b + u, ka, kb, u)
     mean = energy / (b - a)
-    levels = max(spread, POWER_FLOOR * mean)
+    shown = s.instant.integral(a, b)
+    # Instant readings locked to the load show one level for ever; that they miss the counter's mean gives it away.
+    unseen = mean if shown is None else 2 * abs(shown / (b - a) - mean)
+    levels = max(spread, unseen, POWER_FLOOR * mean)
     if out.ticks < 3:
         levels = max(levels, 0.5 * mean)
         out.codes.append("WINDOW_TOO_SHORT")
-    edges = [(_tick(s, k + 1, u)[0] - _tick(s, k, u)[0], _edge_step(s, k, levels, mean, u)) for k in (ka, kb - 1)]
+    edges = [
+        (errorbar.tick(s, k + 1, u)[0] - errorbar.tick(s, k, u)[0], errorbar.edge_step(s, k, levels, mean, u))
+        for k in (ka, kb - 1)
+    ]
     cold = sum(length * step for length, step in edges) / 6
     out.se_j = math.hypot(*(levels * length / math.sqrt(90) for length, _ in edges), sa, sb, cold)
     if s.facts.get("range_j") and energy <= 0:
@@ -278,84 +280,14 @@ def _from_power(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> 
     out.ticks = int((b - a) / u)
     if out.ticks < 3:
         out.codes.append("WINDOW_TOO_SHORT")
-    smear = _average_se(held, a, b, u) if average or old else 0.0
-    looks = 0.0 if average else _instant_se(held, a, b, u)
+    smear = errorbar.average_se(held, a, b, u) if average or old else 0.0
+    looks = 0.0 if average else errorbar.instant_se(held, a, b, u)
     floor = POWER_FLOOR * energy / (b - a) * u
     out.se_j = math.hypot(smear, looks, floor)
     return out
 
 
-# --- parts of the error bar ------------------------------------------------------------------------------------------
-def _tick(s: Series, k: int, u: float) -> tuple[float, float]:
-    """Time and half-width of tick k, s. After a late poll the value shown is that of the last update, at most u old."""
-    lo = s.lo_s[k] if s.points else max(s.lo_s[k], s.hi_s[k] - u)
-    return 0.5 * (lo + s.hi_s[k]), 0.5 * (s.hi_s[k] - lo)
-
-
-def _interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float]:
-    """Counter at `t` between ticks k and k + 1, J, and its standard error from when those ticks were seen."""
-    (t0, h0), (t1, h1) = _tick(s, k, u), _tick(s, k + 1, u)
-    x = (t - t0) / (t1 - t0)
-    slope = (s.joule[k + 1] - s.joule[k]) / (t1 - t0)
-    return s.joule[k] + x * (s.joule[k + 1] - s.joule[k]), slope * math.hypot((1 - x) * h0, x * h1) / math.sqrt(3)
-
-
-def _spread(s: Series, a: float, b: float, ka: int, kb: int, u: float) -> float:
-    """High minus low power in and just around the window, W: instant readings, and slopes of the counter beyond timing doubt."""
-    shown = s.instant.span(a, b)
-    by_readings = max(shown) - min(shown) if shown else 0.0
-    first, last = max(0, ka - 1), min(len(s.hi_s), kb + 2)
-    hi, joule, piece = np.array(s.hi_s[first:last]), np.array(s.joule[first:last]), np.array(s.piece[first:last])
-    lo = np.array(s.lo_s[first:last])
-    if not s.points:
-        lo = np.maximum(lo, hi - u)
-    same = np.diff(piece) == 0
-    rise, doubt = np.diff(joule)[same], 0.5 * ((hi - lo)[1:] + (hi - lo)[:-1])[same]
-    apart = np.diff(0.5 * (hi + lo))[same]
-    sure = apart > doubt
-    if not sure.any():
-        return by_readings
-    fastest = np.max(rise[sure] / (apart + doubt)[sure])
-    slowest = np.min(rise[sure] / (apart - doubt)[sure])
-    return max(by_readings, float(fastest - slowest))
-
-
-def _edge_step(s: Series, k: int, levels: float, mean: float, u: float) -> float:
-    """How far the power level steps at the edge between ticks k and k + 1, W; 0 for a level that merely fluctuates.
-
-    Where one side shows fewer than two tick intervals (the segment begins there, or nothing later was read yet) the
-    step is not known, and the whole spread of levels is assumed.
-    """
-    n = max(2, round(EDGE_S / u))
-    first, last = max(0, k - n), min(len(s.hi_s) - 1, k + 1 + n)
-    if k - first < 2 or last - (k + 1) < 2 or s.piece[first] != s.piece[last]:
-        return levels
-    before = (s.joule[k] - s.joule[first]) / (_tick(s, k, u)[0] - _tick(s, first, u)[0])
-    after = (s.joule[last] - s.joule[k + 1]) / (_tick(s, last, u)[0] - _tick(s, k + 1, u)[0])
-    step = abs(after - before)
-    return step if step > max(0.25 * levels, 0.05 * mean) else 0.0
-
-
-def _average_se(held: Held, a: float, b: float, u: float) -> float:
-    """A mean over the last `BOXCAR_S` smears each edge: half of that length times the range of the mean around the window."""
-    shown = held.span(a, b + BOXCAR_S + u)
-    return 0.5 * (BOXCAR_S + u) * (max(shown) - min(shown)) if shown else 0.0
-
-
-def _instant_se(held: Held, a: float, b: float, u: float) -> float:
-    """Looks of a part of each update: scatter of block means, J. Blind to a load locked to the update period."""
-    t = np.arange(a + u / 2, b, u)
-    w = np.array(held.w)[np.maximum(np.searchsorted(np.array(held.t_s), t, side="right") - 1, 0)]
-    edges = (float(np.ptp(w)) if len(w) else 0.0) * u / math.sqrt(6)
-    blocks = len(w) // BLOCK
-    if blocks < 4:
-        scatter = float(np.std(w)) * (b - a) if len(w) else 0.0
-    else:
-        means = w[: blocks * BLOCK].reshape(blocks, BLOCK).mean(axis=1)
-        scatter = float(np.std(means, ddof=1)) * (b - a) / math.sqrt(blocks)
-    return math.hypot(scatter, edges)
-
-
+# --- cross-check and codes ---------------------------------------------------------------------------------------------
 def _cross_check(s: Series, a: float, b: float, u: float, out: CardWindow) -> None:
     """Set E2, E3 beside E1. Agreement shows consistency of one sensor, no truth.
 
@@ -370,16 +302,15 @@ def _cross_check(s: Series, a: float, b: float, u: float, out: CardWindow) -> No
     limits: list[tuple[float, float]] = []
     if out.e2_j is not None:
         out.r2 = 1 - out.e2_j / out.energy_j
-        limits = [(out.r2, _instant_se(s.instant, a, b, u))]
+        limits = [(out.r2, errorbar.instant_se(s.instant, a, b, u))]
     if out.e3_j is not None:
         out.r3 = 1 - out.e3_j / out.energy_j
-        limits = [(out.r3, _average_se(s.average, a, b, u))]
+        limits = [(out.r3, errorbar.average_se(s.average, a, b, u))]
     for r, se in limits:
         if b - a >= CHECK_FROM_S and abs(r) > max(DISAGREE, 3 * math.hypot(out.se_j, se) / out.energy_j):
             out.codes.append("SOURCES_DISAGREE")
 
 
-# --- codes -----------------------------------------------------------------------------------------------------------
 def _standing_codes(s: Series) -> list[str]:
     """What holds for every window of this card."""
     found = []

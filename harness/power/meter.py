@@ -10,19 +10,15 @@ import logging
 import math
 import os
 import subprocess
-import sys
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import records, schema
 from harness.power import estimate, replay, segment
 from harness.power.cards import UNMETERED
-from harness.power.sampler import Spec
-from harness.power.series import Series
-from harness.units import S_PER_NS
+from harness.power.sampler import LEAVE, POLL_NOW, Spec
+from harness.power.segments import Segment, last_words, spawn
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +27,6 @@ CLOSE_WAIT_S = 3.0
 STALE_S = 2.0  # a live reading older than this is none
 RESTARTS = 1
 REPLAY_PERIOD_S = 0.1
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_visible: str | None) -> Meter:
@@ -58,49 +53,6 @@ def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_v
     raise TypeError(f"no meter for {type(config).__name__}")
 
 
-@dataclass
-class Segment:
-    """One sampler's file, read so far, and what was made of it."""
-
-    path: Path
-    reader: segment.Reader = field(init=False)
-    series: list[Series] = field(default_factory=list)
-    process: subprocess.Popen[bytes] | None = None
-    ended: bool = False  # nothing more will be written
-
-    def __post_init__(self) -> None:
-        self.reader = segment.Reader(self.path)
-
-    def poll(self) -> None:
-        """Take in what was written since; notice the end of the process before reading, so that nothing is missed."""
-        ended = self.process is None or self.process.poll() is not None
-        rows = self.reader.poll()
-        if not self.series and self.reader.header is not None:
-            self.series = [Series(self.reader.header, i) for i in range(len(self.reader.header["cards"]))]
-        for row in rows:
-            if 0 <= row.card < len(self.series):
-                self.series[row.card].add(row)
-        self.ended = ended
-
-    @property
-    def begin_ns(self) -> int | None:
-        """When the last of its cards was first known, ns; None before that."""
-        starts = [s.begin_s() for s in self.series]
-        known = [t for t in starts if t is not None]
-        return (
-            self.series[0].origin_ns + math.ceil(max(known) / S_PER_NS) if known and len(known) == len(starts) else None
-        )
-
-    @property
-    def last_ns(self) -> int | None:
-        """Until when all cards are known, ns: their last tick, or reading."""
-        ends = [s.end_s() for s in self.series]
-        known = [t for t in ends if t is not None]
-        return (
-            self.series[0].origin_ns + math.floor(min(known) / S_PER_NS) if known and len(known) == len(ends) else None
-        )
-
-
 class Meter:
     """Energy of one attempt. See the module's text; one class for all sources."""
 
@@ -124,7 +76,8 @@ class Meter:
             return
         self._spec.trace_origin_ns = time.monotonic_ns()
         try:
-            current = self._spawn(self._spec)
+            current = spawn(self._spec, self.folder)
+            self._segments.append(current)
         except OSError as e:
             self._unmeasured("NO_SOURCE", f"the sampler could not be started: {e}. {UNMETERED}")
             return
@@ -137,36 +90,16 @@ class Meter:
             if current.reader.ready:
                 return
             if current.ended:
-                self._unmeasured("NO_SOURCE", f"the sampler process ended at once: {self._last_words()}. {UNMETERED}")
+                self._unmeasured(
+                    "NO_SOURCE", f"the sampler process ended at once: {last_words(self.folder)}. {UNMETERED}"
+                )
                 return
             time.sleep(0.005)
-        if current is not None:
-            self._kill(current)
-            self._unmeasured(
-                "NO_SOURCE",
-                f"the sampler did not read anything within {START_WAIT_S:g} s: {self._last_words()}. {UNMETERED}",
-            )
-
-    def _spawn(self, spec: Spec) -> Segment:
-        """Start a sampler on a new file; raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        taken = segment.find(self.folder, spec.attempt)
-        spec.index = 1 + max((int(p.name.split(".")[1][1:]) for p in taken), default=-1)
-        path = segment.path_of(self.folder, spec.attempt, spec.index)
-        spec.path = str(path)
-        spec.parent_pid = os.getpid()
-        spec.follow_thread = threading.current_thread() is threading.main_thread()
-        # -P: a folder named harness in the working directory is not this package.
-        paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-        command = [sys.executable, "-P", "-m", "harness.power.sampler", spec.argument()]
-        with (self.folder / "sampler.log").open("ab") as errors:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env=environment
-            )
-        found = Segment(path, process=process)
-        self._segments.append(found)
-        return found
+        current.kill()
+        said = last_words(self.folder)
+        self._unmeasured(
+            "NO_SOURCE", f"the sampler did not read anything within {START_WAIT_S:g} s: {said}. {UNMETERED}"
+        )
 
     def close(self) -> None:
         """Stop the sampler after one more tick and gather all segments of the run into power.parquet, beside the raw files."""
@@ -176,13 +109,14 @@ class Meter:
         for s in self._segments:
             if s.process is None:
                 continue
+            s.ask(LEAVE)  # the end of the pipe alone would not do: a forked data loader may hold it open
             if s.process.stdin is not None:
                 s.process.stdin.close()
             try:
                 s.process.wait(CLOSE_WAIT_S)
             except subprocess.TimeoutExpired:
                 self._problems.append("the sampler did not leave when asked and was killed")
-                self._kill(s)
+                s.kill()
             s.poll()
         log_file = self.folder / "sampler.log"
         if log_file.is_file() and log_file.stat().st_size == 0:
@@ -198,23 +132,9 @@ class Meter:
         except OSError as e:
             self._problems.append(f"power.parquet was not written ({e}); the raw segments are complete")
 
-    def _kill(self, s: Segment) -> None:
-        if s.process is not None:
-            s.process.kill()
-            s.process.wait()
-            if s.process.stdin is not None:
-                s.process.stdin.close()
-
     def _unmeasured(self, code: str, reason: str) -> None:
         self._code, self.reason = code, reason
         log.warning("energy is not measured: %s", reason)
-
-    def _last_words(self) -> str:
-        try:
-            lines = (self.folder / "sampler.log").read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return lines[-1] if lines else "it said nothing"
 
     # --- answers -------------------------------------------------------------------------------------------------------
     def energy(self, t_a_ns: int, t_b_ns: int, wait_s: float = 0.5) -> records.Measured:
@@ -231,7 +151,8 @@ class Meter:
 
     def _energy(self, a_ns: int, b_ns: int, wait_s: float) -> records.Measured:
         self._refresh()
-        self._poke()
+        if self._spec and self._spec.source == "rapl":
+            self._segments[-1].ask(POLL_NOW)  # the window's end need not wait for the next period
         end = time.monotonic() + wait_s
         while True:
             s = self._segment_at(a_ns)
@@ -373,22 +294,12 @@ class Meter:
         if not current.ended or self._closed or self._restarts >= RESTARTS or self._spec is None:
             return
         self._restarts += 1
-        self._problems.append(f"the sampler ended and was started again: {self._last_words()}")
+        self._problems.append(f"the sampler ended and was started again: {last_words(self.folder)}")
         log.warning("the power sampler ended unasked; starting another one")
         try:
-            self._spawn(self._spec)
+            self._segments.append(spawn(self._spec, self.folder))
         except OSError as e:
             self._problems.append(f"the sampler could not be started again: {e}")
-
-    def _poke(self) -> None:
-        """Ask a slow source for a reading now, so that the window's end need not wait for its next period."""
-        process = self._segments[-1].process
-        if self._spec and self._spec.source == "rapl" and process and process.stdin and not self._closed:
-            try:
-                process.stdin.write(b".")
-                process.stdin.flush()
-            except OSError:
-                return  # it has ended; `_refresh` deals with that
 
     def _segment_at(self, a_ns: int) -> Segment:
         """The latest segment that was reading at `a_ns`; else the first."""

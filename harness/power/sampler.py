@@ -43,6 +43,7 @@ LOCK_WAIT_S = 5.0  # an earlier attempt's sampler needs up to 2 s to leave
 CLOCK_STEP_NS = 50_000_000
 ANCHOR_NS = 60 * NS
 PR_SET_PDEATHSIG = 1
+POLL_NOW, LEAVE = b".", b"q"  # what the meter may write to the control pipe
 
 
 @dataclass
@@ -158,12 +159,16 @@ class Sampler:
         return k, start + round(self.period_ns * (k + random.uniform(-JITTER, JITTER)))
 
     def _sleep_until(self, deadline: int) -> None:
-        """Sleep; a byte on the control pipe asks for a poll at once, its end for leaving. Once leaving, sleep alone."""
+        """Sleep until the deadline, or until the meter asks for something; once leaving, sleep alone."""
         left = max(0, deadline - time.monotonic_ns()) * S_PER_NS
         if self.stop:
             time.sleep(left)
-        elif select.select([self.control_fd], [], [], left)[0] and not os.read(self.control_fd, 64):
-            self.stop = "the control pipe was closed"
+        elif select.select([self.control_fd], [], [], left)[0]:
+            asked = os.read(self.control_fd, 64)
+            if LEAVE in asked:
+                self.stop = "asked to"
+            elif not asked:
+                self.stop = "the control pipe was closed"
 
     def _slow(self, now: int) -> None:
         """Once a second: is the parent there, did the wall clock move, how is the sampler doing."""

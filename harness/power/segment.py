@@ -132,7 +132,7 @@ class Reader:
             with self.path.open("rb") as f:
                 f.seek(self._offset)
                 data = f.read()
-        except FileNotFoundError:
+        except OSError:  # not made yet, or a network disk that is away: what is there is read next time
             return []
         self._offset += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")

@@ -7,7 +7,7 @@
 
 A trace is a list of (seconds, watts): straight lines between, two rows at one time are a step, held before and after.
 Second 0 is `origin_ns` on CLOCK_MONOTONIC, shared by all processes; with `virtual=True` the clock stands where
-`scripted_set_time(seconds)` put it.
+`scripted_set_time(seconds)` put it, and `scripted_reset()` makes the next `nvmlInit` read the script again.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class Card:
     counter_start_j: float = 1e6
     reset_at_s: float | None = None
     freeze_at_s: float | None = None
+    reset_when: Path | None = None  # resets, or freezes, when this file appears
+    freeze_when: Path | None = None
     mig: str | None = None  # UUID of its one instance
 
     def lines(self, index: int) -> list[str]:
@@ -118,20 +120,27 @@ class Card:
         numbers += ["counter_start_j", "reset_at_s", "freeze_at_s"]
         settings = [("uuid", self.uuid), ("name", self.name), ("counter", self.counter)]
         settings += [(n, repr(getattr(self, n))) for n in numbers if getattr(self, n) is not None]
-        settings += [("mig", self.mig)] if self.mig else []
+        settings += [(n, str(getattr(self, n))) for n in ("reset_when", "freeze_when", "mig") if getattr(self, n)]
         settings += [("knot", f"{t!r} {w!r}") for t, w in self.trace]
         return [f"gpu {index} {key} {value}" for key, value in settings]
 
 
 @dataclass
 class Fault:
-    """`what` answers `code` on card `gpu` (-1: all) during [from_s, to_s): a symbol, one of the fields above, or "*"."""
+    """`what` answers `code` on card `gpu` (-1: all) during [from_s, to_s), while the file `when` exists.
+
+    `what` is a symbol, one of the fields above, or "*" for every symbol.
+    """
 
     what: str
     code: int
     from_s: float = -math.inf
     to_s: float = math.inf
     gpu: int = -1
+    when: Path | None = None
+
+    def line(self) -> str:
+        return f"fault {self.what} {self.gpu} {self.from_s!r} {self.to_s!r} {self.code} {self.when or ''}".rstrip()
 
 
 @dataclass
@@ -149,7 +158,7 @@ class Script:
         lines += [f"slow_us {self.slow_us}"] if self.slow_us else []
         for i, card in enumerate(self.cards):
             lines += card.lines(i)
-        lines += [f"fault {f.what} {f.gpu} {f.from_s!r} {f.to_s!r} {f.code}" for f in self.faults]
+        lines += [f.line() for f in self.faults]
         return "\n".join(lines) + "\n"
 
     def environment(self, library: Path, folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@
  *   power trace  straight lines between given times, held before the first and after the last
  *   sensor       updates at phase + k u (+ jitter); instant = mean of the last `window` s, average = of the last `boxcar` s
  *   counter      exact integral at the last update, floored to mJ; or ("looks") built from the instant readings
- *   faults       return codes by symbol or field and time
+ *   faults       return codes by symbol or field, time, and the existence of a file
  * Times are seconds since origin_ns on CLOCK_MONOTONIC, or set by scripted_set_time (clock virtual). x86-64 layouts.
  */
 #include <math.h>
@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define MAX_GPUS 16
 #define MAX_FAULTS 256
@@ -26,6 +27,7 @@
 
 typedef struct {
     char uuid[96], name[96], mig_uuid[96];
+    char reset_when[256], freeze_when[256]; /* files whose appearance does it */
     int mig, arch, looks;
     double limit_w, period_s, phase_s, jitter_s, window_s, boxcar_s, gain, offset_w, counter_start_j, reset_at_s, freeze_at_s;
     int n, cap;
@@ -39,6 +41,7 @@ typedef struct {
     int gpu; /* -1: every card */
     double from_s, to_s;
     int code;
+    char when[256]; /* only while this file exists; "": always */
 } fault_t;
 
 typedef struct { uint32_t id, scope; int64_t stamp_us, latency_us; int32_t type, code; union { double d; uint32_t u32; uint64_t u64; } value; } field_t;
@@ -100,7 +103,11 @@ static double mean_w(const gpu_t *g, double t, double length) {
     return g->gain * (energy_j(g, t) - energy_j(g, t - length)) / length + g->offset_w;
 }
 
+static int exists(const char *path) { return path[0] && access(path, F_OK) == 0; }
+
 static uint64_t counter_mj(gpu_t *g, double now) {
+    if (isinf(g->reset_at_s) && exists(g->reset_when)) g->reset_at_s = now;
+    if (isinf(g->freeze_at_s) && exists(g->freeze_when)) g->freeze_at_s = now;
     double t = now < g->freeze_at_s ? now : g->freeze_at_s;
     long k = last_update(g, t);
     double at = update_s(g, k);
@@ -162,6 +169,8 @@ static void gpu_setting(int index, char *rest, const char *line) {
     if (!strcmp(key, "uuid")) snprintf(g->uuid, sizeof g->uuid, "%s", value);
     else if (!strcmp(key, "name")) snprintf(g->name, sizeof g->name, "%s", value);
     else if (!strcmp(key, "mig")) { g->mig = 1; snprintf(g->mig_uuid, sizeof g->mig_uuid, "%s", value); }
+    else if (!strcmp(key, "reset_when")) snprintf(g->reset_when, sizeof g->reset_when, "%s", value);
+    else if (!strcmp(key, "freeze_when")) snprintf(g->freeze_when, sizeof g->freeze_when, "%s", value);
     else if (!strcmp(key, "arch")) g->arch = atoi(value);
     else if (!strcmp(key, "counter")) g->looks = !strcmp(value, "looks");
     else if (!strcmp(key, "knot") && sscanf(value, "%lf %lf", &t, &w) == 2) knot(g, t, w);
@@ -174,13 +183,14 @@ static void load(void) {
     const char *path = getenv("SCRIPTED_NVML");
     FILE *f = path ? fopen(path, "r") : NULL;
     if (!f) { fprintf(stderr, "scripted NVML: SCRIPTED_NVML names no readable file\n"); abort(); }
-    char line[512], word[64];
+    char line[1024], word[64];
     while (fgets(line, sizeof line, f)) {
         int used = 0;
         if (line[0] == '#' || sscanf(line, "%63s %n", word, &used) != 1) continue;
         char *rest = line + used;
         int index, more = 0;
         fault_t *x = &faults[n_faults];
+        x->when[0] = 0;
         if (!strcmp(word, "clock")) virtual_clock = !strncmp(rest, "virtual", 7);
         else if (!strcmp(word, "origin_ns")) origin_ns = atoll(rest);
         else if (!strcmp(word, "driver")) sscanf(rest, "%63s", driver);
@@ -189,7 +199,7 @@ static void load(void) {
         else if (!strcmp(word, "slow_us")) slow_us = atoi(rest);
         else if (!strcmp(word, "gpu") && sscanf(rest, "%d %n", &index, &more) == 1) gpu_setting(index, rest + more, line);
         else if (!strcmp(word, "fault") && n_faults < MAX_FAULTS &&
-                 sscanf(rest, "%63s %d %lf %lf %d", x->what, &x->gpu, &x->from_s, &x->to_s, &x->code) == 5) n_faults++;
+                 sscanf(rest, "%63s %d %lf %lf %d %255s", x->what, &x->gpu, &x->from_s, &x->to_s, &x->code, x->when) >= 5) n_faults++;
         else bad(line);
     }
     fclose(f);
@@ -200,9 +210,18 @@ static int fault(const char *what, int gpu) {
     for (int i = 0; i < n_faults; i++) {
         const fault_t *x = &faults[i];
         int named = !strcmp(x->what, what) || (!strcmp(x->what, "*") && strncmp(what, "field:", 6));
-        if (named && (x->gpu < 0 || x->gpu == gpu) && t >= x->from_s && t < x->to_s) return x->code;
+        if (named && (x->gpu < 0 || x->gpu == gpu) && t >= x->from_s && t < x->to_s &&
+            (!x->when[0] || exists(x->when)))
+            return x->code;
     }
     return SUCCESS;
+}
+
+/* Forget the script: the next nvmlInit reads the file anew. */
+void scripted_reset(void) {
+    for (int i = 0; i < n_gpus; i++) { free(gpus[i].t); free(gpus[i].w); free(gpus[i].e); }
+    n_gpus = n_faults = loaded = init_error = slow_us = 0;
+    virtual_s = 0;
 }
 
 /* --- NVML ------------------------------------------------------------------------------------------------------------ */

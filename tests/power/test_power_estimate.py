@@ -1,0 +1,280 @@
+"""The estimator against exact truth: the real client on the scripted sensor, on a virtual clock."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from doubles.nvml import AVERAGE, ENERGY, INSTANT, Card, Fault, Script, integral_j, square
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import records
+from harness.power import codes as reasons
+from harness.power import estimate
+from harness.power.series import Series
+
+Sampled = Callable[..., list[Series]]
+
+
+def training(until_s: float, seed: int, low_w: float = 250.0, high_w: float = 650.0) -> list[tuple[float, float]]:
+    """Steps of 237 ms with 1 % jitter, 71 % of each at the high level."""
+    chance, t = random.Random(seed), -3.0
+    out = [(t, high_w)]
+    while t < until_s + 2:
+        step = 0.237 * (1 + chance.gauss(0, 0.01))
+        out += [(t + 0.71 * step, high_w), (t + 0.71 * step, low_w), (t + step, low_w), (t + step, high_w)]
+        t += step
+    return out
+
+
+# Guide's p95 |error| for this sensor and load, per cent of truth, by window length
+GATES = [(0.237, 6.9), (0.948, 1.9), (4.74, 0.36), (18.96, 0.09)]
+
+
+def test_error_and_coverage_on_a_steady_training_load(sampled: Sampled) -> None:
+    trace = training(50, seed=1)
+    (s,) = sampled(Script([Card(trace)]), 50.0)
+    chance = random.Random(2)
+    for length, p95_percent in GATES:
+        errors, covered = [], 0
+        for _ in range(300):
+            a = chance.uniform(1.5, 48 - length)
+            w = estimate.card_window(s, a, a + length)
+            assert w.energy_j is not None, w.reason
+            assert w.se_j is not None
+            truth = integral_j(trace, a, a + length)
+            errors.append(abs(w.energy_j - truth) / truth)
+            covered += abs(w.energy_j - truth) <= 1.96 * w.se_j
+            assert "SOURCES_DISAGREE" not in w.codes
+        assert 100 * np.quantile(errors, 0.95) <= 1.2 * p95_percent, length
+        assert covered / 300 >= 0.93, length
+
+
+TRACES = {
+    "flat": [(0.0, 400.0)],
+    "ramp": [(0.0, 100.0), (12.0, 700.0)],
+    "locked to the update period": square(100, 700, 0.1, 0.25, 14, -3),
+    "step of 2.5 periods": square(250, 650, 0.25, 0.5, 14, -3),
+    "slow square": square(100, 600, 1.7, 0.4, 14, -3),
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.parametrize("jitter_s", [0.0, 0.01])
+def test_intervals_hold_the_truth_for_other_loads(sampled: Sampled, name: str, jitter_s: float) -> None:
+    trace = TRACES[name]
+    (s,) = sampled(Script([Card(trace, phase_s=0.037, jitter_s=jitter_s)]), 12.0)
+    chance, covered, wild = random.Random(3), 0, 0
+    for _ in range(100):
+        a = chance.uniform(1.5, 5.0)
+        b = a + chance.uniform(0.4, 6.0)
+        w = estimate.card_window(s, a, b)
+        assert w.energy_j is not None, w.reason
+        assert w.se_j is not None
+        miss = abs(w.energy_j - integral_j(trace, a, b)) / w.se_j
+        covered += miss <= 1.96
+        wild += miss > 4
+    assert covered >= 90
+    assert wild <= 1
+
+
+def test_cold_edges_are_inside_the_interval(sampled: Sampled) -> None:
+    covered, bias = 0, []
+    for phase in range(20):
+        load = [(p[0], p[1]) for p in square(250, 650, 0.237, 0.71, 2.37, 0.0)][:-1]
+        trace = [(-5.0, 120.0), (0.0, 120.0), *load, (load[-1][0], 120.0)]
+        a, b = 3.0, 3.0 + load[-1][0]
+        trace = [(t + 3.0, w) for t, w in trace]
+        (s,) = sampled(Script([Card(trace, phase_s=0.005 * phase)]), 9.0, seed=phase)
+        w = estimate.card_window(s, a, b)
+        assert w.energy_j is not None
+        assert w.se_j is not None
+        covered += abs(w.energy_j - integral_j(trace, a, b)) <= 1.96 * w.se_j
+        bias.append(w.energy_j / integral_j(trace, a, b) - 1)
+    assert covered >= 19
+    assert np.mean(bias) < 0  # the guide's sign: unpadded cold edges read low
+
+
+def test_late_polls_are_covered(sampled: Sampled) -> None:
+    """A busy host: every now and then nothing is polled for 60 to 300 ms."""
+    trace = training(30, seed=4)
+    chance = random.Random(5)
+    starts = [chance.uniform(1, 29) for _ in range(25)]
+    holes = [(t, t + chance.uniform(0.06, 0.3)) for t in starts]
+    (s,) = sampled(Script([Card(trace)]), 30.0, skip=lambda t: any(a < t < b for a, b in holes))
+    covered = counted = 0
+    for _ in range(300):
+        a = chance.uniform(1.5, 20)
+        b = a + chance.uniform(2, 8)
+        w = estimate.card_window(s, a, b)
+        if w.energy_j is None:
+            assert "SAMPLER_GAP" in w.codes
+            continue
+        assert w.se_j is not None
+        counted += 1
+        covered += abs(w.energy_j - integral_j(trace, a, b)) <= 1.96 * w.se_j
+    assert counted > 200
+    assert covered / counted >= 0.93
+
+
+# --- no counter, disagreeing sources -----------------------------------------------------------------------------------
+def test_without_a_counter_the_average_is_integrated(sampled: Sampled) -> None:
+    trace = [(0.0, 120.0), (4.0, 120.0), (4.0, 600.0), (12.0, 600.0), (12.0, 120.0)]
+    (s,) = sampled(Script([Card(trace)], [Fault(ENERGY, 3)]), 16.0)
+    steady, cold = estimate.card_window(s, 6.0, 11.0), estimate.card_window(s, 4.0, 12.0)
+    for w, a, b in ((steady, 6.0, 11.0), (cold, 4.0, 12.0)):
+        assert (w.source, "NO_COUNTER" in w.codes) == ("nvml-average", True)
+        assert w.energy_j is not None
+        assert w.se_j is not None
+        assert abs(w.energy_j - integral_j(trace, a, b)) <= 1.96 * w.se_j
+    assert steady.energy_j == pytest.approx(3000, rel=0.01)
+    assert cold.se_j is not None
+    assert steady.se_j is not None
+    assert cold.se_j > 5 * steady.se_j  # the 1 s mean smears its edges, and the error bar says so
+
+
+def test_instant_alone_is_suspect(sampled: Sampled) -> None:
+    trace = training(20, seed=6)
+    (s,) = sampled(Script([Card(trace)], [Fault(ENERGY, 3), Fault(AVERAGE, 3)]), 20.0)
+    measured, (w,) = estimate.window([s], 2 * 10**9, 18 * 10**9, 0.2)
+    assert w.energy_j is not None
+    assert w.se_j is not None
+    assert (measured.source, measured.verdict) == ("nvml-instant", "suspect")
+    assert abs(w.energy_j - integral_j(trace, 2, 18)) <= 3 * w.se_j
+
+
+def test_old_drivers_without_power_fields(sampled: Sampled) -> None:
+    (s,) = sampled(Script([Card([(0, 300)])], [Fault("nvmlDeviceGetFieldValues", 13)]), 6.0)
+    w = estimate.card_window(s, 1.0, 5.0)
+    assert (w.source, w.energy_j) == ("nvml-counter", pytest.approx(1200, rel=0.01))
+    (s,) = sampled(
+        Script(
+            [Card([(0, 300)])], [Fault("nvmlDeviceGetFieldValues", 13), Fault("nvmlDeviceGetTotalEnergyConsumption", 3)]
+        ),
+        6.0,
+    )
+    w = estimate.card_window(s, 1.0, 5.0)
+    assert (w.source, w.energy_j) == ("nvml-power-usage", pytest.approx(1200, rel=0.01))
+
+
+def test_sources_that_disagree_are_suspect_and_agreeing_ones_are_not(sampled: Sampled) -> None:
+    script = Script([Card([(0, 300)])])
+    (s,) = sampled(script, 8.0)
+    assert "SOURCES_DISAGREE" not in estimate.card_window(s, 1.0, 7.0).codes
+    for held in (s.average, s.instant):  # power reads 75 % more than the counter says, as in zeus#181
+        for i in range(len(held.w)):
+            held.w[i] *= 1.75
+            held.joule[i] *= 1.75
+    w = estimate.card_window(s, 1.0, 7.0)
+    assert "SOURCES_DISAGREE" in w.codes
+    assert w.energy_j == pytest.approx(1800, rel=0.01)
+    assert w.r3 == pytest.approx(-0.75, abs=0.02)
+    assert reasons.verdict(w.codes) == "suspect"
+
+
+def test_a_locked_load_makes_instant_wrong_but_not_the_value(sampled: Sampled) -> None:
+    trace = TRACES["locked to the update period"]
+    (s,) = sampled(Script([Card(trace, phase_s=0.0)]), 14.0)
+    w = estimate.card_window(s, 2.0, 10.0)
+    truth = integral_j(trace, 2.0, 10.0)
+    assert w.energy_j == pytest.approx(truth, rel=0.02)
+    assert w.r2 is not None
+    assert abs(w.r2) > 0.3
+    assert "SOURCES_DISAGREE" not in w.codes  # the 1 s average agrees
+
+
+def test_two_cards_add_up_and_their_errors_in_quadrature(sampled: Sampled) -> None:
+    series = sampled(Script([Card([(0, 300)]), Card([(0, 100)], phase_s=0.05)]), 6.0)
+    both, parts = estimate.window(series, 10**9, 5 * 10**9, 0.03)
+    assert both.energy_j == pytest.approx(1600, rel=0.01)
+    assert both.power_w == pytest.approx(400, rel=0.01)
+    assert both.energy_se_j == pytest.approx(math.hypot(*(p.se_j or 0 for p in parts)))
+    assert both.verdict == "valid"
+    assert both.codes == ["UNCALIBRATED"]
+    series = sampled(Script([Card([(0, 300)]), Card([(0, 100)])], [Fault("*", 15, from_s=2.0, gpu=1)]), 6.0)
+    lost, _ = estimate.window(series, 10**9, 5 * 10**9, 0.03)
+    assert (lost.energy_j, lost.verdict) == (None, "invalid")
+    assert "GPU_LOST" in lost.codes
+
+
+def test_a_mig_card_is_labelled(sampled: Sampled) -> None:
+    (s,) = sampled(Script([Card([(0, 300)], mig="MIG-1")]), 4.0)
+    measured, _ = estimate.window([s], 10**9, 3 * 10**9, 0.03)
+    assert (measured.energy_j, measured.verdict) == (pytest.approx(600, rel=0.02), "invalid")
+    assert "MIG_WHOLE_CARD" in measured.codes
+    assert estimate.refuse(measured).energy_j is None
+
+
+def test_edges_of_the_window_definition(sampled: Sampled) -> None:
+    (s,) = sampled(Script([Card([(0, 300)])], [Fault(INSTANT, 3)]), 4.0)
+    nothing, backwards = estimate.card_window(s, 2.0, 2.0), estimate.card_window(s, 2.0, 1.5)
+    assert (nothing.energy_j, nothing.se_j, nothing.reason) == (0.0, 0.0, None)
+    assert backwards.energy_j is None
+    assert "0.5 s before it begins" in (backwards.reason or "")
+    parts = [estimate.card_window(s, 1.0 + 0.1 * k, 1.1 + 0.1 * k).energy_j or 0 for k in range(20)]
+    assert sum(parts) == pytest.approx(estimate.card_window(s, 1.0, 3.0).energy_j, rel=1e-9)  # windows that meet add up
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------
+def part(
+    energy: float | None, se: float | None = 1.0, power: float = 100.0, codes: tuple[str, ...] = (), **rest: str
+) -> records.Measured:
+    verdict = rest.pop("verdict", reasons.verdict(codes))
+    return records.Measured(
+        energy, se, power_w=power, codes=list(codes), verdict=verdict, source="nvml-counter", **rest
+    )
+
+
+def test_total_adds_joules_and_errors() -> None:
+    out = estimate.total([part(100.0, 3.0, 100.0), part(300.0, 4.0, 150.0, ("NO_COUNTER",))])
+    assert (out.energy_j, out.energy_se_j, out.reason) == (400.0, 5.0, None)
+    assert out.power_w == pytest.approx(400 / 3)
+    assert (out.codes, out.verdict, out.source) == (["NO_COUNTER"], "valid", "nvml-counter")
+
+
+def test_one_missing_part_makes_the_sum_missing() -> None:
+    lost = part(None, None, codes=("GPU_LOST",), reason="GPU_LOST: gone")
+    out = estimate.total([part(100.0), lost, part(5.0, codes=("SOURCES_DISAGREE",))])
+    assert (out.energy_j, out.energy_se_j, out.verdict) == (None, None, "invalid")
+    assert out.codes == ["GPU_LOST", "SOURCES_DISAGREE"]
+    assert out.reason == "GPU_LOST: gone"
+    unmetered = estimate.total([records.Measured(reason="no meter: power=unmetered"), records.Measured(reason="x")])
+    assert (unmetered.verdict, unmetered.reason) == (
+        "unmeasured",
+        "no meter: power=unmetered (and 1 more of 2 windows)",
+    )
+    assert estimate.total([]).reason == "no window was measured"
+
+
+def test_short_parts_are_judged_as_a_sum_and_refused_with_the_length_needed() -> None:
+    short = [part(10.0, 1.0, codes=("WINDOW_TOO_SHORT",)) for _ in range(100)]
+    out = estimate.total(short)
+    assert (out.energy_j, out.verdict, out.codes) == (1000.0, "valid", [])
+    few = estimate.total(short[:4])
+    assert (few.energy_j, few.verdict) == (40.0, "invalid")  # spent all the same
+    refused = estimate.refuse(few)
+    assert (refused.energy_j, refused.energy_se_j) == (None, None)
+    assert refused.reason is not None
+    assert "WINDOW_TOO_SHORT" in refused.reason
+    assert "needs a window of 1.3 s or more" in refused.reason  # 1.96 x 2 J / (3 % x 100 W)
+    assert estimate.refuse(out) == out
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e6)), min_size=1, max_size=8))
+def test_total_is_none_exactly_with_a_reason(values: list[tuple[float, float]]) -> None:
+    out = estimate.total([part(e, s) for e, s in values])
+    assert out.energy_j == pytest.approx(math.fsum(e for e, _ in values))
+    assert out.energy_se_j == pytest.approx(math.sqrt(math.fsum(s * s for _, s in values)))
+    assert (out.energy_j is None) == (out.reason is not None)
+
+
+def test_every_code_used_has_an_effect() -> None:
+    assert reasons.verdict([]) == "valid"
+    assert reasons.verdict(["UNCALIBRATED", "SOURCES_DISAGREE"]) == "suspect"
+    assert reasons.verdict(["SOURCES_DISAGREE", "GPU_LOST"]) == "invalid"
+    with pytest.raises(KeyError):
+        reasons.verdict(["TYPO"])
