@@ -27,6 +27,7 @@ CATEGORIES = (
     "#5566cc",
 )  # Okabe and Ito, darkened where too pale
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+FLAT = 1e-6  # relative span below which values are one value: a domain of rounding errors draws at infinity
 PAGE_BACKGROUNDS = ("#ffffff", "#15171b")  # light, dark
 
 
@@ -62,9 +63,10 @@ def axis(
     low, high = min(data), max(data)
     if log:
         a, b = math.log(low), math.log(high)
-        margin = pad * (b - a) if b > a else 0.2
+        margin = pad * (b - a) if b - a > FLAT else 0.2
         return Axis(title, math.exp(a - margin), math.exp(b + margin), True, power_labels)
-    margin = pad * (high - low) if high > low else max(0.1 * abs(high), 1e-9)
+    flat = high - low <= FLAT * max(abs(high), abs(low))
+    margin = (0.1 * abs(high) or 1.0) if flat else pad * (high - low)
     return Axis(title, low - margin, high + margin, False, power_labels)
 
 

@@ -172,7 +172,7 @@ def test_every_mark_lies_inside_its_domain(measured: Study, plain: Study) -> Non
                 fields = [encoding["field"]] + (
                     [layer["encoding"]["y2"]["field"]] if channel == "y" and "y2" in layer["encoding"] else []
                 )
-                rows = body["datasets"][layer["data"]["name"]]
+                rows = body["datasets"][layer.get("data", body.get("data"))["name"]]
                 for row in rows:
                     for f in fields:
                         assert low * (1 - 1e-5) - 1e-9 <= row[f] <= high * (1 + 1e-5), (
@@ -243,6 +243,13 @@ def test_ticks_are_few_and_inside(low: float, high: float, log: bool) -> None:
     assert 4 <= len(values) <= 9
     assert all(low <= v <= high for v in values)
     assert values == sorted(set(values))
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_values_that_differ_by_rounding_are_one_value(log: bool) -> None:
+    found = axes.axis("x", [2.28686822197, 2.28686822197 * (1 + 3e-16)], log=log)
+    assert found.high / found.low > 1.1
+    assert axes.axis("x", [0.0, 0.0], log=False).high == 1.0
 
 
 def test_labels() -> None:
