@@ -28,7 +28,7 @@ import numpy as np
 from harness.errors import CorpusError
 
 VERSION = 1  # of the layout below and of everything that decides which token comes where
-_BLOCK_CHARS = 1 << 16  # lines of one running text are encoded in blocks of about this size
+_BLOCK_CHARS = 1 << 13  # lines of one running text are encoded in blocks of about this size, several at a time
 _BATCH_CHARS = 1 << 20  # text encoded at a time
 _SETTLED_S = 2.0  # a file changed more recently than this may change again within its time stamp's resolution
 

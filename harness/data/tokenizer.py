@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SEPARATOR = "<|endoftext|>"
-BPE_TEXT_BYTES = 32 << 20  # a BPE is trained on at most this much of the beginning of the training part
+BPE_TEXT_BYTES = 16 << 20  # a BPE is trained on at most this much of the beginning of the training part
 _VERSION = 1
 _ROW_MULTIPLE = 16
 _META = "harness_tokenizer.json"

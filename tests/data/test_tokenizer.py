@@ -88,7 +88,7 @@ def test_no_more_text_is_read_than_the_bpe_needs() -> None:
 
     assert sum(len(t.encode()) for t in head(endless(), 10_000)) == 10_000
     assert read == 5
-    assert BPE_TEXT_BYTES == 32 * 2**20
+    assert BPE_TEXT_BYTES == 16 * 2**20
 
 
 # --- saved for Hugging Face -------------------------------------------------------------------------------------------
