@@ -52,7 +52,9 @@ def to_hf(run_dir: Path, out: Path, tokens: int | None = None) -> Point:
     point = choose_point(record, tokens)
     weights = run_dir / "checkpoints" / (point.hf_checkpoint or "") / "model.safetensors"
     if point.hf_checkpoint is None or not weights.exists():
-        raise RecordError(f"{run_dir} has no weights of its point at {point.tokens} tokens (reference records come without). Train it with harness run first.")
+        raise RecordError(
+            f"{run_dir} has no weights of its point at {point.tokens} tokens (reference records come without). Train it with harness run first."
+        )
     if out.exists() and any(out.iterdir()):
         raise RecordError(f"--out {out} exists and is not empty. Choose a new folder.")
     shape = Shape(**{f.name: record.shape[f.name] for f in dataclasses.fields(Shape)})

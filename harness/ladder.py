@@ -6,12 +6,13 @@ that leaves two heads; SwiGLU hidden size = 8/3 d rounded up to a multiple of 16
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from harness.errors import ConfigError
 from harness.flops import Shape, counts
 from harness.records import Counts
-from harness.schema import AdamwConfig, LlamaConfig, RunConfig, WsdConfig
+from harness.schema import AdamwConfig, ConstantConfig, LlamaConfig, RunConfig, WsdConfig
 from harness.units import sci
 
 SMALL_N = 5_000_000  # below it the published rules extrapolate and our own sweep decides
@@ -60,45 +61,34 @@ class Hyper:
 def hyperparameters(run: RunConfig, n: Counts, context: int) -> Hyper:
     """Peak rate, batch and warm-up from N = n_head alone, so that a trunk does not depend on its budgets.
 
-    From 5M parameters up: arXiv:2406.19146 (rate 0.0047 (N/108M)^(-1/3), batch 160 (N/108M)^(2/3) sequences of 2048, warm-up N tokens),
-    the rate halved for a constant-rate trunk (arXiv:2405.18392). Below, that rule extrapolates; the figures are our own sweep's
-    (docs/LOG.md, "Learning rates of small rungs").
+    Batch 160 (N/108M)^(2/3) sequences of 2048 tokens, rate 0.0047 (N/108M)^(-1/3), warm-up N tokens (arXiv:2406.19146); the rate is halved
+    for a constant-rate trunk (arXiv:2405.18392), and halved again below 5M parameters, where the rule extrapolates and our own sweep
+    decides (docs/LOG.md). A batch set by hand moves the rate with the square root of the batch, as in nanochat.
     """
     size = n.n_head
-    if size >= SMALL_N:
-        scale = 0.5 if isinstance(run.schedule, WsdConfig) else 1.0
-        lr = scale * 0.0047 * (size / 108e6) ** (-1 / 3)
-        batch = 160 * 2048 * (size / 108e6) ** (2 / 3)
-        warmup = size
-        rule = "arXiv:2406.19146" + (", rate halved for wsd" if scale == 0.5 else "")
-    else:
-        lr = small_lr(size)
-        batch = 2048
-        warmup = min(size, 32 * batch)
-        rule = "own sweep below 5M parameters (docs/LOG.md)"
-    if run.optim.lr is not None or run.optim.batch_tokens is not None:
-        rule += "; set by hand: " + ", ".join(k for k in ("lr", "batch_tokens") if getattr(run.optim, k) is not None)
-    sequences = max(1, round((run.optim.batch_tokens or batch) / context))
+    rule_batch = 160 * 2048 * (size / 108e6) ** (2 / 3)
+    sequences = max(1, round((run.optim.batch_tokens or rule_batch) / context))
     batch_tokens = sequences * context
-    beta2 = (
-        run.optim.beta2
-        if isinstance(run.optim, AdamwConfig) and run.optim.beta2 is not None
-        else (0.95 if batch_tokens >= 524_288 else 0.99)
-    )
+    factor, rule = 1.0, "arXiv:2406.19146"
+    if isinstance(run.schedule, WsdConfig):
+        factor, rule = factor / 2, rule + ", rate halved for wsd"
+    if size < SMALL_N:
+        factor, rule = factor / 2, rule + ", halved below 5M parameters (own sweep, docs/LOG.md)"
+    if run.optim.batch_tokens is not None:
+        factor, rule = factor * math.sqrt(batch_tokens / rule_batch), rule + ", times sqrt(batch / rule's batch)"
+    lr = run.optim.lr if run.optim.lr is not None else factor * 0.0047 * (size / 108e6) ** (-1 / 3)
+    if run.optim.lr is not None:
+        rule = "rate set by hand"
+    beta2 = run.optim.beta2 if isinstance(run.optim, AdamwConfig) else None
     return Hyper(
-        lr=(run.optim.lr or lr) * run.optim.lr_scale,
+        lr=lr * run.optim.lr_scale,
         batch_tokens=batch_tokens,
         sequences=sequences,
-        beta2=beta2,
-        warmup_tokens=run.schedule.warmup_tokens if run.schedule.warmup_tokens is not None else warmup,
+        beta2=beta2 if beta2 is not None else (0.95 if batch_tokens >= 524_288 else 0.99),
+        warmup_tokens=run.schedule.warmup_tokens if run.schedule.warmup_tokens is not None else size,
         weight_decay=run.optim.weight_decay,
         rule=rule,
     )
-
-
-def small_lr(n_head: int) -> float:
-    """Peak rate of a wsd trunk below 5M parameters; see `hyperparameters`."""
-    return 0.01 * (n_head / 1e5) ** -0.6
 
 
 @dataclass(frozen=True)
@@ -169,29 +159,34 @@ def resolve(run: RunConfig, vocab: int) -> Rung:
     warmup_steps = round(hyper.warmup_tokens / hyper.batch_tokens)
     wsd = isinstance(run.schedule, WsdConfig)
     phi = run.schedule.decay_fraction if isinstance(run.schedule, WsdConfig) else 0.0
-    points, problems = {}, []
+    points: dict[str, PlannedPoint] = {}
+    problems = []
     for share in [*sorted(run.budget.cooldowns), 1.0]:
         steps = round(longest * share / hyper.batch_tokens)
         branch_step = steps - round(phi * steps)
         if steps < MIN_STEPS or branch_step < warmup_steps:
-            needed = max(MIN_STEPS, round(warmup_steps / (1 - phi)) + 1) * hyper.batch_tokens
-            problems.append(
-                f"budget={sci(longest * share)} tokens is too small for model.width={form.width}: it buys {steps} steps of {hyper.batch_tokens:,} tokens, "
-                f"{warmup_steps} of them warm-up; the shortest useful run is {needed / hyper.batch_tokens:.0f}. "
-                f"Use at least {sci(needed)} tokens ({sci(needed * float(n.fpt_causal))} FLOP), or a smaller optim.batch_tokens."
-            )
+            if not run.budget.drop_short:
+                problems.append(_too_short(form, n, hyper, longest * share, steps, warmup_steps, phi))
             continue
         branch = f"d{steps * hyper.batch_tokens}" if wsd else "trunk"
-        points[branch] = PlannedPoint(
-            branch, steps, branch_step, steps * hyper.batch_tokens, annealed=run_is_annealed(run)
-        )
+        points[branch] = PlannedPoint(branch, steps, branch_step, steps * hyper.batch_tokens, run_is_annealed(run))
+    if not points and not problems:
+        problems.append(_too_short(form, n, hyper, longest, round(longest / hyper.batch_tokens), warmup_steps, phi))
     if problems:
         raise ConfigError(problems)
     return Rung(form, n, hyper, tuple(points.values()), warmup_steps)
 
 
+def _too_short(form: Shape, n: Counts, hyper: Hyper, tokens: float, steps: int, warmup_steps: int, phi: float) -> str:
+    shortest = max(MIN_STEPS, math.ceil(warmup_steps / (1 - phi)) + 1)
+    needed = shortest * hyper.batch_tokens
+    return (
+        f"budget={sci(tokens)} tokens is too small for model.width={form.width}: it buys {steps} steps of {hyper.batch_tokens:,} tokens, "
+        f"{warmup_steps} of them warm-up; the shortest useful run is {shortest}. Use at least {sci(needed)} tokens "
+        f"({sci(needed * float(n.fpt_causal))} FLOP), a smaller optim.batch_tokens or schedule.warmup_tokens, or budget.drop_short=true."
+    )
+
+
 def run_is_annealed(run: RunConfig) -> bool:
     """Whether a run's end points were decayed to a low rate, so that they may enter a fit of L(N, D)."""
-    from harness.schema import ConstantConfig
-
     return not isinstance(run.schedule, ConstantConfig)

@@ -54,7 +54,17 @@ def _curves(found: list[RunRecord], fits: dict[str, Fit]) -> list[dict]:
             x = np.geomspace(*fits[name].span[symbol], CURVE_POINTS)
             y = laws.predict(fits[name], {symbol: x})
             rows = [[float(a), float(b)] for a, b in zip(x, y, strict=True)]
-            charts.append({"name": f"law/{name}", "title": title, "kind": "line", "columns": [symbol, "fitted"], "rows": rows, "x": symbol, "y": "fitted"})
+            charts.append(
+                {
+                    "name": f"law/{name}",
+                    "title": title,
+                    "kind": "line",
+                    "columns": [symbol, "fitted"],
+                    "rows": rows,
+                    "x": symbol,
+                    "y": "fitted",
+                }
+            )
     t = curves.points(found)
     if len(t):
         rows = [[float(c), float(loss)] for c, loss in zip(t.train_flop, t.loss_nat, strict=True)]

@@ -46,7 +46,9 @@ def load_reference(ladder: str) -> Reference:
         for path in sorted(base.glob("results/reference/*/reference.json")):
             found.setdefault(str(records.read_json(path).get("ladder")), path)
     if ladder not in found:
-        raise RecordError(f"ladder {ladder!r} has no committed reference. Ladders with one: {', '.join(sorted(found)) or 'none'}.")
+        raise RecordError(
+            f"ladder {ladder!r} has no committed reference. Ladders with one: {', '.join(sorted(found)) or 'none'}."
+        )
     return records.from_json(Reference, records.read_json(found[ladder]), str(found[ladder]))
 
 
@@ -99,6 +101,15 @@ def compare(reference: Reference, measured: dict[str, float]) -> tuple[str, bool
         difference = measured[name] - q.value
         inside = abs(difference) <= q.bound
         same = same and inside
-        rows.append((name, f"{q.value:.5g}", f"{measured[name]:.5g}", f"{difference:+.2g}", f"{q.bound:.2g}", "" if inside else "OUTSIDE"))
+        rows.append(
+            (
+                name,
+                f"{q.value:.5g}",
+                f"{measured[name]:.5g}",
+                f"{difference:+.2g}",
+                f"{q.bound:.2g}",
+                "" if inside else "OUTSIDE",
+            )
+        )
     widths = [max(len(r[i]) for r in rows) for i in range(6)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows), same

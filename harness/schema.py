@@ -93,13 +93,14 @@ class BudgetConfig:
     tokens_per_param: float | None = None  # D / N, with N = n_head
     # Further points of a wsd trunk, as fractions of the budget in (0, 1); each is a cooldown branch
     cooldowns: list[float] = field(default_factory=list)
+    drop_short: bool = False  # leave out points too short for this rung instead of refusing (isoFLOP grids)
 
 
 @dataclass
 class ScheduleConfig:
     """Base of the schedule family."""
 
-    # Warm-up in tokens; None: n_head tokens as in arXiv:2406.19146, at most 5 % of the shortest budget
+    # Warm-up in tokens; None: n_head tokens (arXiv:2406.19146). Never a function of the budget: a trunk serves all its budgets
     warmup_tokens: int | None = None
 
 

@@ -218,10 +218,11 @@ def job(config: DictConfig) -> str:
     return state.state
 
 
-def launch(arguments: list[str]) -> int:
-    """Run a sweep and print its table. Exit code 0 when every run is done, else 1 (130 after Ctrl-C)."""
-    planned, flags = enumerate_runs(arguments)
+def launch(arguments: list[str], planned: list[Planned], flop: list[float]) -> int:
+    """Run a sweep and print its table. `flop`: training FLOP of each run, for the time left. Exit code 0 when every run is done, else 1."""
     import hydra
+
+    flags, _ = split_flags(arguments)
 
     sys.argv = ["harness", *split_flags(arguments)[1]]
     if extra := user_conf_dir(flags):
@@ -234,7 +235,7 @@ def launch(arguments: list[str]) -> int:
                 f"paths.runs={p.config.paths.runs}: cannot create {p.run_dir}: {e.strerror}. Choose a folder that can be written."
             ) from e
     began_s = time.monotonic()
-    with Progress(planned, sys.stdout):
+    with Progress(planned, flop, sys.stdout):
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
         except SystemExit as e:
@@ -303,13 +304,16 @@ def table(runs: list[tuple[str, Path]]) -> str:
 class Progress:
     """A thread that shows the sweep: redrawn in place on a terminal, else a plain line per change and every half minute."""
 
-    def __init__(self, planned: list[Planned], out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self.planned, self.out, self.clock = planned, out, clock
+    def __init__(
+        self, planned: list[Planned], flop: list[float], out: TextIO, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.planned, self.flop, self.out, self.clock = planned, flop, out, clock
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
         self._lines = 0
         self._said: dict[str, tuple[str, float]] = {}
         self._began_s = clock()
+        self._share_before = self._share_done()
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -339,13 +343,25 @@ class Progress:
             (p, s) for p in self.planned for state, s in [describe(p.run_dir)] if state == "running" and s is not None
         ]
         done = sum(describe(p.run_dir)[0] == "done" for p in self.planned)
-        left = self._sweep_left_s(done)
-        lines = [f"{done} of {len(self.planned)} runs done, {len(running)} running, about {duration(left)} left"]
+        lines = [f"{done} of {len(self.planned)} runs done, {len(running)} running, {duration(self._left_s())} left"]
         return "\n".join(lines + ["  " + _line(p.name, s) for p, s in running])
 
-    def _sweep_left_s(self, done: int) -> float | None:
-        """By the share of FLOP done since the start; unknown until something is."""
-        return (self.clock() - self._began_s) * (len(self.planned) - done) / done if done else None
+    def _share_done(self) -> float:
+        """Share of the sweep's FLOP that is trained."""
+        done = 0.0
+        for p, flop in zip(self.planned, self.flop, strict=True):
+            name, state = describe(p.run_dir)
+            if name == "done":
+                done += flop
+            elif state is not None and state.steps:
+                done += flop * state.step / state.steps
+        return done / sum(self.flop)
+
+    def _left_s(self) -> float | None:
+        """Seconds left for the sweep at the pace since its start; unknown until something is done."""
+        share = self._share_done()
+        gained = share - self._share_before
+        return (self.clock() - self._began_s) * (1 - share) / gained if gained > 0 else None
 
     def _say(self, p: Planned) -> None:
         name, s = describe(p.run_dir)

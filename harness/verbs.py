@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness import records
 from harness.errors import RecordError
 
 
@@ -103,8 +104,9 @@ def run(arguments: list[str]) -> int:
     from harness.planning import check_rungs
     from harness.sweep import enumerate_runs, launch
 
-    check_rungs(enumerate_runs(arguments)[0])
-    return launch(arguments)
+    planned, _ = enumerate_runs(arguments)
+    rungs = check_rungs(planned)
+    return launch(arguments, planned, [r.spent_flop for r in rungs])
 
 
 def status(arguments: list[str]) -> int:
@@ -121,12 +123,19 @@ def status(arguments: list[str]) -> int:
 
 def fit(arguments: list[str]) -> int:
     """Fit every law that a study's records allow, write fits.json beside them, print the laws."""
-    parser = _help("fit", "Fit L(N, D), the frontier L(C), and the energy laws where energy was measured; writes fits.json.")
+    parser = _help(
+        "fit", "Fit L(N, D), the frontier L(C), and the energy laws where energy was measured; writes fits.json."
+    )
     parser.add_argument("study", help="a study folder, such as runs/cpu")
     parser.add_argument("--bootstrap", type=int, default=1000, help="draws behind the intervals (default 1000)")
     parser.add_argument("--delta", type=float, default=1e-3, help="Huber delta on log residuals (default 1e-3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
-    parser.add_argument("--wandb", choices=["as-recorded", "online", "offline", "disabled"], default="as-recorded", help="mirror of the fit's summary run")
+    parser.add_argument(
+        "--wandb",
+        choices=["as-recorded", "online", "offline", "disabled"],
+        default="as-recorded",
+        help="mirror of the fit's summary run",
+    )
     given = parser.parse_args(arguments)
     folder = _study(given.study)
     from harness import curves, laws
@@ -166,7 +175,9 @@ def load_fits(folder: Path) -> dict:
 def report(arguments: list[str]) -> int:
     """One self-contained page for one study, or several side by side."""
     parser = _help("report", "Write report.html and its figures. Several studies are laid side by side.")
-    parser.add_argument("studies", nargs="+", metavar="STUDY", help="study folders, such as runs/cpu results/reference/cpu_full")
+    parser.add_argument(
+        "studies", nargs="+", metavar="STUDY", help="study folders, such as runs/cpu results/reference/cpu_full"
+    )
     parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
     given = parser.parse_args(arguments)
     from harness.report.page import build_report
@@ -184,7 +195,10 @@ def report(arguments: list[str]) -> int:
 
 def reproduce(arguments: list[str]) -> int:
     """Run a ladder into a fresh folder and compare it with the committed reference; exit code 1 where they differ."""
-    parser = _help("reproduce", "Run a ladder afresh, fit it, and compare exponents, floor and frontier with the committed reference.")
+    parser = _help(
+        "reproduce",
+        "Run a ladder afresh, fit it, and compare exponents, floor and frontier with the committed reference.",
+    )
     parser.add_argument("ladder", help="a ladder with a committed reference, such as cpu")
     parser.add_argument("--runs", type=Path, help="folder for the fresh runs (default: a new one under runs/)")
     given = parser.parse_args(arguments)
@@ -192,11 +206,10 @@ def reproduce(arguments: list[str]) -> int:
 
     from harness import curves
     from harness.reproduce import compare, load_reference, quantities
-    from harness.sweep import launch
 
     reference = load_reference(given.ladder)
     runs = given.runs or Path("runs") / f"reproduce-{given.ladder}-{time.strftime('%Y%m%d-%H%M%S')}"
-    code = launch([f"+ladder={given.ladder}", f"paths.runs={runs}", f"seed={reference.seed}"])
+    code = run([f"+ladder={given.ladder}", f"paths.runs={runs}", f"seed={reference.seed}"])
     if code:
         return code
     (folder,) = [p for p in runs.iterdir() if p.is_dir()]
@@ -205,18 +218,24 @@ def reproduce(arguments: list[str]) -> int:
     write_fits(folder, fits)
     text, same = compare(reference, quantities(found, fits))
     print(text)
-    print(f"reference: seed {reference.seed} of {given.ladder} on {reference.device}; bounds are three standard deviations over seeds {reference.seeds}")
+    print(
+        f"reference: seed {reference.seed} of {given.ladder} on {reference.device}; bounds are three standard deviations over seeds {reference.seeds}"
+    )
     print("reproduced" if same else "NOT reproduced")
     return 0 if same else 1
 
 
 def export(arguments: list[str]) -> int:
     """A run's end point as a Hugging Face checkpoint, or a study as a parquet table."""
-    parser = _help("export", "hf: a standard checkpoint with tokenizer from a run's folder. parquet: one row per point of a study.")
+    parser = _help(
+        "export", "hf: a standard checkpoint with tokenizer from a run's folder. parquet: one row per point of a study."
+    )
     parser.add_argument("source", metavar="RUN|STUDY", help="a run's folder (hf) or a study's folder (parquet)")
     parser.add_argument("--format", choices=["hf", "parquet"], required=True)
     parser.add_argument("--tokens", type=int, help="hf: which point, by its tokens (default: the longest)")
-    parser.add_argument("--out", type=Path, help="where to write (default: hf/ in the run's folder, points.parquet in the study's)")
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: hf/ in the run's folder, points.parquet in the study's)"
+    )
     given = parser.parse_args(arguments)
     from harness import exporting
 
@@ -226,7 +245,9 @@ def export(arguments: list[str]) -> int:
         print(f"{exporting.to_parquet(source, out)} points: {out}")
     else:
         if not (source / "record.json").exists():
-            raise RecordError(f"{source} is not a finished run: it has no record.json. Give a run's folder, such as runs/cpu/0123456789ab.")
+            raise RecordError(
+                f"{source} is not a finished run: it has no record.json. Give a run's folder, such as runs/cpu/0123456789ab."
+            )
         out = given.out or source / "hf"
         point = exporting.to_hf(source, out, given.tokens)
         print(f"{out}: point of {point.tokens:,} tokens, validation loss {point.loss_nat:.4f} nat")
