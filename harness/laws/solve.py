@@ -156,8 +156,8 @@ def _step(
 
 def _solve(h: Array, g: Array, frozen: NDArrayBool) -> Array:
     """-H^-1 g over the coordinates that are not frozen, 0 elsewhere."""
-    solution: Array = np.linalg.solve(_reduced(h, frozen), np.where(frozen, 0.0, g)[..., None])[..., 0]
-    return -solution
+    right = np.where(frozen, 0.0, g)[..., None]
+    return -np.asarray(np.linalg.solve(_reduced(h, frozen), right), dtype=np.float64)[..., 0]
 
 
 def _decrement(grad: Array, major: Array, frozen: NDArrayBool) -> Array:
