@@ -117,6 +117,7 @@ class Mirror:
         self._send({"op": "summary", "values": {k: v for k, v in values.items() if v is not None}})
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A W&B table. W&B keeps an artifact of its own beside each, whose manifest names its staging file by full path."""
         self._send({"op": "table", "name": name, "columns": columns, "rows": rows})
 
     def chart(
