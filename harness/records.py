@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,7 +175,7 @@ def to_json(value: Any) -> Any:
         return [to_json(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise RecordError(f"refusing to write the non-finite number {value}: a missing value is None with a reason")
-    if hasattr(value, "value") and hasattr(type(value), "__members__"):
+    if isinstance(value, Enum):
         return value.value
     return value
 
@@ -210,6 +211,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise RecordError(f"{where}: expected a list, found {type(value).__name__}")
         (item,) = typing.get_args(hint)
         return [_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RecordError(f"{where}: expected an object, found {type(value).__name__}")
+        _, item = typing.get_args(hint)
+        return {k: _convert(item, v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
