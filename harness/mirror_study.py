@@ -51,7 +51,7 @@ def _curves(found: list[RunRecord], fits: dict[str, Fit]) -> list[dict]:
         ("energy_compute", "C", "joules against training FLOP"),
     ):
         if name in fits and fits[name].certificate.passed:
-            x = np.geomspace(*fits[name].span[symbol], CURVE_POINTS)
+            x = np.geomspace(fits[name].span[symbol][0], fits[name].span[symbol][1], CURVE_POINTS)
             y = laws.predict(fits[name], {symbol: x})
             rows = [[float(a), float(b)] for a, b in zip(x, y, strict=True)]
             charts.append(

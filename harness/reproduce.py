@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from harness import curves, records
 from harness.errors import RecordError
 from harness.laws.result import Fit
@@ -63,7 +65,9 @@ def quantities(found: list[RunRecord], fits: dict[str, Fit]) -> dict[str, float]
         fit = fits["loss_compute"]
         low, high = fit.span["C"]
         middle = math.sqrt(low * high)
-        values["frontier loss at the middle of its FLOP"] = float(laws.predict(fit, {"C": [middle]}, force=True)[0])
+        values["frontier loss at the middle of its FLOP"] = float(
+            laws.predict(fit, {"C": np.array([middle])}, force=True)[0]
+        )
     for r in found:
         if r.role == "fit":
             last = max(r.points, key=lambda p: p.tokens)

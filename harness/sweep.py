@@ -194,12 +194,13 @@ def job(config: DictConfig) -> str:
     """Hydra's task function: train one run; returns its state. Failures are written to the run's state, not raised."""
     global _stop_asked
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     if _stop_asked:
         return "not started"
     run_config = compose.load_run(config)
     hydra_config = HydraConfig.get()
-    workers = getattr(hydra_config.launcher, "n_jobs", 1) if hydra_config.mode.name == "MULTIRUN" else 1
+    workers = getattr(hydra_config.launcher, "n_jobs", 1) if hydra_config.mode is RunMode.MULTIRUN else 1
     from harness.train.run import run
 
     try:

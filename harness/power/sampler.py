@@ -31,7 +31,7 @@ from harness.power.nvml import NvmlSource
 from harness.power.rapl import RaplSource
 from harness.power.replay import ReplaySource
 from harness.power.segment import SEGMENT_SCHEMA, Recorder, Writer, boot_id
-from harness.power.source import GPU_GONE, Refused, Source
+from harness.power.source import GPU_GONE, OK, Refused, Source
 from harness.units import S_PER_NS
 
 NS = 1_000_000_000
@@ -39,7 +39,6 @@ JITTER = 0.3  # of the period, to both sides
 LATE = 2.0  # a poll later than this many periods after the one before is written whatever it says
 READY_WAIT_NS = 1 * NS  # for the first tick of each counter
 LAST_TICK_WAIT_NS = NS // 2  # for one more tick after the parent's end
-LOCK_WAIT_S = 5.0  # an earlier attempt's sampler needs up to 2 s to leave
 CLOCK_STEP_NS = 50_000_000
 ANCHOR_NS = 60 * NS
 PR_SET_PDEATHSIG = 1
@@ -62,6 +61,7 @@ class Spec:
     root: str = ""  # rapl
     trace: str = ""  # replay
     trace_origin_ns: int = 0
+    lock_wait_s: float = 5.0  # an earlier attempt's sampler needs up to 2 s to leave
 
     def argument(self) -> str:
         return json.dumps(asdict(self))
@@ -81,17 +81,21 @@ def make_source(spec: Spec) -> Source:
 class Sampler:
     """The loop. `run` returns why it ended."""
 
-    def __init__(self, spec: Spec, source: Source, writer: Writer, cards: int, control_fd: int) -> None:
+    def __init__(
+        self, spec: Spec, source: Source, writer: Writer, cards: list[dict[str, Any]], control_fd: int
+    ) -> None:
         self.spec, self.source, self.writer, self.control_fd = spec, source, writer, control_fd
         self.period_ns = round(spec.period_s * NS)
         self.recorder = Recorder(round(LATE * self.period_ns))
-        self.cards = cards
+        self.cards = len(cards)
+        # A card without a counter, or whose counter is read at will, has no tick to wait for.
+        self.waits = [source.counter == "ticks" and c.get("support", {}).get("energy", OK) == OK for c in cards]
         self.stop: str | None = None  # why to end, once that is known
         self.polls = self.missed = self.rows = 0
         self.gaps: dict[int, int] = {}  # log-spaced histogram: gap of about 1.1**key ms -> how often
-        self._resume_ns = [0] * cards  # a lost card is asked once a second
-        self._last_ns = [0] * cards
-        self._first_energy: list[float | None] = [None] * cards
+        self._resume_ns = [0] * len(cards)  # a lost card is asked once a second
+        self._last_ns = [0] * len(cards)
+        self._first_energy: list[float | None] = [None] * len(cards)
         self._ticked: set[int] = set()  # cards whose counter was seen to move
         self._step_ns = time.time_ns() - time.monotonic_ns()
         self._next_slow = self._next_anchor = 0
@@ -143,12 +147,13 @@ class Sampler:
             self.writer.put(*rows)
 
     def _note_tick(self, card: int, energy: float | None) -> None:
-        if energy is None:
-            return
-        if self._first_energy[card] is None:
-            self._first_energy[card] = energy
-        if energy != self._first_energy[card] or self.source.counter == "points":
+        if not self.waits[card]:
             self._ticked.add(card)
+        elif energy is not None:
+            if self._first_energy[card] is None:
+                self._first_energy[card] = energy
+            if energy != self._first_energy[card]:
+                self._ticked.add(card)
 
     def _next_deadline(self, start: int, k: int) -> tuple[int, int]:
         """The next deadline that is not past; the ones skipped are counted. Never a burst to catch up."""
@@ -191,7 +196,7 @@ class Sampler:
         self.writer.put({**line, "lost_lines": self.writer.lost_lines, "cpu_s": cpu, "gap_hist": self.gaps})
 
 
-def lock_card(uuid: str) -> int | None:
+def lock_card(uuid: str, wait_s: float) -> int | None:
     """Hold the one lock of a physical card on this host (freed when the process ends); raises Refused if another holds it.
 
     None where no lock can be made: then two meters of one card would not notice each other.
@@ -211,7 +216,7 @@ def lock_card(uuid: str) -> int | None:
             continue
     if fd is None:
         return None
-    end = time.monotonic() + LOCK_WAIT_S
+    end = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,12 +250,12 @@ def main(argument: str) -> int:
     try:
         source = make_source(spec)
         cards = source.open()
-        locks = [lock_card(c["uuid"]) for c in cards] if spec.source == "nvml" else []
+        locks = [lock_card(c["uuid"], spec.lock_wait_s) for c in cards] if spec.source == "nvml" else []
     except Refused as e:
         writer.put({"kind": "refused", "code": e.code, "reason": e.reason})
         return 3
     writer.put(header(spec, source, cards, locked=None not in locks))
-    sampler = Sampler(spec, source, writer, len(cards), sys.stdin.fileno())
+    sampler = Sampler(spec, source, writer, cards, sys.stdin.fileno())
 
     def leave(_signal: int, _frame: object) -> None:
         sampler.stop = sampler.stop or "SIGTERM"

@@ -144,7 +144,8 @@ def _attempt(
             )  # from here on this attempt counts: a kill before its first checkpoint is booked
             mirror.start()
             assert isinstance(config.model, LlamaConfig)
-            model = llama.build(rung.shape, config.seed, config.model.rope_theta).to(device.torch_device)
+            model = llama.build(rung.shape, config.seed, config.model.rope_theta)
+            torch.nn.Module.to(model, device.torch_device)  # in place; the subclass's own signature hides the overload
             trainer = Trainer(
                 model,
                 optim.build(model, config.optim, rung.hyper),
