@@ -198,6 +198,8 @@ def from_json(cls: type[T], value: Any, where: str) -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:
