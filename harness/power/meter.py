@@ -54,13 +54,13 @@ def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_v
 
 
 class Meter:
-    """Energy of one attempt. See the module's text; one class for all sources."""
+    """Energy of one attempt. See the module's text; one class for all sources. To be used from one thread."""
 
     def __init__(self, spec: Spec | None, folder: Path, *, tolerance: float, reason: str | None = None) -> None:
         self.reason = reason
         self.folder = folder
         self._spec = spec
-        self._tolerance = tolerance
+        self.tolerance = tolerance  # of the 95 % interval; `estimate.total` and `refuse` take it
         self._code: str | None = None  # reason code that goes with `reason`
         self._segments: list[Segment] = []
         self._restarts = 0
@@ -167,7 +167,7 @@ class Meter:
                 codes=["SAMPLER_DIED"],
                 reason="SAMPLER_DIED: the sampler wrote nothing for this window",
             )
-        measured, parts = estimate.window(s.series, a_ns, b_ns, self._tolerance, s.ended)
+        measured, parts = estimate.window(s.series, a_ns, b_ns, self.tolerance, s.ended)
         for event in s.reader.events:
             if a_ns <= event["mono_ns"] <= b_ns and event["code"] not in measured.codes:
                 measured.codes.append(event["code"])
@@ -231,7 +231,7 @@ class Meter:
                 gap = "SAMPLER_DIED: the sampler of attempt {} ended and was started again in between"
                 parts.append(records.Measured(verdict="invalid", codes=["SAMPLER_DIED"], reason=gap.format(attempt)))
             measured, _ = estimate.window(
-                s.series, after_ns if i == 0 else max(after_ns, begin), last, self._tolerance, True
+                s.series, after_ns if i == 0 else max(after_ns, begin), last, self.tolerance, True
             )
             parts.append(measured)
         if not parts:
@@ -240,7 +240,7 @@ class Meter:
                 codes=["SAMPLER_DIED"],
                 reason=f"the readings of attempt {attempt} end before the lost work",
             )
-        return parts[0] if len(parts) == 1 else estimate.total(parts, self._tolerance)
+        return parts[0] if len(parts) == 1 else estimate.total(parts, self.tolerance)
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of the meter, JSON-able: source, cards, sampler statistics, codes met. `reason` if unmetered."""
@@ -264,7 +264,7 @@ class Meter:
             ),
             "cards": cards,
             "period_s": self._spec.period_s if self._spec else None,
-            "tolerance": self._tolerance,
+            "tolerance": self.tolerance,
             "segments": len(self._segments),
             "samples": sum(st["polls"] for st in stats),
             "rows": sum(st["rows"] for st in stats),

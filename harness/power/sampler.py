@@ -10,6 +10,7 @@ A thread in the trainer would not do: beside C code that holds the GIL it is lat
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -196,40 +197,39 @@ class Sampler:
         self.writer.put({**line, "lost_lines": self.writer.lost_lines, "cpu_s": cpu, "gap_hist": self.gaps})
 
 
-def lock_card(uuid: str, wait_s: float) -> int | None:
-    """Hold the one lock of a physical card on this host (freed when the process ends); raises Refused if another holds it.
+def lock_card(uuid: str, wait_s: float) -> Path | None:
+    """Hold the one lock of a physical card on this host until the process ends; raises Refused if another holds it.
 
-    None where no lock can be made: then two meters of one card would not notice each other.
+    Returns the lock file; None where none can be made: then two meters of one card would not notice each other.
     """
     shared = Path("/dev/shm")
     folder = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
     path = folder / f"scaling-harness-{hashlib.sha256(uuid.encode()).hexdigest()[:16]}.lock"
-    fd = None
-    for flags in (
-        os.O_RDWR | os.O_CREAT,
-        os.O_RDONLY,
-    ):  # another user's file in a sticky folder opens without O_CREAT only
-        try:
-            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            break
-        except OSError:
-            continue
-    if fd is None:
-        return None
     end = time.monotonic() + wait_s
     while True:
+        fd = _open_lock(path)
+        if fd is None:
+            return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
+            if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:  # not one that its last holder removed
+                return path
         except BlockingIOError:
             if time.monotonic() > end:
-                os.close(fd)
                 raise Refused(
                     "NO_SOURCE",
-                    f"another meter is measuring {uuid} on this host, and the joules of a shared card cannot be told apart."
-                    " Run one metered run per card, or choose power=unmetered for this one.",
+                    f"another meter is measuring {uuid} on this host, and the joules of a shared card cannot be told"
+                    " apart. Run one metered run per card, or choose power=unmetered for this one.",
                 ) from None
-            time.sleep(0.05)
+        os.close(fd)
+        time.sleep(0.05)
+
+
+def _open_lock(path: Path) -> int | None:
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # another user's file in a sticky folder opens without O_CREAT
+        with contextlib.suppress(OSError):
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    return None
 
 
 def _follow_parent(spec: Spec) -> None:
@@ -265,6 +265,10 @@ def main(argument: str) -> int:
     writer.put({"kind": "end", "why": why, "mono_ns": time.monotonic_ns()})
     writer.close()
     source.close()
+    for lock in locks:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                lock.unlink()
     return 0
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,9 +85,10 @@ def spawn(spec: Spec, folder: Path) -> Segment:
     spec.path = str(path)
     spec.parent_pid = os.getpid()
     spec.follow_thread = threading.current_thread() is threading.main_thread()
+    environment = dict(os.environ)
+    if str(PACKAGE_ROOT) != sysconfig.get_path("purelib"):  # a checkout: the child may not find it by itself
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if p)
     # -P: a folder named harness in the working directory is not this package.
-    paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
     command = [sys.executable, "-P", "-m", "harness.power.sampler", spec.argument()]
     with (folder / "sampler.log").open("ab") as errors:
         process = subprocess.Popen(

@@ -219,13 +219,58 @@ def test_edges_of_the_window_definition(sampled: Sampled) -> None:
     assert sum(parts) == pytest.approx(estimate.card_window(s, 1.0, 3.0).energy_j, rel=1e-9)  # windows that meet add up
 
 
+def test_random_faults_never_give_wrong_joules_without_a_code(sampled: Sampled) -> None:
+    """Resets, freezes, holes, failing fields and lost cards at random: the truth within the interval, or a code and a reason."""
+    measured = missing = 0
+    for seed in range(80):
+        chance = random.Random(seed)
+        load = training(8, seed) if seed % 2 else [(0.0, 300.0)]
+        card = Card(load, phase_s=chance.uniform(0, 0.1), jitter_s=chance.choice([0.0, 0.01]))
+        faults, holes = [], []
+        for _ in range(chance.randint(0, 3)):
+            start = chance.uniform(0.5, 7)
+            length = chance.choice([0.005, 0.05, 0.3, 1.0, 10.0])
+            match chance.choice(["reset", "freeze", "hole", "fault"]):
+                case "reset":
+                    card.reset_at_s = start
+                case "freeze":
+                    card.freeze_at_s = start
+                case "hole":
+                    holes.append((start, start + length))
+                case "fault":
+                    what = chance.choice([ENERGY, INSTANT, AVERAGE, "*"])
+                    faults.append(Fault(what, chance.choice([3, 4, 15, 16, 999]), start, start + length))
+        series = sampled(
+            Script([card], faults), 8.0, skip=lambda t, h=tuple(holes): any(a < t < b for a, b in h), seed=seed
+        )
+        for _ in range(10):
+            a = chance.uniform(0.3, 4.0)
+            b = a + chance.uniform(0.3, 3.5)
+            out, _ = estimate.window(series, round(a * 1e9), round(b * 1e9), 0.03)
+            if out.energy_j is None:
+                missing += 1
+                assert out.reason, seed
+                assert set(out.codes) - {"UNCALIBRATED"}, seed
+                assert out.verdict == "invalid", seed
+                continue
+            measured += 1
+            assert out.energy_se_j is not None
+            assert abs(out.energy_j - integral_j(load, a, b)) <= 4 * out.energy_se_j, (seed, a, b, out)
+    assert measured > 200
+    assert missing > 100
+
+
 # --- sums ------------------------------------------------------------------------------------------------------------
 def part(
-    energy: float | None, se: float | None = 1.0, power: float = 100.0, codes: tuple[str, ...] = (), **rest: str
+    energy: float | None,
+    se: float | None = 1.0,
+    power: float = 100.0,
+    codes: tuple[str, ...] = (),
+    reason: str | None = None,
 ) -> records.Measured:
-    verdict = rest.pop("verdict", reasons.verdict(codes))
+    verdict = reasons.verdict(codes)
     return records.Measured(
-        energy, se, power_w=power, codes=list(codes), verdict=verdict, source="nvml-counter", **rest
+        energy, se, power_w=power, codes=list(codes), verdict=verdict, source="nvml-counter", reason=reason
     )
 
 

@@ -142,6 +142,7 @@ def test_ticks_and_their_period() -> None:
     assert s.tick_period_s() == pytest.approx(0.1)
     w = estimate.card_window(s, 0.5, 2.5)
     assert w.energy_j == pytest.approx(200.0, abs=1.5)
+    assert w.energy_j is not None
     assert w.se_j is not None
     assert 0 < w.se_j < 3
     assert abs(w.energy_j - 200) < 2 * w.se_j
