@@ -186,7 +186,8 @@ def _weights(y: Array, sigma: Array | None) -> Array:
     if (bad := ~(np.isfinite(sigma) & (sigma > 0))).any():
         i = int(np.flatnonzero(bad)[0])
         raise FitError(
-            f"sigma, row {i}: {sigma[i]!r} is not a positive error bar. Floor it at the seed noise, or leave sigma out."
+            f"sigma, row {i}: {float(sigma[i])!r} is not a positive error bar. Floor it at the seed "
+            "noise, or leave sigma out."
         )
     weight = (y / sigma) ** 2
     return weight / weight.mean()
@@ -245,8 +246,8 @@ def _bootstrap_warnings(draws: Draws | None, asked: int, free: int) -> list[Warn
         out.append(
             Warn(
                 "FEW_BLOCKS",
-                f"{draws.blocks} trunks or rungs leave {draws.between_dof:.1f} degrees of freedom, after {free} parameters, to judge the "
-                "noise that the rows of one share; "
+                f"{draws.blocks} trunks or rungs leave {draws.between_dof:.1f} degrees of freedom, after {free} "
+                "parameters, to judge the noise that the rows of one share; "
                 + (
                     "intervals are very wide."
                     if draws.between_dof > 0

@@ -121,8 +121,9 @@ def column(table: Table, key: str, law: Law) -> Array:
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         raise FitError(
-            f"column {key!r}, row {i}: {values[i]!r} is not a positive number ({int(bad.sum())} such rows), and the law "
-            f"{law.name} takes its logarithm. Drop the rows of failed or unmeasured runs and count them as excluded."
+            f"column {key!r}, row {i}: {float(values[i])!r} is not a positive number ({int(bad.sum())} such rows), and "
+            f"the law {law.name} takes its logarithm. Drop the rows of failed or unmeasured runs and count "
+            "them as excluded."
         )
     return values
 
@@ -177,7 +178,7 @@ class Bound:
             whole = self.internal({n: fixed.get(n, 1.0) for n in self.names})
             self.origin = np.where(self.free, 0.0, whole)
 
-    # --- coordinates -----------------------------------------------------------------------------------------------------
+    # --- coordinates -------------------------------------------------------------------------------------------------
     def internal(self, params: Mapping[str, float]) -> Array:
         """The law's own parameters -> the solver's vector (p,)."""
         theta = np.empty(len(self.names))
@@ -212,7 +213,7 @@ class Bound:
         ]
         return min(counts, default=self.n)
 
-    # --- model -----------------------------------------------------------------------------------------------------------
+    # --- model -------------------------------------------------------------------------------------------------------
     def _terms(self, theta: Array) -> tuple[list[Array], Array]:
         """Power terms, each (R, n), and the scaled model values f (R, n)."""
         terms = [
@@ -258,7 +259,7 @@ class Bound:
             out[:, b, a] += cross
         return out
 
-    # --- for variable projection -----------------------------------------------------------------------------------------
+    # --- for variable projection -------------------------------------------------------------------------------------
     def exponent_grid(self, per_axis: int) -> Array:
         """Cells of exponents (c, number of power terms), log-spaced over 0.03-2; a fixed exponent has one value."""
         axes = [

@@ -35,7 +35,10 @@ def held_out(
     result = HeldOut(label, predicted.tolist(), interval, measured.tolist(), error.tolist(), naive_error)
     pairs = [(abs(e), abs(n)) for e, n in zip(error.tolist(), naive_error, strict=True) if n is not None]
     if pairs and (law_miss := np.mean([p[0] for p in pairs])) > (line_miss := np.mean([p[1] for p in pairs])):
-        message = f"on the held-out rows the law misses by {law_miss:.2%}, the line through the last two rungs by {line_miss:.2%}."
+        message = (
+            f"on the held-out rows the law misses by {law_miss:.2%}, the line through the last two rungs by "
+            f"{line_miss:.2%}."
+        )
         return result, [Warn("WORSE_THAN_LINE", message)]
     return result, []
 

@@ -93,8 +93,9 @@ def _require(fit: Fit, table: Table, force: bool, extrapolate: bool) -> None:
         decades = max(float(np.log10(x.max() / high)), float(np.log10(low / x.min())))
         if decades > MAX_DECADES:
             raise FitError(
-                f"{s} lies {decades:.1f} decades outside the fitted span {low:.3g} to {high:.3g} (limit {MAX_DECADES:g}): law {fit.law} "
-                "was never tested there. Pass extrapolate=True (--extrapolate) to go on, and say so."
+                f"{s} lies {decades:.1f} decades outside the fitted span {low:.3g} to {high:.3g} (limit "
+                f"{MAX_DECADES:g}): law {fit.law} was never tested there. Pass extrapolate=True "
+                "(--extrapolate) to go on, and say so."
             )
 
 

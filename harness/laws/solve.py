@@ -161,7 +161,7 @@ def _solve(h: Array, g: Array, frozen: NDArrayBool) -> Array:
 
 
 def _decrement(grad: Array, major: Array, frozen: NDArrayBool) -> Array:
-    """0.5 g'H^-1 g over the live coordinates with the weighted Gauss-Newton H; a 1e-13 ridge stands in for a pseudo-inverse."""
+    """0.5 g'H^-1 g over the live coordinates, H the weighted Gauss-Newton Hessian with a 1e-13 ridge."""
     scale = _unit_diagonal(_reduced(major, frozen))
     h = major * scale[:, :, None] * scale[:, None, :] + 1e-13 * np.eye(grad.shape[1])
     g = np.where(frozen, 0.0, grad) * scale

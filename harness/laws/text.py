@@ -29,7 +29,8 @@ def summary(fit: Fit) -> str:
     )
     if fit.bootstrap:
         lines.append(
-            f"  intervals: {fit.bootstrap['draws']} resamples of {fit.n_clusters} independent units, {fit.bootstrap['failed']} failed"
+            f"  intervals: {fit.bootstrap['draws']} resamples of {fit.n_clusters} independent units, "
+            f"{fit.bootstrap['failed']} failed"
         )
     if fit.excluded:
         lines.append("  excluded: " + ", ".join(f"{n} rows {reason}" for reason, n in fit.excluded.items()))

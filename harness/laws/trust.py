@@ -34,14 +34,15 @@ def refuse_rows(law: Law, table: Table) -> None:
         if (states != "done").any():
             found = ", ".join(sorted(set(states[states != "done"])))
             raise FitError(
-                f"column 'state' holds {found} in {(states != 'done').sum()} rows: only finished runs are points. Drop them."
+                f"column 'state' holds {found} in {(states != 'done').sum()} rows: only finished "
+                "runs are points. Drop them."
             )
     if "annealed" in table:
         annealed = np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in np.asarray(table["annealed"])])
         if not annealed.all():
             raise FitError(
-                f"column 'annealed' is false in {(~annealed).sum()} rows: a checkpoint before its cooldown lies 0.04-0.09 nat "
-                "above an annealed one and bends the law. Drop these rows or branch a cooldown from them."
+                f"column 'annealed' is false in {(~annealed).sum()} rows: a checkpoint before its cooldown lies "
+                "0.04-0.09 nat above an annealed one and bends the law. Drop these rows or branch a cooldown from them."
             )
     for key in (*ONE_OF_EACH, *(("device",) if law.y == "energy" else ())):
         if key in table and len(found := sorted(set(np.asarray(table[key]).astype(str)))) > 1:
@@ -75,17 +76,17 @@ def refuse_design(law: Law, table: Table, y: Array, fixed: Mapping[str, float]) 
         corr = float(np.corrcoef(logs)[0, 1])
         if abs(corr) > MAX_COLLINEARITY:
             raise FitError(
-                f"ln N and ln D correlate at {corr:.3f} (limit {MAX_COLLINEARITY}): in a fixed-ratio ladder A, B, alpha and beta are "
-                "not separable. Fit law loss_compute, or vary D at each N by a factor of 4 or more."
+                f"ln N and ln D correlate at {corr:.3f} (limit {MAX_COLLINEARITY}): in a fixed-ratio ladder A, B, "
+                "alpha and beta are not separable. Fit law loss_compute, or vary D at each N by a factor of 4 or more."
             )
     if len(law.linears) > 1 and all(t.coef not in fixed for t in law.linears):
         columns = np.stack([np.asarray(table[str(t.symbol)], dtype=np.float64) / y for t in law.linears], axis=1)
         condition = float(np.linalg.cond(columns / np.linalg.norm(columns, axis=0)))
         if condition > MAX_CONDITION:
             raise FitError(
-                f"{' and '.join(str(t.symbol) for t in law.linears)} are collinear (scaled condition number {condition:.0f}, limit "
-                f"{MAX_CONDITION:.0f}): at constant throughput time is proportional to FLOP. Fix {law.linears[0].coef} at a measured "
-                "baseline."
+                f"{' and '.join(str(t.symbol) for t in law.linears)} are collinear (scaled condition number "
+                f"{condition:.0f}, limit {MAX_CONDITION:.0f}): at constant throughput time is proportional to FLOP. "
+                f"Fix {law.linears[0].coef} at a measured baseline."
             )
 
 
@@ -204,7 +205,8 @@ def warn(e: Evidence) -> list[Warn]:
         out.append(
             Warn(
                 "DELTA_LARGE",
-                f"{beyond:.0%} of the residuals exceed delta={e.delta:g}: this is least squares, outliers count in full.",
+                f"{beyond:.0%} of the residuals exceed delta={e.delta:g}: this is least squares, "
+                "outliers count in full.",
             )
         )
     out += _delta_warning(e, residual)
@@ -238,8 +240,8 @@ def _delta_warning(e: Evidence, residual: Array) -> list[Warn]:
     return [
         Warn(
             "DELTA_SENSITIVE",
-            f"exponents move by more than a standard error or a quarter when delta goes from {e.delta:g} to {robust:.2g} "
-            f"(1.345 robust standard deviations of the residuals): {', '.join(moved)}.",
+            f"exponents move by more than a standard error or a quarter when delta goes from {e.delta:g} to "
+            f"{robust:.2g} (1.345 robust standard deviations of the residuals): {', '.join(moved)}.",
         )
     ]
 
