@@ -241,8 +241,10 @@ def floor(records: Sequence[RunRecord]) -> Floor:
     oracles = [p.oracle_nat for r in records for p in r.points if p.oracle_nat is not None]
     entropy = entropies.pop() if len(entropies) == 1 else None
     oracle = float(np.mean(oracles)) if oracles else None
-    known = entropy is not None or oracle is not None
-    return Floor(entropy, oracle, None if known else "the entropy of this corpus is not known")
+    if entropy is not None or oracle is not None:
+        return Floor(entropy, oracle, None)
+    reasons = {str(r.corpus.get("floor_reason") or "the entropy of this corpus is not known") for r in records}
+    return Floor(None, None, "; ".join(sorted(reasons)) or "there is no run")
 
 
 def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
@@ -305,10 +307,10 @@ def _unusable(records: Sequence[RunRecord], t: PointTable) -> str | None:
     if not len(t):
         left_out = ", ".join(f"{reason}: {n}" for reason, n in t.excluded.items())
         return "no point to fit" + (f" (left out: {left_out})" if left_out else "")
-    for what in ("id", "tokenizer"):
+    for what in ("corpus_id", "tokenizer"):
         found = {str(r.corpus.get(what)) for r in records if r.role == "fit"}
         if len(found) > 1:
-            return f"losses on different scales cannot be fitted together: corpus {what} is {', '.join(sorted(found))}"
+            return f"losses on different scales cannot be fitted together: {what} is {', '.join(sorted(found))}"
     return None
 
 
@@ -397,7 +399,7 @@ def study_table(records: Sequence[RunRecord]) -> list[dict[str, str | int | floa
         shape = {k: r.shape.get(k) for k in ("width", "depth", "heads", "head_dim", "vocab", "context")}
         hyper = {k: r.hyper.get(k) for k in ("lr", "batch_tokens", "weight_decay", "beta2", "warmup_tokens", "rule")}
         where = {
-            "corpus": r.corpus.get("id"),
+            "corpus": r.corpus.get("corpus_id"),
             "tokenizer": r.corpus.get("tokenizer"),
             "schedule": r.config.get("schedule", {}).get("kind"),
             "decay_fraction": r.config.get("schedule", {}).get("decay_fraction"),

@@ -138,7 +138,7 @@ def record(
         shape={"width": width, "depth": s.depth, "heads": s.heads, "head_dim": s.head_dim, "vocab": s.vocab},
         hyper={"lr": 0.01 * lr_scale, "batch_tokens": 1024, "weight_decay": 0.1, "beta2": 0.99, "rule": "test rule"},
         corpus={
-            "id": corpus,
+            "corpus_id": corpus,
             "tokenizer": "none" if corpus == "facts" else "bytes",
             "floor_nat": truth.E if corpus == "facts" else None,
         },

@@ -88,7 +88,7 @@ def html(views: Sequence[StudyView], drawn: Sequence[Figure]) -> str:
         title=escape(title),
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         lead=lead + compare,
-        figures="".join(_figure(i, f) for i, f in enumerate(drawn, start=1)),
+        figures=_figures(drawn),
         body=body,
         not_shown="".join(f"<li>{escape(line)}</li>" for line in NOT_SHOWN),
         version=escape(__version__),
@@ -103,7 +103,7 @@ def _lead(v: StudyView) -> str:
     """First screen: one-line summary, findings, warnings."""
     first, *rest = findings(v)
     runs = f"{len(v.records):,} runs, {len(v.table):,} points in the fits"
-    corpora = ", ".join(sorted({str(r.corpus.get("id")) for r in v.records})) or "none"
+    corpora = ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})) or "none"
     devices = ", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "none"
     facts = f"<p class='facts'>{escape(runs)} · corpus {escape(corpora)} · device {escape(devices)}</p>"
     items = "".join(f"<li>{escape(line)}</li>" for line in rest)
@@ -112,14 +112,22 @@ def _lead(v: StudyView) -> str:
     return f"{facts}<p class='headline'>{escape(first)}</p><ul class='findings'>{items}</ul>{warned}"
 
 
+def _figures(drawn: Sequence[Figure]) -> str:
+    """Numbered figures, then one line for each that has nothing to draw."""
+    there = "".join(_figure(i, f) for i, f in enumerate((f for f in drawn if f.spec is not None), start=1))
+    absent = "".join(
+        f"<li><strong>{escape(f.title)}.</strong> Not drawn: {escape((f.reason or 'no data').rstrip('.'))}.</li>"
+        for f in drawn
+        if f.spec is None
+    )
+    return f"<div class='figures'>{there}</div>" + (f"<ul class='absent'>{absent}</ul>" if absent else "")
+
+
 def _figure(number: int, f: Figure) -> str:
-    caption = f"<strong>Figure {number}. {escape(f.title)}.</strong> "
-    if f.spec is None:
-        why = escape(f.reason or "no data")
-        return f"<figure class='absent'><figcaption>{caption}Not drawn: {why}.</figcaption></figure>"
     label = escape(f"{f.title}. {f.caption}", quote=True)
     chart = f"<div class='chart' id='{f.key}' role='img' aria-label=\"{label}\"></div>"
-    return f"<figure>{chart}<figcaption>{caption}{escape(f.caption)}</figcaption></figure>"
+    caption = f"<strong>Figure {number}. {escape(f.title)}.</strong> {escape(f.caption)}"
+    return f"<figure>{chart}<figcaption>{caption}</figcaption></figure>"
 
 
 def _details(v: StudyView, *, heading: bool) -> str:

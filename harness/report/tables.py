@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 
 from harness.curves import FIT_NAMES
@@ -221,24 +222,38 @@ def reporting(v: StudyView) -> Table:
 
 
 def provenance(v: StudyView) -> Table:
-    """Where the records come from; each distinct value once."""
+    """Where the records come from; each distinct value once, times as a range."""
     found: dict[str, dict[str, None]] = {}
+    times: dict[str, list[float]] = {}
     for r in v.records:
         for key, value in r.provenance.items():
-            text = ", ".join(f"{k} {x}" for k, x in value.items()) if isinstance(value, dict) else str(value)
-            found.setdefault(key, {})[text] = None
-    rows = [
-        [k, "; ".join(list(texts)[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")]
-        for k, texts in found.items()
-    ]
-    return Table("Provenance", ["item", "value"], rows, text=True)
+            if key.endswith("_unix_s"):
+                times.setdefault(key.removesuffix("_unix_s"), []).append(float(value))
+            else:
+                found.setdefault(key, {})[_text(value)] = None
+    rows = [[key, _few(list(texts))] for key, texts in found.items()]
+    for key, stamps in times.items():
+        first, last = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(stamps), max(stamps)))
+        rows.append([key, first + ("" if first == last else f" to {last}") + " UTC"])
+    sources = dict.fromkeys(_text(r.meter.get("source")) for r in v.records)
+    return Table("Provenance", ["item", "value"], [*rows, ["meter", _few(list(sources))]], text=True)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {x}" for k, x in value.items())
+    return number(value, 4) if isinstance(value, float) else str(value)
+
+
+def _few(texts: list[str]) -> str:
+    return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def comparison(views: Sequence[StudyView]) -> Table:
     """Studies side by side: fitted numbers with intervals, one column per study."""
     lines: list[tuple[str, list[str]]] = [
         ("runs / points", [f"{len(v.records):,} / {len(v.table):,}" for v in views]),
-        ("corpus", [", ".join(sorted({str(r.corpus.get("id")) for r in v.records})) or "–" for v in views]),
+        ("corpus", [", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})) or "–" for v in views]),
         ("device", [", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "–" for v in views]),
         ("lowest loss (nat)", [number(float(v.table.loss_nat.min()), 4) if len(v.table) else "–" for v in views]),
         ("true floor (nat)", [number(v.oracle_nat, 4) for v in views]),

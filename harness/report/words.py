@@ -180,7 +180,7 @@ def checklist(v: StudyView) -> list[tuple[str, str]]:
     schedules = {str(r.config.get("schedule", {}).get("kind")) for r in v.records}
     devices = {str(r.provenance.get("device")) for r in v.records}
     seeds = sorted({r.seed for r in v.records})
-    spent = [p.get("energy_j") for r in v.records for p in r.spent.values()]
+    spent = [p.get("energy_j") for r in v.records for phase, p in r.spent.items() if phase != "total"]
     joules = [e for e in spent if e is not None]
     lines = [
         ("Runs by state", _counts(states)),
@@ -192,7 +192,7 @@ def checklist(v: StudyView) -> list[tuple[str, str]]:
         (
             "Loss",
             "validation, nat per scored token; corpus "
-            + ", ".join(sorted({str(r.corpus.get("id")) for r in v.records})),
+            + ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})),
         ),
         ("Schedule, annealing", f"{', '.join(sorted(schedules))}; only annealed end points enter fits"),
         ("Hyperparameter rule", "; ".join(sorted(hyper))),
