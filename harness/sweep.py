@@ -228,6 +228,8 @@ def launch(arguments: list[str], planned: list[Planned], flop: list[float]) -> i
     sys.argv = ["harness", *split_flags(arguments)[1]]
     if extra := user_conf_dir(flags):
         sys.argv += ["--config-dir", str(extra)]
+    if len(planned) > 1:
+        sys.argv.append("--multirun")  # a ladder sets the mode itself, a list of values on the command line does not
     for p in planned:
         try:
             p.run_dir.mkdir(parents=True, exist_ok=True)
