@@ -42,8 +42,10 @@ class Table:
         )
 
 
-def laws(v: StudyView) -> Table:
+def laws(v: StudyView) -> Table | None:
     """Every fit with its parameters and intervals; a failed certificate is named in the first column."""
+    if not v.fits:
+        return None
     rows = []
     for name, fit in v.fits.items():
         failed = "" if fit.certificate.passed else " — NOT CONVERGED"

@@ -96,9 +96,8 @@ def findings(v: StudyView) -> list[str]:
     if fit := v.trusted("loss_energy"):
         out.append(f"Against joules the loss above its floor falls with exponent g = {with_interval(fit, 'g')}.")
     if not out:
-        out.append(
-            "No law could be fitted: " + (v.unfitted.get("loss_nd") or "the certificate of every fit failed") + "."
-        )
+        why = v.unfitted.get("loss_nd") or "the certificate of every fit failed"
+        out.append(f"No law could be fitted: {why.rstrip('.')}.")
     return out
 
 
@@ -159,7 +158,10 @@ def warnings(v: StudyView) -> list[str]:
 
 def not_measured(v: StudyView) -> list[str]:
     """One line per thing that is absent, with the reason in the record's own words."""
-    out = [f"{FIT_NAMES.get(name, name)}: {reason}" for name, reason in v.unfitted.items()]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in v.unfitted.items():
+        by_reason.setdefault(reason, []).append(FIT_NAMES.get(name, name))
+    out = [f"{'; '.join(names)}: {reason}" for reason, names in by_reason.items()]
     out += [f"Energy of {count} points: {reason}" for reason, count in v.table.energy_excluded.items()]
     mfu: dict[str, int] = {}
     for p in (p for r in v.records for p in r.points if p.mfu is None):

@@ -214,7 +214,9 @@ def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None
     assert by_key["residuals"].spec is None
     assert by_key["loss_tokens"].spec is not None
     assert len(by_key["loss_tokens"].spec["layer"]) == 1  # points, no lines
-    assert "NOT CONVERGED" in tables.laws(v).rows[0][0]
+    table = tables.laws(v)
+    assert table is not None
+    assert "NOT CONVERGED" in table.rows[0][0]
 
 
 def test_rates_at_the_edge_are_a_warning() -> None:
@@ -253,8 +255,8 @@ def test_values_that_differ_by_rounding_are_one_value(log: bool) -> None:
 
 
 def test_labels() -> None:
-    assert axes.label(1e12, True) == "10¹²"
-    assert axes.label(3e-5, True) == "3×10⁻⁵"
+    assert axes.label(1e12, True) == "1e12"
+    assert axes.label(3e-5, True) == "3e−5"
     assert axes.label(2.5e6, False) == "2.5M"
     assert axes.label(-0.25, False) == "−0.25"
 
