@@ -249,8 +249,11 @@ def _no_end(s: Series, b: float, u: float, out: CardWindow, ended: bool) -> Card
         )
     if s.denied:
         return _fail(out, "NO_PERMISSION", "the driver refuses to read the counter (NVML 4)")
+    known = s.hi_s[-1] if s.hi_s else 0.0
     return _fail(
-        out, "SAMPLER_GAP", f"no counter reading past the window's end; the last was {b - read_until:+.3g} s before it"
+        out,
+        "SAMPLER_GAP",
+        f"no tick of the counter was read past the window's end; the last came {b - known:.3g} s before",
     )
 
 

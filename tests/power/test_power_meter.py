@@ -319,13 +319,18 @@ def test_a_bug_of_the_meter_does_not_end_the_run(
 
 # --- kill and resume -------------------------------------------------------------------------------------------------
 TRAINER = """
-import sys, time, pathlib
+import os, sys, time, pathlib
 from harness import schema
 from harness.power.meter import open_meter
 meter = open_meter(schema.NvmlConfig(), pathlib.Path(sys.argv[1]), attempt=1, cuda_visible=None)
 meter.start()
+worker = os.fork()  # a data loader, say: it inherits the control pipe and survives
+if worker == 0:
+    sys.stdout.close()
+    time.sleep(60)
+    os._exit(0)
 time.sleep(0.3)
-print(meter.reason, meter._segments[-1].process.pid, time.monotonic_ns(), flush=True)
+print(worker, meter.reason, meter._segments[-1].process.pid, time.monotonic_ns(), flush=True)
 time.sleep(60)
 """
 
@@ -339,7 +344,7 @@ def test_the_sampler_ends_with_a_killed_trainer_and_its_joules_are_recovered(
         [sys.executable, "-c", TRAINER, str(tmp_path / "power")], stdout=subprocess.PIPE, text=True
     )
     assert trainer.stdout is not None
-    reason, pid, after = trainer.stdout.readline().split()
+    worker, reason, pid, after = trainer.stdout.readline().split()
     trainer.stdout.close()
     assert reason == "None"
     time.sleep(0.6)
@@ -351,6 +356,7 @@ def test_the_sampler_ends_with_a_killed_trainer_and_its_joules_are_recovered(
         "the sampler's end",
     )
 
+    os.kill(int(worker), signal.SIGKILL)
     (path,) = segment.find(tmp_path / "power", 1)
     reader = segment.Reader(path)
     last = reader.poll()[-1].mid_ns
