@@ -91,15 +91,14 @@ def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Mea
     energy = math.fsum(p.energy_j or 0.0 for p in parts)
     se = math.hypot(*(p.energy_se_j or 0.0 for p in parts))
     seconds = [p.energy_j / p.power_w for p in parts if p.energy_j and p.power_w]
+    timed = math.fsum(seconds) if len(seconds) == sum(1 for p in parts if p.energy_j) else 0.0
     net = [p.energy_net_j for p in parts if p.energy_net_j is not None]
     out = records.Measured(
         energy_j=energy,
         energy_se_j=se,
         energy_net_j=math.fsum(net) if len(net) == len(parts) else None,
         idle_power_w=parts[0].idle_power_w if len({p.idle_power_w for p in parts}) == 1 else None,
-        power_w=energy / math.fsum(seconds)
-        if len(seconds) == sum(1 for p in parts if p.energy_j) and seconds
-        else None,
+        power_w=energy / timed if timed > 0 else None,
         source=source,
         codes=[c for c in found if c != "WINDOW_TOO_SHORT"],
     )
