@@ -99,7 +99,7 @@ def _sensors() -> list[tuple[str, str, str | None]]:
     rows: list[tuple[str, str, str | None]] = []
     found = nvml.probe()
     if found["reason"]:
-        rows.append(("NVML", str(found["reason"]), found["do"]))
+        rows.append(("NVML", str(found["reason"]), None))  # the reason ends with what to do
     for card in found["cards"]:
         support = ", ".join(f"{k} {card[k]}" for k in ("counter", "instant", "average"))
         mig = (

@@ -45,8 +45,12 @@ def to_hf(run_dir: Path, out: Path, tokens: int | None = None) -> Point:
     """Write config, weights and tokenizer of a run's end point; `AutoModelForCausalLM.from_pretrained(out)` gives the same logits."""
     from safetensors.torch import load_file
 
+    from transformers.utils import logging as transformers_logging
+
     from harness.flops import Shape
     from harness.models import llama
+
+    transformers_logging.disable_progress_bar()
 
     record = records.load_record(run_dir)
     point = choose_point(record, tokens)

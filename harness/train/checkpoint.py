@@ -41,6 +41,7 @@ class Progress:
     milestones: dict[str, Position] = field(default_factory=dict)  # branch points that later branches start from
     points: list[Point] = field(default_factory=list)
     micro_sequences: int | None = None  # sequences per forward pass, after any halving
+    corpus_id: str = ""  # content and settings of the corpus; a run never changes its data half way
     device: str = ""  # a run never changes its device half way
     threads: int | None = None  # sums depend on the thread count, so a resumed run keeps it
     events: list[str] = field(default_factory=list)

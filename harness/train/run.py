@@ -24,7 +24,7 @@ import torch
 
 from harness import ladder, records
 from harness.data import open_corpus, save_tokenizer
-from harness.errors import DeviceError, HarnessError, RecordError
+from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
 from harness.power.meter import open_meter
 from harness.records import Json, RunRecord, RunState
@@ -98,20 +98,16 @@ def _attempt(
     if not missing and (run_dir / "record.json").exists():
         return _end(run_dir, state, "done", None)
 
-    settings = config.device
-    if progress is not None and progress.threads is not None:
-        settings = dataclasses.replace(settings, threads=progress.threads)
-    device = devices.choose(settings, parallel_runs)
     resumed = progress is not None
     if progress is None:
-        progress = Progress(device=device.label, threads=device.threads)
-    elif progress.device != device.label:
-        raise DeviceError(
-            f"run {run_id} was started on {progress.device} and this is {device.label}: its joules, seconds and rounding would not belong together. "
-            "Resume it there, or start afresh with run.force=true."
-        )
+        progress = Progress(corpus_id=corpus.info["corpus_id"])
     else:
         progress.attempt += 1
+        if progress.corpus_id != corpus.info["corpus_id"]:
+            raise CorpusError(
+                f"run {run_id} was started on corpus {progress.corpus_id} and this is {corpus.info['corpus_id']}: its text or settings changed. "
+                "Restore the files, or start afresh with run.force=true."
+            )
     state.attempt = progress.attempt
     records.write_json(run_dir / "state.json", state)
     save_tokenizer(corpus, run_dir / "tokenizer")
@@ -134,6 +130,7 @@ def _attempt(
     with _StopSignals() as stop:
         ledger = Ledger(run_dir, progress, meter, fpt=float(rung.counts.fpt_causal))
         try:
+            device = _device(config, progress, run_id, parallel_runs)
             if resumed:
                 ledger.recover()
                 progress.events.append(
@@ -196,10 +193,26 @@ def _attempt(
         for point in record.points:
             mirror.summary({f"point/{point.branch}/{k}": v for k, v in flat_point(point).items()})
         mirror.artifact(f"record-{run_id}", "record", [run_dir / "record.json"])
-        record.mirror = mirror.finish()
+        status = mirror.finish()
+        record.mirror = status.split(":", 1)[0]  # the rest says how to sync, with a path of this machine
         record.events = progress.events + mirror.events
         records.write_json(run_dir / "record.json", record)
-    return _end(run_dir, state, "done", None)
+    return _end(run_dir, state, "done", None if record.mirror in ("disabled", "online") else f"W&B {status}")
+
+
+def _device(config: RunConfig, progress: Progress, run_id: str, parallel_runs: int) -> devices.Device:
+    """The run's device; a resumed run keeps its kind of device and its thread count."""
+    settings = config.device
+    if progress.threads is not None:
+        settings = dataclasses.replace(settings, threads=progress.threads)
+    device = devices.choose(settings, parallel_runs)
+    if progress.device not in ("", device.label):
+        raise DeviceError(
+            f"run {run_id} was started on {progress.device} and this is {device.label}: its joules, seconds and rounding would not belong together. "
+            "Resume it there, or start afresh with run.force=true."
+        )
+    progress.device, progress.threads = device.label, device.threads
+    return device
 
 
 def flat_point(point: records.Point) -> dict[str, Any]:
