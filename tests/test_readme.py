@@ -1,0 +1,186 @@
+"""What README.md and docs/ say exists, and their commands mean something: verbs and overrides compose, the cheap ones run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from harness import cli, reproduce, verbs
+from harness.errors import HarnessError
+from harness.laws.forms import LAWS
+from harness.power.codes import EFFECT
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+DOCS = [README, ROOT / "docs/conventions.md", ROOT / "docs/extending.md", ROOT / "docs/LOG.md"]
+LADDERS = sorted(p.stem for p in (ROOT / "conf/ladder").glob("*.yaml"))
+REFERENCES = "results/reference/"
+CHEAP = {"plan", "doctor"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command line) of every shell block."""
+    lines = [(p.name, line) for p in DOCS for block in blocks(p, "bash") for line in block.splitlines()]
+    return [(page, line.strip()) for page, line in lines if line.strip() and not line.startswith("#")]
+
+
+HARNESS = [(f"{page}: {line}", shlex.split(line)[1:]) for page, line in commands() if line.startswith("harness")]
+ONCE = [(name, given) for name, given in HARNESS if given[0] in CHEAP]
+ONCE += [(" ".join(given), given) for given in (["--help"], ["--version"], ["run", "--help"])]
+
+
+class Parsed(HarnessError):
+    """Raised in place of a verb's work, once its arguments have been understood."""
+
+
+def test_readme_is_short_and_plain() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 200
+    for page in DOCS:
+        assert not re.search(r"(/work|/root|/opt|/tmp)/", page.read_text(encoding="utf-8"))
+
+
+def test_every_shell_line_is_known() -> None:
+    assert len(commands()) > 10
+    for page, line in commands():
+        first = line.split()[0]
+        assert first == "harness" or (ROOT / first).is_file(), f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: p.name)
+def test_links_and_paths_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = [(page.parent / link, link) for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    named += [(ROOT / p, p) for p in re.findall(r"`((?:harness|conf|scripts|tests|docs|results)/[\w./-]*)`", text)]
+    named += [
+        (ROOT / "harness" / p, p) for p in re.findall(r"`((?:data|power|train|laws|models|report)/\w+\.py)`", text)
+    ]
+    assert named or page.name == "LOG.md"
+    missing = [
+        name for path, name in named if not path.exists() and not name.endswith("/mine.yaml")
+    ]  # the reader's own
+    studies = {name.removeprefix(REFERENCES).split("/")[0] for name in missing if name.startswith(REFERENCES)}
+    assert [name for name in missing if not name.startswith(REFERENCES)] == []
+    for study in studies:
+        assert not (ROOT / REFERENCES / study).exists(), f"{page.name}: {missing} is missing from a study that is there"
+    if studies:
+        pytest.skip(f"no study {', '.join(sorted(studies))} below {REFERENCES} yet")
+
+
+def test_verbs_and_ladders_are_those_that_exist() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert table == re.findall(r"^  ([a-z]+) .*  ", cli.USAGE, re.M), "the verbs of `harness --help`, in its order"
+    listed = re.search(r"a ladder is a named sweep:\n(.*?)\(", text, re.S)
+    assert listed is not None
+    assert sorted(re.findall(r"`(\w+)`", listed.group(1))) == LADDERS
+
+
+def test_names_in_conventions_are_those_of_the_code() -> None:
+    import dataclasses
+
+    from harness import curves, records
+
+    text = (ROOT / "docs/conventions.md").read_text(encoding="utf-8")
+    for name in curves.FIT_NAMES:
+        assert f"`{name}`" in text, f"fits.json holds {name}"
+    for f in dataclasses.fields(records.Counts):
+        assert f"`{f.name}`" in text, f"records hold {f.name}"
+    for law in ("chinchilla", "loss_compute", "loss_energy", "energy_power"):
+        formula = LAWS[law].formula
+        assert formula in text, formula
+    for code in re.findall(r"code `([A-Z_]+)`", text):
+        assert code in EFFECT
+
+
+def test_flop_fixtures_in_conventions() -> None:
+    """The printed integers are those of the code."""
+    from harness.flops import Shape, counts
+
+    text = (ROOT / "docs/conventions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:\d+ ){8}(?:yes|no)) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.M)
+    assert len(rows) == 3
+    for shape, *printed in rows:
+        *numbers, tied = shape.split()
+        v, d, layers, h, k, head, ffn, s = map(int, numbers)
+        c = counts(Shape(v, d, layers, h, k, head, ffn, s, tied == "yes"))
+        assert [c.n_total, c.n_nonemb, c.fpt_causal, c.fpt_full] == [int(p) for p in printed]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with what the commands name: a text, and the ladder printed in docs/extending.md."""
+    (tmp_path / "my.txt").write_text("It was a bright cold day in April.\n" * 20_000, encoding="utf-8")
+    (ladder,) = blocks(ROOT / "docs/extending.md", "yaml")
+    (tmp_path / "conf/ladder").mkdir(parents=True)
+    (tmp_path / "conf/ladder/mine.yaml").write_text(ladder, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", [given for _, given in HARNESS], ids=[name for name, _ in HARNESS])
+def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every harness command reaches its work with arguments that it understands."""
+
+    def parsed(*_: object, **__: object) -> None:
+        raise Parsed("understood")
+
+    monkeypatch.setattr(verbs, "_study", parsed)
+    monkeypatch.setattr(reproduce, "load_reference", parsed)
+    verb, rest = arguments[0], arguments[1:]
+    if verb in ("plan", "run") and "--help" not in rest:
+        from harness.planning import check_rungs
+        from harness.sweep import enumerate_runs
+
+        planned, _ = enumerate_runs(rest)
+        assert check_rungs(planned)
+    elif verb in CHEAP:
+        assert cli.main(arguments) == 0
+    else:
+        with pytest.raises(Parsed):
+            cli._verb(verb)(rest)
+
+
+@pytest.mark.parametrize("arguments", [given for _, given in ONCE], ids=[name for name, _ in ONCE])
+def test_cheap_commands_run(arguments: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.strip()
+    assert not (workplace / "runs").exists(), "nothing is written before something is trained"
+
+
+def test_pins_are_bare() -> None:
+    """Name and version, nothing else: no address, no local build, nothing editable."""
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    for pin in pins:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9-]*==[0-9][0-9a-z.]*", pin), pin
+    names = [p.split("==")[0] for p in pins]
+    assert len(set(names)) == len(names)
+    assert "torch==2.13.0" in pins
+
+
+def test_every_dependency_is_pinned() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    pins = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    for requirement in wanted:
+        match = re.match(r"[A-Za-z0-9._-]+", requirement)
+        assert match is not None
+        assert re.sub(r"[-_.]+", "-", match.group()).lower() in pins, f"{requirement} has no pin in constraints.txt"
+
+
+def test_licence_is_the_official_text() -> None:
+    import hashlib
+
+    # The text as the Apache Software Foundation publishes it, byte for byte
+    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
