@@ -9,7 +9,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -90,9 +92,62 @@ def _missing(config: DictConfig) -> list[str]:
     return [f"{key} is required and was not given. Use {key}=VALUE." for key in sorted(OmegaConf.missing_keys(config))]
 
 
+def _at_least(low: float) -> tuple[Callable[[float], bool], str]:
+    return lambda v: v >= low, f"at least {low:g}"
+
+
+_ABOVE_0: tuple[Callable[[float], bool], str] = (lambda v: v > 0, "above 0")
+_SHARE: tuple[Callable[[float], bool], str] = (lambda v: 0 <= v < 1, "at least 0 and below 1")
+# What one number alone can get wrong; None is never a problem. Contradictions between settings are in `check_run`.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "seed": (lambda v: 0 <= v < 2**63, "at least 0 and below 2^63"),
+    "model.depth": _at_least(1),
+    "model.head_dim": _at_least(2),
+    "model.kv_heads": _at_least(1),
+    "model.ffn": _at_least(1),
+    "model.rope_theta": _ABOVE_0,
+    "corpus.vocab": _at_least(2),
+    "corpus.table_seed": (lambda v: 0 <= v < 2**63, "at least 0 and below 2^63"),
+    "schedule.warmup_tokens": _at_least(0),
+    "schedule.final": (lambda v: 0 <= v <= 1, "a share from 0 to 1"),
+    "optim.beta1": _SHARE,
+    "optim.beta2": _SHARE,
+    "optim.eps": _ABOVE_0,
+    "optim.momentum": _SHARE,
+    "optim.adamw_lr_ratio": _ABOVE_0,
+    "device.micro_batch_tokens": _at_least(1),
+    "evaluation.every_tokens": _at_least(1),
+    "evaluation.batch_tokens": _at_least(1),
+    "power.tolerance": _ABOVE_0,
+    "tracker.init_timeout_s": _ABOVE_0,
+    "tracker.finish_timeout_s": _ABOVE_0,
+}
+
+
+def _numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a config by its key; None and booleans are left out, lists give their items."""
+    for f in dataclasses.fields(typing.cast(typing.Any, value)):
+        item, where = getattr(value, f.name), f"{path}{f.name}"
+        if dataclasses.is_dataclass(item):
+            yield from _numbers(item, f"{where}.")
+        for number in item if isinstance(item, list) else [item]:
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                yield where, number
+
+
+def _number_problems(run: RunConfig) -> list[str]:
+    problems = []
+    for key, value in _numbers(run):
+        if not math.isfinite(value):
+            problems.append(f"{key}={value} must be a finite number: records hold no other.")
+        elif key in _RANGES and not _RANGES[key][0](value):
+            problems.append(f"{key}={value} must be {_RANGES[key][1]}.")
+    return problems
+
+
 def check_run(run: RunConfig) -> list[str]:
     """Every contradiction within a config, at once. Pure: changes nothing, touches no disk."""
-    problems: list[str] = []
+    problems = _number_problems(run)
 
     def need(ok: bool, message: str) -> None:
         if not ok:
@@ -102,7 +157,8 @@ def check_run(run: RunConfig) -> list[str]:
     given = [k for k in ("tokens", "flop", "tokens_per_param") if getattr(b, k) is not None]
     need(
         len(given) == 1,
-        f"budget: {' and '.join(given) or 'none'} set, exactly one is needed. Use one of budget.tokens=2_000_000, budget.flop=1e12, budget.tokens_per_param=20 (unset the others with =null).",
+        f"budget: {' and '.join(given) or 'none'} set, exactly one is needed. Use one of budget.tokens=2_000_000, budget.flop=1e12, "
+        "budget.tokens_per_param=20 (unset the others with =null).",
     )
     for key in given:
         need(getattr(b, key) > 0, f"budget.{key}={getattr(b, key)} must be above 0.")
@@ -132,11 +188,17 @@ def check_run(run: RunConfig) -> list[str]:
     need(o.grad_clip > 0, f"optim.grad_clip={o.grad_clip} must be above 0.")
     c = run.corpus
     need(c.context >= 3, f"corpus.context={c.context} must be at least 3.")
+    if isinstance(c, (FactsConfig, TextConfig)):
+        need(
+            c.unique_tokens is None or c.unique_tokens >= c.context,
+            f"corpus.unique_tokens={c.unique_tokens} is below corpus.context={c.context}: at least one sequence is needed.",
+        )
     need(c.val_tokens >= c.context, f"corpus.val_tokens={c.val_tokens} is below corpus.context={c.context}.")
     if isinstance(c, FactsConfig):
         need(
             c.context % 3 == 0,
-            f"corpus.context={c.context} is not a multiple of 3: windows must hold whole triplets for the entropy to be exact. Use {max(3, c.context // 3 * 3)}.",
+            f"corpus.context={c.context} is not a multiple of 3: windows must hold whole triplets for the entropy to be exact. "
+            f"Use {max(3, c.context // 3 * 3)}.",
         )
         need(
             2 <= c.keys <= c.vocab**2,

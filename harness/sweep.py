@@ -89,7 +89,7 @@ def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
                     )
                 except ConfigError as e:
                     problems += [p for p in e.problems if p not in problems]
-        except (HydraException, OmegaConfBaseException) as e:
+        except (HydraException, OmegaConfBaseException, ValueError) as e:  # a group set to null is a bare ValueError
             raise ConfigError(_explain(e)) from e
     if problems:
         raise ConfigError(problems)
@@ -158,6 +158,10 @@ def _explain(error: Exception) -> str:
         ):
             lines.append(line)
     message = " ".join(lines)
+    if isinstance(error, ValueError) and "group override" in message:
+        message += " A group such as optim or power takes the name of a choice."
+    if override := getattr(error, "override", None):
+        message = f"{override} cannot be read: {message}. Settings are key=value; quote what holds brackets or commas in the shell."
     if match := re.search(r"(?:Could not override|Key) '([\w.]+)'", message):
         key = match.group(1)
         leaf = key.rsplit(".", 1)[-1]
