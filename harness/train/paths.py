@@ -13,7 +13,7 @@ from harness.data.batches import Corpus
 from harness.ladder import PlannedPoint, Rung
 from harness.models import llama
 from harness.power.estimate import total
-from harness.records import Point, StepRow, read_rows
+from harness.records import Point, SpendRow, StepRow, read_rows
 from harness.schema import LlamaConfig, RunConfig
 from harness.track.wandb import Mirror
 from harness.train import checkpoint, schedule
@@ -215,15 +215,22 @@ class PathRunner:
                 energy_j=self._provisional_j(base_j, start_j),
             )
             last = result.time_ns
-            self._judge(result, held)
-        self.device.sync()
-        t_b = time.monotonic_ns()
-        row = self.ledger.window(
-            "train", branch, start, self.trainer.issued, (self.trainer.issued - start) * batch_tokens, t_a, t_b
-        )
+            try:
+                self._judge(result, held)
+            except Diverged:
+                self._book_training(branch, start, t_a)  # what a diverged run spent is not forgotten
+                raise
+        row = self._book_training(branch, start, t_a)
         self.position = Position(branch, self.trainer.issued, [*base, row])
         self._remaining_steps -= self.trainer.issued - start
         return held
+
+    def _book_training(self, branch: str, start: int, t_a_ns: int) -> SpendRow:
+        """Book the updates from `start` to the last one issued, which began at `t_a_ns`."""
+        self.device.sync()
+        issued = self.trainer.issued
+        tokens = (issued - start) * self.rung.hyper.batch_tokens
+        return self.ledger.window("train", branch, start, issued, tokens, t_a_ns, time.monotonic_ns())
 
     def _provisional_j(self, base_j: float | None, start_j: float | None) -> float | None:
         now_j = self.ledger.meter.total_j() if start_j is not None else None
