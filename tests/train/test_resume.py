@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+
 from harness import records
 from harness.schema import ConstantConfig, CosineConfig, MuonConfig, RunControl, ScheduleConfig, WsdConfig
 from harness.train import checkpoint, loop, paths, run
@@ -67,14 +68,15 @@ def test_stopped_once(tmp_path: Path, whole: dict, updates: int) -> None:
 
 def test_stopped_every_few_updates(tmp_path: Path, whole: dict) -> None:
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS)
-    for attempt in range(1, 20):
+    attempts, state = 0, "interrupted"
+    while state == "interrupted" and attempts < 20:
+        attempts += 1
         with pytest.MonkeyPatch.context() as patch:
             stop_after(patch, 5)
-            if tiny.train(config).state == "done":
-                break
-    assert attempt == 11  # 54 updates, five an attempt
+            state = tiny.train(config).state
+    assert (state, attempts) == ("done", 11)  # 54 updates, five an attempt
     assert tiny.outcome(tiny.run_dir(config)) == whole
-    assert records.load_record(tiny.run_dir(config)).provenance["attempts"] == attempt
+    assert records.load_record(tiny.run_dir(config)).provenance["attempts"] == attempts
 
 
 def test_checkpoints_at_every_update_change_nothing(tmp_path: Path, whole: dict) -> None:
@@ -137,10 +139,10 @@ def die_at(patch: pytest.MonkeyPatch, owner: object, name: str, call: int, befor
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(checkpoint, "save_progress", n) for n in (1, 2, 3, 4)]
-    + [(checkpoint, "save", n) for n in (1, 2, 3, 4)]
+    [(checkpoint, "save_progress", n) for n in (1, 3, 4)]
+    + [(checkpoint, "save", n) for n in (1, 3)]
     + [(records, "write_json", n) for n in (1, 7)]
-    + [(loop.Trainer, "_step", n) for n in (1, 2, 18, 19, 37, 43, 54)],
+    + [(loop.Trainer, "_step", n) for n in (2, 19, 37, 54)],
 )
 def test_killed_at_a_chosen_line(
     tmp_path: Path, whole: dict, owner: object, name: str, call: int, before: bool
@@ -305,7 +307,9 @@ def test_a_budget_added_later(tmp_path: Path, first: tuple, then: tuple) -> None
     cheapest = sum(p.steps // 4 for p in record.points if p not in before)  # their cooldowns
     furthest = max(p.steps * 3 // 4 for p in before)
     longest_new = max(p.steps * 3 // 4 for p in record.points)
-    retrained = max((p.steps * 3 // 4 for p in record.points if p not in before and p.steps * 3 // 4 < furthest), default=0)
+    retrained = max(
+        (p.steps * 3 // 4 for p in record.points if p not in before and p.steps * 3 // 4 < furthest), default=0
+    )
     assert added / tiny.BATCH <= cheapest + max(0, longest_new - furthest) + retrained
 
 
@@ -345,12 +349,16 @@ def test_a_done_run_is_not_touched(tmp_path: Path) -> None:
     files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in ("state.json", "lock")}
     state = tiny.train(config)
     assert (state.state, state.step, state.steps) == ("done", 24, 24)
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in ("state.json", "lock")} == files
+    assert {
+        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in ("state.json", "lock")
+    } == files
 
 
 def test_evaluations_on_the_way(tmp_path: Path) -> None:
     """Every 10 updates and at the end, also when a stop falls on one; the points are those of a run without."""
-    plain, often = (tiny.config(tmp_path / n, steps=24, evaluation__every_tokens=e) for n, e in (("a", None), ("b", 840)))
+    plain, often = (
+        tiny.config(tmp_path / n, steps=24, evaluation__every_tokens=e) for n, e in (("a", None), ("b", 840))
+    )
     tiny.train(plain)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 10)
