@@ -85,7 +85,8 @@ def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Mea
     source = "+".join(_union(p.source for p in parts if p.source)) or None
     missing = [p for p in parts if p.energy_j is None]
     if missing:
-        more = f" (and {len(missing) - 1} more of {len(parts)} windows)" if len(missing) > 1 else ""
+        alike = len({p.reason for p in missing}) == 1  # one cause is told once, however many windows it took
+        more = "" if alike else f" (and {len(missing) - 1} more of {len(parts)} windows)"
         verdict = reasons.worst(p.verdict for p in parts)
         return records.Measured(source=source, verdict=verdict, codes=found, reason=f"{missing[0].reason}{more}")
     energy = math.fsum(p.energy_j or 0.0 for p in parts)

@@ -36,6 +36,7 @@ class Device:
     threads: int
     peak_flop_per_s: float | None
     peak_source: str
+    uuid: str | None = None  # of a GPU, without the prefix "GPU-"
 
     @property
     def label(self) -> str:
@@ -85,6 +86,7 @@ def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
         threads,
         peak,
         source,
+        str(torch.cuda.get_device_properties(0).uuid),
     )
 
 

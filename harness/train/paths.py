@@ -12,7 +12,7 @@ import torch
 from harness.data.batches import Corpus
 from harness.ladder import PlannedPoint, Rung
 from harness.models import llama
-from harness.power.estimate import total
+from harness.power.estimate import refuse, total
 from harness.records import Point, SpendRow, StepRow, read_rows
 from harness.schema import LlamaConfig, RunConfig
 from harness.track.wandb import Mirror
@@ -368,7 +368,7 @@ class PathRunner:
             flop_per_s=flop / wall_s,
             mfu=None if peak is None else flop / wall_s / peak,
             mfu_reason=None if peak is not None else self.device.peak_source,
-            energy=total([w.energy for w in windows]),
+            energy=refuse(total([w.energy for w in windows], self.ledger.meter.tolerance), self.ledger.meter.tolerance),
             train_loss_nat=self._recent_train_loss(planned),
             hf_checkpoint=name,
         )

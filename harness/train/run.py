@@ -112,9 +112,10 @@ def _attempt(
     records.write_json(run_dir / "state.json", state)
     save_tokenizer(corpus, run_dir / "tokenizer")
 
-    meter = open_meter(
-        config.power, run_dir / "power", attempt=progress.attempt, cuda_visible=os.environ.get("CUDA_VISIBLE_DEVICES")
-    )
+    # NVML counts cards by PCI bus; CUDA does so only when told, and a run uses the first card that it is shown
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    first_card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    meter = open_meter(config.power, run_dir / "power", attempt=progress.attempt, cuda_visible=first_card)
     meter.start()  # its own process, before CUDA is touched
     mirror = Mirror(
         config.tracker,
@@ -131,6 +132,7 @@ def _attempt(
         ledger = Ledger(run_dir, progress, meter, fpt=float(rung.counts.fpt_causal))
         try:
             device = _device(config, progress, run_id, parallel_runs)
+            _require_metered_card(device, meter.describe().get("cards", []))
             if resumed:
                 ledger.recover()
                 progress.events.append(
@@ -159,7 +161,6 @@ def _attempt(
                 config, rung, corpus, trainer, device, progress, ledger, mirror, heartbeat.beat, stop.reason, run_dir
             )
             runner.train(missing)
-            meter_info = meter.describe()
         except BaseException:
             mirror.finish(exit_code=1)
             raise
@@ -186,7 +187,7 @@ def _attempt(
                 "ended_unix_s": round(time.time()),
                 "attempts": progress.attempt,
             },
-            meter=meter_info,
+            meter=meter.describe(),
             events=progress.events,
         )
         records.write_json(run_dir / "record.json", record)
@@ -213,6 +214,16 @@ def _device(config: RunConfig, progress: Progress, run_id: str, parallel_runs: i
         )
     progress.device, progress.threads = device.label, device.threads
     return device
+
+
+def _require_metered_card(device: devices.Device, cards: list[Json]) -> None:
+    """DeviceError when the meter watches another GPU than the one that trains."""
+    metered = [str(c["uuid"]) for c in cards if str(c["uuid"]).startswith("GPU-") and not c.get("mig")]
+    if device.uuid is not None and metered and all(device.uuid not in uuid for uuid in metered):
+        raise DeviceError(
+            f"power=nvml meters {', '.join(metered)}, but CUDA trains on GPU-{device.uuid}. "
+            "Name the card by its UUID: CUDA_VISIBLE_DEVICES=GPU-…, as `nvidia-smi -L` prints it."
+        )
 
 
 def flat_point(point: records.Point) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""A training run metered by `power=nvml`: real pynvml, own-process sampler, scripted library; truth from the trace alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from doubles import nvml as double
+
+from harness import compose, curves, records
+from harness.records import RunRecord, SpendRow
+from harness.schema import (
+    AdamwConfig,
+    BudgetConfig,
+    DeviceConfig,
+    DeviceKind,
+    FactsConfig,
+    LlamaConfig,
+    NvmlConfig,
+    PathsConfig,
+    RunConfig,
+    WsdConfig,
+)
+from harness.train.run import run
+
+WATTS = 300.0
+
+
+def _config(folder: Path) -> RunConfig:
+    return RunConfig(
+        model=LlamaConfig(width=16),
+        corpus=FactsConfig(vocab=32, keys=1024, val_tokens=630),
+        budget=BudgetConfig(tokens=150_000, cooldowns=[0.5]),
+        schedule=WsdConfig(warmup_tokens=1008),
+        optim=AdamwConfig(batch_tokens=1008),
+        device=DeviceConfig(kind=DeviceKind.cpu, threads=1),
+        power=NvmlConfig(tolerance=0.5),
+        paths=PathsConfig(runs=str(folder)),
+        study="metered",
+    )
+
+
+def _train(folder: Path) -> tuple[RunRecord, list[SpendRow]]:
+    config = _config(folder)
+    state = run(config, compose.run_id(config), "metered", compose.resolved(config), [])
+    assert state.state == "done", state.reason
+    run_dir = folder / "metered" / compose.run_id(config)
+    return records.load_record(run_dir), list(records.read_rows(run_dir / "spend.jsonl", SpendRow))
+
+
+def test_a_run_carries_the_joules_of_its_own_windows(
+    play: Callable[[double.Script, Path], None], tmp_path: Path
+) -> None:
+    play(double.Script([double.Card(trace=[(0, WATTS), (1000, WATTS)])]), tmp_path)
+    record, spend = _train(tmp_path / "runs")
+    for point in record.points:
+        assert point.energy.energy_j is not None, point.energy.reason
+        assert point.energy.energy_se_j is not None
+        assert point.energy.source == "nvml-counter"
+        # Constant power: the truth is watts times the seconds of exactly these windows
+        assert abs(point.energy.energy_j - WATTS * point.wall_s) <= max(4 * point.energy.energy_se_j, 0.5)
+    booked = sum(r.wall_s for r in spend)
+    assert record.spent["total"]["energy_j"] == pytest.approx(WATTS * booked, rel=0.05)
+    assert {"train", "eval", "checkpoint"} <= {r.phase for r in spend}
+    assert record.meter["cards"][0]["uuid"].startswith("GPU-")
+    assert record.meter["samples"] > 0
+
+
+def test_a_counter_reset_leaves_no_joules_but_a_reason(
+    play: Callable[[double.Script, Path], None], tmp_path: Path
+) -> None:
+    config = _config(tmp_path / "runs")
+    first_row = tmp_path / "runs" / "metered" / compose.run_id(config) / "steps.jsonl"
+    play(double.Script([double.Card(trace=[(0, WATTS), (1000, WATTS)], reset_when=first_row)]), tmp_path)
+    record, spend = _train(tmp_path / "runs")
+    hit = [r for r in spend if "COUNTER_RESET" in r.energy.codes]
+    assert hit
+    assert {r.branch for r in hit if r.phase == "train"} == {"trunk"}
+    for point in record.points:  # every point of the trunk rests on the window that the reset fell into
+        assert point.energy.energy_j is None
+        assert "COUNTER_RESET" in point.energy.codes
+        assert point.energy.reason
+
+
+def test_points_without_a_driver_say_so_and_stay_out_of_the_energy_law(tmp_path: Path) -> None:
+    record, _ = _train(tmp_path / "runs")
+    assert all(p.energy.energy_j is None for p in record.points)
+    assert "driver" in str(record.points[0].energy.reason)
+    assert "energy_compute" not in curves.fit_study([record], bootstrap=0)
