@@ -172,7 +172,7 @@ def test_quickstart_runs_fits_reports(clone: Path, bin_dir: Path) -> None:
     assert done.stdout.splitlines()[-3:] == [
         f"{clone}: run +ladder=cpu",
         f"{clone}: fit cpu",
-        f"{clone}: report cpu",
+        f"{clone}: report {clone}/runs/cpu",
     ]
     refused(start(clone, bin_dir, "quickstart", "seed=3"), "takes no arguments", "harness --help")
 
