@@ -239,13 +239,24 @@ def resolved(run: RunConfig) -> Json:
         value[family] = {"kind": kind, **value[family]}
     if isinstance(run.corpus, TextConfig):
         for key in ("train", "val"):
-            if value["corpus"][key] is not None and Path(value["corpus"][key]).suffix:
-                value["corpus"][key] = Path(value["corpus"][key]).name
+            value["corpus"][key] = value["corpus"][key] and base_name(value["corpus"][key])
         value["corpus"]["cache_dir"] = None
     if isinstance(run.power, ReplayConfig):
         value["power"]["path"] = Path(run.power.path).name
     value["paths"] = {}
     return value
+
+
+def base_name(value: str) -> str:
+    """The last part of a local path; other text, such as a Hub name, as it is. Records hold no local path."""
+    local = value.startswith(("/", "~", "./", "../")) or ("/" in value and bool(Path(value).suffix))
+    return Path(value).name if local else value
+
+
+def public_overrides(overrides: list[str]) -> list[str]:
+    """Overrides as a record keeps them: local paths cut to base names."""
+    pairs = (o.partition("=") for o in overrides)
+    return [key + equals + base_name(value) for key, equals, value in pairs]
 
 
 def run_id(run: RunConfig) -> str:

@@ -58,8 +58,8 @@ class CorpusConfig:
 class FactsConfig(CorpusConfig):
     """Key-key-value triplets with Zipf keys and a fixed random value per key; the entropy is known in closed form."""
 
-    vocab: int = 512
-    keys: int = 262_144  # at most vocab squared
+    vocab: int = 256
+    keys: int = 65_536  # at most vocab squared
     zipf_a: float = 0.5  # key rank ~ rank^-(1 + a)
     table_seed: int = 20_240  # fixes which key has which value; not the run's seed
     # Caps the fresh tokens a run may see; None: never repeats

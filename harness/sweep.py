@@ -1,0 +1,398 @@
+"""From a command line to finished runs: compose every run of a sweep, check all of them, launch, and say how each ended.
+
+Hydra sweeps and launches; success is read from the runs' own state files, never from Hydra's return values, because its launchers
+swallow failures. Every run is composed and checked before the first one starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from harness import compose, records
+from harness.errors import BusyError, ConfigError, RecordError
+from harness.records import RunState
+from harness.schema import RunConfig
+from harness.train.lock import is_held
+from harness.units import duration, si
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+if not CONF.is_dir():
+    CONF = Path(__file__).resolve().parent / "conf"  # an installed wheel carries the YAML files inside the package
+
+_stop_asked = False  # set in a worker once a run was interrupted, so that the runs queued behind it do not start
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep, composed and checked."""
+
+    config: RunConfig
+    run_id: str
+    name: str
+    overrides: list[str]
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.paths.runs) / self.config.study / self.run_id
+
+
+# --- composing -----------------------------------------------------------------------------------------------------------
+def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
+    """All runs that a command line means, and Hydra flags among the arguments. ConfigError when any of them is wrong."""
+    import yaml
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    flags, overrides = split_flags(arguments)
+    compose.register()
+    GlobalHydra.instance().clear()
+    extra = user_conf_dir(flags)
+    search = [f"hydra.searchpath=[file://{extra}]"] if extra else []
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            sweeping = any(o.is_sweep_override() for o in parsed)
+            single = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+            master = hydra_compose("train", overrides=[*single, *search], return_hydra_config=True)
+            params = master.hydra.sweeper.params or {}
+            multirun = sweeping or (master.hydra.mode is not None and master.hydra.mode.name == "MULTIRUN")
+            given = {o.key_or_group for o in parsed}
+            lines = [f"{k}={v}" for k, v in params.items() if str(k).lstrip("+~") not in given] if multirun else []
+            jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*lines, *overrides]), None)[0]
+            planned, problems = [], []
+            for job in jobs:
+                try:
+                    config = compose.load_run(hydra_compose("train", overrides=[*job, *search]))
+                    planned.append(
+                        Planned(
+                            config,
+                            compose.run_id(config),
+                            compose.run_name(config),
+                            [o for o in job if not o.startswith("hydra")],
+                        )
+                    )
+                except ConfigError as e:
+                    problems += [p for p in e.problems if p not in problems]
+        except (HydraException, OmegaConfBaseException, ValueError) as e:  # a group set to null is a bare ValueError
+            raise ConfigError(_explain(e)) from e
+        except yaml.YAMLError as e:
+            raise ConfigError(f"a config file is not valid YAML: {' '.join(str(e).split())}. Mend it there.") from e
+    if problems:
+        raise ConfigError(problems)
+    return planned, flags
+
+
+def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's own flags (with the value of --config-dir) and the overrides."""
+    flags, overrides, i = [], [], 0
+    while i < len(arguments):
+        argument = arguments[i]
+        if argument in ("--config-dir", "-cd"):
+            if i + 1 == len(arguments):
+                raise ConfigError(
+                    "--config-dir needs a folder, such as --config-dir my_conf (with my_conf/ladder/x.yaml in it)."
+                )
+            flags += ["--config-dir", arguments[i + 1]]
+            i += 1
+        elif argument in ("-m", "--multirun", "--help", "-h", "--hydra-help"):
+            flags.append(argument)
+        elif argument.startswith("-"):
+            raise ConfigError(
+                f"unknown flag {argument}. Settings are given as key=value; flags are --config-dir DIR, -m, --help."
+            )
+        else:
+            overrides.append(argument)
+        i += 1
+    return flags, overrides
+
+
+def user_conf_dir(flags: list[str]) -> Path | None:
+    """The user's own configs: --config-dir DIR, else ./conf of the working directory where that is not ours."""
+    if "--config-dir" in flags:
+        folder = Path(flags[flags.index("--config-dir") + 1]).resolve()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir {folder} is not a folder. Give the one that holds your ladder/*.yaml.")
+        return folder
+    folder = Path("conf").resolve()
+    return folder if folder.is_dir() and folder != CONF else None
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message on one or two lines, without its advice to append unknown keys, and with the nearest real key."""
+    cause: BaseException = error
+    text = str(error)
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+        text += "\n" + str(cause)
+    lines = []
+    for line in text.splitlines():
+        line = line.strip()
+        if (
+            line
+            and not line.startswith(
+                (
+                    "To append to your config",
+                    "Config search path",
+                    "provider=",
+                    "full_key",
+                    "object_type",
+                    "See https",
+                    "Set the environment",
+                )
+            )
+            and line not in lines
+        ):
+            lines.append(line)
+    message = " ".join(lines)
+    if isinstance(error, ValueError) and "group override" in message:
+        message += " A group such as optim or power takes the name of a choice."
+    if override := getattr(error, "override", None):
+        message = f"{override} cannot be read: {message}. Settings are key=value; quote what holds brackets or commas in the shell."
+    if match := re.search(r"(?:Could not override|Key) '([\w.]+)'", message):
+        key = match.group(1)
+        leaf = key.rsplit(".", 1)[-1]
+        known = sorted(set(_known_keys(RunConfig, "")))
+        near = [
+            k
+            for k in known
+            if k.rsplit(".", 1)[-1] in difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in known], n=2)
+        ]
+        if near := sorted(near, key=lambda k: -difflib.SequenceMatcher(None, k, key).ratio())[:2]:
+            message += f" Did you mean {' or '.join(near)}?"
+    return message
+
+
+def _known_keys(cls: type, prefix: str) -> list[str]:
+    """Every settable key, over all choices of every family."""
+    import dataclasses
+    import typing
+
+    from harness.schema import FAMILIES
+
+    keys = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            for choice in FAMILIES.get(name, {"": hint}).values() if not prefix else [hint]:
+                keys += _known_keys(typing.cast(type, choice), f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+# --- one job, in whatever process the launcher puts it -------------------------------------------------------------------
+def job(config: DictConfig) -> str:
+    """Hydra's task function: train one run; returns its state. Failures are written to the run's state, not raised."""
+    global _stop_asked
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if _stop_asked:
+        return "not started"
+    run_config = compose.load_run(config)
+    hydra_config = HydraConfig.get()
+    workers = getattr(hydra_config.launcher, "n_jobs", 1) if hydra_config.mode is RunMode.MULTIRUN else 1
+    from harness.train.run import run
+
+    try:
+        state = run(
+            run_config,
+            compose.run_id(run_config),
+            compose.run_name(run_config),
+            compose.resolved(run_config),
+            compose.public_overrides([str(o) for o in hydra_config.overrides.task]),
+            parallel_runs=workers if workers > 0 else len(os.sched_getaffinity(0)),
+        )
+    except BusyError as e:
+        print(e, file=sys.stderr)
+        return "busy"
+    _stop_asked = state.state == "interrupted"
+    return state.state
+
+
+def launch(arguments: list[str], planned: list[Planned], flop: list[float]) -> int:
+    """Run a sweep and print its table. `flop`: training FLOP of each run, for the time left. Exit code 0 when every run is done, else 1."""
+    import hydra
+
+    flags, _ = split_flags(arguments)
+
+    sys.argv = ["harness", *split_flags(arguments)[1]]
+    if extra := user_conf_dir(flags):
+        sys.argv += ["--config-dir", str(extra)]
+    if len(planned) > 1:
+        sys.argv.append("--multirun")  # a ladder sets the mode itself, a list of values on the command line does not
+    for p in planned:
+        try:
+            p.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigError(
+                f"paths.runs={p.config.paths.runs}: cannot create {p.run_dir}: {e.strerror}. Choose a folder that can be written."
+            ) from e
+    began_s = time.monotonic()
+    with Progress(planned, flop, sys.stdout):
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+        except SystemExit as e:
+            if e.code not in (0, None):
+                print("a worker died; the table below says which runs it left behind", file=sys.stderr)
+    print(table([(p.name, p.run_dir) for p in planned]))
+    states = [describe(p.run_dir)[0] for p in planned]
+    done = states.count("done")
+    print(
+        f"{done} of {len(planned)} runs done in {duration(time.monotonic() - began_s)}; files in {planned[0].run_dir.parent}"
+    )
+    if done == len(planned):
+        return 0
+    advice = {
+        "failed": "run.retry=failed takes failed runs up again",
+        "diverged": "a diverged run needs a lower optim.lr_scale (run.force=true starts it afresh)",
+        "interrupted": "launch again to go on with interrupted runs",
+        "died": "launch again to resume runs whose process died",
+        "not started": "launch again to start the rest",
+    }
+    print("; ".join(text for state, text in advice.items() if state in states))
+    return 1
+
+
+# --- what the runs are doing ---------------------------------------------------------------------------------------------
+def describe(run_dir: Path) -> tuple[str, RunState | None]:
+    """State of a run as its files say: a `running` one whose lock nobody holds has died."""
+    state = records.load_state(run_dir) if run_dir.exists() else None
+    if state is None:
+        return "not started", None
+    if state.state == "running" and not is_held(run_dir):
+        return "died", state
+    return state.state, state
+
+
+def folder_table(folder: Path) -> tuple[str, bool]:
+    """The table of every run below a study folder, and whether all of them are done."""
+    run_dirs = sorted(p.parent for p in folder.glob("*/state.json"))
+    if not run_dirs:
+        raise RecordError(f"{folder} holds no runs. A study folder has one folder per run, such as runs/cpu.")
+    names = {d: s.name for d in run_dirs if (s := records.load_state(d)) is not None}
+    return table([(names[d], d) for d in run_dirs]), all(describe(d)[0] == "done" for d in run_dirs)
+
+
+def table(runs: list[tuple[str, Path]]) -> str:
+    """One line per run (name, folder): id, state, step, loss, tokens/s, watts, reason."""
+    rows = [("run", "id", "state", "step", "loss/nat", "tokens/s", "W", "")]
+    for run_name, run_dir in runs:
+        name, s = describe(run_dir)
+        rows.append(
+            (
+                run_name,
+                run_dir.name,
+                name,
+                f"{s.step:,}/{s.steps:,}" if s and s.steps else "–",
+                f"{s.loss_nat:.4f}" if s and s.loss_nat is not None else "–",
+                si(s.tokens_per_s) if s else "–",
+                f"{s.power_w:.0f}" if s and s.power_w is not None else "–",
+                (s.reason or "") if s else "",
+            )
+        )
+    widths = [max(len(r[i]) for r in rows) for i in range(7)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[7]]).rstrip() for r in rows)
+
+
+class Progress:
+    """A thread that shows the sweep: redrawn in place on a terminal, else a plain line per change and every half minute."""
+
+    def __init__(
+        self, planned: list[Planned], flop: list[float], out: TextIO, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.planned, self.flop, self.out, self.clock = planned, flop, out, clock
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
+        self._lines = 0
+        self._said: dict[str, tuple[str, float]] = {}
+        self._began_s = clock()
+        self._share_before = self._share_done()
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.show()
+
+    def _loop(self) -> None:
+        while not self._done.wait(2.0):
+            self.show()
+
+    def show(self) -> None:
+        if self.out.isatty():
+            text = self._screen()
+            self.out.write((f"\x1b[{self._lines}F\x1b[J" if self._lines else "") + text + "\n")
+            self._lines = text.count("\n") + 1
+        else:
+            for p in self.planned:
+                self._say(p)
+        self.out.flush()
+
+    def _screen(self) -> str:
+        running = [
+            (p, s) for p in self.planned for state, s in [describe(p.run_dir)] if state == "running" and s is not None
+        ]
+        done = sum(describe(p.run_dir)[0] == "done" for p in self.planned)
+        lines = [f"{done} of {len(self.planned)} runs done, {len(running)} running, {duration(self._left_s())} left"]
+        return "\n".join(lines + ["  " + _line(p.name, s) for p, s in running])
+
+    def _share_done(self) -> float:
+        """Share of the sweep's FLOP that is trained."""
+        done = 0.0
+        for p, flop in zip(self.planned, self.flop, strict=True):
+            name, state = describe(p.run_dir)
+            if name == "done":
+                done += flop
+            elif state is not None and state.steps:
+                done += flop * state.step / state.steps
+        return done / sum(self.flop)
+
+    def _left_s(self) -> float | None:
+        """Seconds left for the sweep at the pace since its start; unknown until something is done."""
+        share = self._share_done()
+        gained = share - self._share_before
+        return (self.clock() - self._began_s) * (1 - share) / gained if gained > 0 else None
+
+    def _say(self, p: Planned) -> None:
+        name, s = describe(p.run_dir)
+        before, at = self._said.get(p.run_id, ("not started", float("-inf")))
+        if name == before and (name != "running" or self.clock() - at < 30):
+            return
+        self._said[p.run_id] = (name, self.clock())
+        line = (
+            _line(p.name, s)
+            if name == "running" and s is not None
+            else f"{p.name}: {name}" + (f" ({s.reason})" if s and s.reason else "")
+        )
+        self.out.write(line + "\n")
+
+
+def _line(name: str, s: RunState) -> str:
+    parts = [f"{name}: step {s.step:,}/{s.steps:,}"]
+    if s.loss_nat is not None:
+        parts.append(f"loss {s.loss_nat:.4f} nat")
+    parts.append(f"{si(s.tokens_per_s)} tokens/s")
+    if s.power_w is not None:
+        parts.append(f"{s.power_w:.0f} W")
+    parts.append(f"{duration(s.remaining_s)} left")
+    return ", ".join(parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness import records
 from harness.errors import RecordError
+from harness.laws.result import Fit
 
 
 def _study(path: str) -> Path:
@@ -157,14 +158,16 @@ def fit(arguments: list[str]) -> int:
     return 0
 
 
-def write_fits(folder: Path, fits: dict) -> None:
-    records.write_json(folder / "fits.json", {"schema_version": records.SCHEMA_VERSION, "fits": fits})
+def write_fits(folder: Path, fits: dict[str, Fit]) -> None:
+    """Write fits.json: {schema_version, fits: {name: Fit}}. Bootstrap draws keep 9 digits; everything else keeps all of them."""
+    value = {name: records.to_json(one) for name, one in fits.items()}
+    for one in value.values():
+        one["draws"] = {k: [float(f"{x:.9g}") for x in v] for k, v in one["draws"].items()}
+    records.write_json(folder / "fits.json", {"schema_version": records.SCHEMA_VERSION, "fits": value})
 
 
-def load_fits(folder: Path) -> dict:
+def load_fits(folder: Path) -> dict[str, Fit]:
     """The fits of a study folder; empty where `harness fit` has not run."""
-    from harness.laws.result import Fit
-
     path = folder / "fits.json"
     if not path.exists():
         return {}
