@@ -104,10 +104,10 @@ def test_model_has_the_parameters_that_are_counted() -> None:
 
     for shape in SHAPES.values():
         model, n = build(shape, seed=0), counts(shape)
-        assert sum(p.numel() for p in model.parameters()) == n.n_total
-        embedding = model.get_input_embeddings().weight.numel()
-        head = 0 if shape.tied else model.get_output_embeddings().weight.numel()
-        assert sum(p.numel() for p in model.parameters()) - embedding - head == n.n_nonemb
+        sizes = {k: p.numel() for k, p in model.named_parameters()}
+        embedding, head = sizes["model.embed_tokens.weight"], 0 if shape.tied else sizes["lm_head.weight"]
+        assert sum(sizes.values()) == n.n_total
+        assert sum(sizes.values()) - embedding - head == n.n_nonemb
 
 
 def test_wrong_counts_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
