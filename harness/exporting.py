@@ -44,7 +44,6 @@ def choose_point(record: RunRecord, tokens: int | None) -> Point:
 def to_hf(run_dir: Path, out: Path, tokens: int | None = None) -> Point:
     """Write config, weights and tokenizer of a run's end point; `AutoModelForCausalLM.from_pretrained(out)` gives the same logits."""
     from safetensors.torch import load_file
-
     from transformers.utils import logging as transformers_logging
 
     from harness.flops import Shape

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from harness import compose, records
 from harness.errors import BusyError, ConfigError, RecordError
+from harness.ladder import Rung
 from harness.records import RunState
 from harness.schema import RunConfig
 from harness.train.lock import is_held
@@ -226,17 +227,8 @@ def job(config: DictConfig) -> str:
     return state.state
 
 
-def launch(arguments: list[str], planned: list[Planned], flop: list[float]) -> int:
-    """Run a sweep and print its table. `flop`: training FLOP of each run, for the time left. Exit code 0 when every run is done, else 1."""
-    import hydra
-
-    flags, _ = split_flags(arguments)
-
-    sys.argv = ["harness", *split_flags(arguments)[1]]
-    if extra := user_conf_dir(flags):
-        sys.argv += ["--config-dir", str(extra)]
-    if len(planned) > 1:
-        sys.argv.append("--multirun")  # a ladder sets the mode itself, a list of values on the command line does not
+def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> int:
+    """Run a sweep, unless all of it is done, and print its table. Exit code 0 when every run is done, else 1."""
     for p in planned:
         try:
             p.run_dir.mkdir(parents=True, exist_ok=True)
@@ -245,12 +237,9 @@ def launch(arguments: list[str], planned: list[Planned], flop: list[float]) -> i
                 f"paths.runs={p.config.paths.runs}: cannot create {p.run_dir}: {e.strerror}. Choose a folder that can be written."
             ) from e
     began_s = time.monotonic()
-    with Progress(planned, flop, sys.stdout):
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
-        except SystemExit as e:
-            if e.code not in (0, None):
-                print("a worker died; the table below says which runs it left behind", file=sys.stderr)
+    if not all(_finished(p, rung) for p, rung in zip(planned, rungs, strict=True)):
+        with Progress(planned, [r.spent_flop for r in rungs], sys.stdout):
+            _launch_hydra(arguments, len(planned))
     print(table([(p.name, p.run_dir) for p in planned]))
     states = [describe(p.run_dir)[0] for p in planned]
     done = states.count("done")
@@ -268,6 +257,31 @@ def launch(arguments: list[str], planned: list[Planned], flop: list[float]) -> i
     }
     print("; ".join(text for state, text in advice.items() if state in states))
     return 1
+
+
+def _finished(planned: Planned, rung: Rung) -> bool:
+    """Whether nothing is left to do for a run, so that no worker need be started for it."""
+    if planned.config.run.force or describe(planned.run_dir)[0] != "done":
+        return False
+    have = {p.branch for p in records.load_record(planned.run_dir).points}
+    return all(p.branch in have for p in rung.points)
+
+
+def _launch_hydra(arguments: list[str], runs: int) -> None:
+    """Hand the command line to Hydra, whose launcher calls `job` once per run, in whatever process it chooses."""
+    import hydra
+
+    flags, overrides = split_flags(arguments)
+    sys.argv = ["harness", *overrides]
+    if extra := user_conf_dir(flags):
+        sys.argv += ["--config-dir", str(extra)]
+    if runs > 1:
+        sys.argv.append("--multirun")  # a ladder sets the mode itself, a list of values on the command line does not
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+    except SystemExit as e:
+        if e.code not in (0, None):
+            print("a worker died; the table below says which runs it left behind", file=sys.stderr)
 
 
 # --- what the runs are doing ---------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def run(arguments: list[str]) -> int:
 
     planned, _ = enumerate_runs(arguments)
     rungs = check_rungs(planned)
-    return launch(arguments, planned, [r.spent_flop for r in rungs])
+    return launch(arguments, planned, rungs)
 
 
 def status(arguments: list[str]) -> int:

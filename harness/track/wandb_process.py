@@ -136,7 +136,7 @@ def fetch_records(project: str, folder: Path, timeout_s: float = 600.0) -> list[
         )
     if not reply["answer"]:
         raise HarnessError(
-            f"W&B project {project!r} has no artifacts of type record. Runs mirrored with tracker=online upload them when done; "
+            f"W&B project {project!r} has no artifacts of type record. Runs mirrored with tracker.mode=online upload them when done; "
             "offline runs after `wandb sync`."
         )
     return [Path(path) for path in reply["answer"]]
@@ -147,10 +147,12 @@ def login_state(config: TrackerConfig) -> dict[str, Any]:
     reply = _ask(["login"], STARTUP_GRACE_S)
     state: dict[str, Any] = {"mode": config.mode.value, "version": None, "host": None, "api_key": None, "todo": None}
     if "error" in reply:
-        state["todo"] = f"wandb does not work here ({reply['error']}): pip install wandb, or tracker=disabled"
+        state["todo"] = f"wandb does not work here ({reply['error']}): pip install wandb, or tracker.mode=disabled"
         return state
     found = reply["answer"]
     state |= {"version": found["version"], "host": urlsplit(found["url"]).hostname, "api_key": found["key"]}
     if config.mode is WandbMode.online and not found["key"]:
-        state["todo"] = f"no API key for {state['host']}: run `wandb login`, set WANDB_API_KEY, or use tracker=offline"
+        state["todo"] = (
+            f"no API key for {state['host']}: run `wandb login`, set WANDB_API_KEY, or use tracker.mode=offline"
+        )
     return state
