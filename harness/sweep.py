@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from harness import compose, records
+from harness import compose, records, stop
 from harness.errors import BusyError, ConfigError, RecordError
 from harness.ladder import Rung
 from harness.records import RunState
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parents[1] / "conf"
 if not CONF.is_dir():
     CONF = Path(__file__).resolve().parent / "conf"  # an installed wheel carries the YAML files inside the package
-
-_stop_asked = False  # set in a worker once a run was interrupted, so that the runs queued behind it do not start
 
 
 @dataclass(frozen=True)
@@ -200,12 +198,12 @@ def _known_keys(cls: type, prefix: str) -> list[str]:
 # --- one job, in whatever process the launcher puts it -------------------------------------------------------------------
 def job(config: DictConfig) -> str:
     """Hydra's task function: train one run; returns its state. Failures are written to the run's state, not raised."""
-    global _stop_asked
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    if _stop_asked:
-        return "not started"
+    stop.install()
+    if stop.reason() is not None:
+        return "not started"  # queued behind a run that was stopped
     run_config = compose.load_run(config)
     hydra_config = HydraConfig.get()
     workers = getattr(hydra_config.launcher, "n_jobs", 1) if hydra_config.mode is RunMode.MULTIRUN else 1
@@ -223,7 +221,6 @@ def job(config: DictConfig) -> str:
     except BusyError as e:
         print(e, file=sys.stderr)
         return "busy"
-    _stop_asked = state.state == "interrupted"
     return state.state
 
 
@@ -278,7 +275,8 @@ def _launch_hydra(arguments: list[str], runs: int) -> None:
     if runs > 1:
         sys.argv.append("--multirun")  # a ladder sets the mode itself, a list of values on the command line does not
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+        with stop.forwarding():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
     except SystemExit as e:
         if e.code not in (0, None):
             print("a worker died; the table below says which runs it left behind", file=sys.stderr)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "harness"
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "host"},
+    {"errors", "units", "host", "stop"},
     {"schema", "records", "flops"},
     {"models", "data", "tasks", "power", "track", "laws"},
     {"ladder", "compose", "curves", "train", "ttc", "projection", "forecast"},
@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
 ]
 SIBLINGS = LAYERS[2]  # these never import each other
 TORCH_FREE = {
-    *("errors", "units", "host", "schema", "records", "flops"),
+    *("errors", "units", "host", "stop", "schema", "records", "flops"),
     *("compose", "ladder", "curves", "laws", "power", "report", "track", "forecast", "sweep", "planning", "projection"),
     *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli, records, sweep
+from harness import cli, records, stop, sweep
 from harness.errors import ConfigError
 from harness.records import RunState
 
@@ -158,10 +158,7 @@ def test_a_failed_run_stays_failed_and_says_what_to_do(here: Path, capsys: pytes
 def test_an_interrupted_run_keeps_those_behind_it_from_starting(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.train import run
-
-    monkeypatch.setattr(sweep, "_stop_asked", False)
-    monkeypatch.setattr(run._StopSignals, "reason", lambda self: "SIGTERM")
+    monkeypatch.setattr(stop, "reason", lambda: "SIGTERM" if any(here.rglob("steps.jsonl")) else None)
     code, text = launch(capsys, "seed=0,1", "model.width=8", "budget.tokens=2520", *TINY)
     assert code == 1
     assert "interrupted" in text

@@ -1,4 +1,4 @@
-"""Scaling laws fitted to tables of points: `fit`, then `predict`, `frontier`, `summary`. numpy and scipy only, never
+"""Scaling laws fitted to tables of points: `fit`, then `predict`, `frontier`, `summary`. numpy only, never
 torch.
 
 Reading order: `forms` (the laws), `solve` (objective, optimum, certificate), `bootstrap` (intervals), `trust`

@@ -20,7 +20,6 @@ _PACKAGES = (
     "wandb",
     "nvidia-ml-py",
     "numpy",
-    "scipy",
     "tokenizers",
     "safetensors",
 )

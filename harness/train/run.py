@@ -11,18 +11,15 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from harness import ladder, records
+from harness import ladder, records, stop
 from harness.data import open_corpus, save_tokenizer
 from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
@@ -128,7 +125,7 @@ def _attempt(
         folder=run_dir,
     )
     began_unix_s = time.time()
-    with _StopSignals() as stop:
+    with stop.listening():
         ledger = Ledger(run_dir, progress, meter, fpt=float(rung.counts.fpt_causal))
         try:
             device = _device(config, progress, run_id, parallel_runs)
@@ -247,45 +244,15 @@ class Heartbeat:
     def beat(
         self, *, step: int, steps: int, loss_nat: float | None, tokens_per_s: float | None, remaining_s: float | None
     ) -> None:
+        s = self.state
+        s.step, s.steps, s.loss_nat, s.tokens_per_s, s.remaining_s = step, steps, loss_nat, tokens_per_s, remaining_s
         now = time.monotonic()
         if now - self._last_s < HEARTBEAT_S:
             return
         self._last_s = now
-        s = self.state
-        s.step, s.steps, s.loss_nat, s.tokens_per_s, s.remaining_s, s.power_w = (
-            step,
-            steps,
-            loss_nat,
-            tokens_per_s,
-            remaining_s,
-            self.power_w(),
-        )
+        s.power_w = self.power_w()
         s.updated_unix_s = time.time()
         records.write_json(self.run_dir / "state.json", s)
-
-
-class _StopSignals:
-    """Turns Ctrl-C and SIGTERM into a request that the loop honours at the next step boundary."""
-
-    def __init__(self) -> None:
-        self._reason: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def reason(self) -> str | None:
-        return self._reason
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _end(run_dir: Path, state: RunState, name: str, reason: str | None) -> RunState:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from harness import records
+from harness import records, stop
 from harness.schema import ConstantConfig, CosineConfig, MuonConfig, RunControl, ScheduleConfig, WsdConfig
 from harness.sweep import describe
 from harness.train import checkpoint, loop, paths, run
@@ -46,7 +46,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
         return original(self, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop.Trainer, "_step", counted)
-    monkeypatch.setattr(run._StopSignals, "reason", lambda self: "SIGTERM" if made >= updates else None)
+    monkeypatch.setattr(stop, "reason", lambda: "SIGTERM" if made >= updates else None)
 
 
 # --- stops -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+"""Ctrl-C and SIGTERM as a request that work honours at its next safe point. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_reason: str | None = None
+_heard = False  # whether this process's handlers are ours already
+
+
+def reason() -> str | None:
+    """Which signal asked this process to stop; None while none did."""
+    return _reason
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    global _reason
+    _reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def install() -> None:
+    """Listen for the rest of this process: a worker must hear it between two runs as well as within one."""
+    global _heard
+    if not _heard and threading.current_thread() is threading.main_thread():
+        _heard = True
+        for number in _SIGNALS:
+            signal.signal(number, _ask)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Listen while the block runs, and put the earlier handlers back; nothing to do where this process listens already."""
+    if _heard or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handlers(_ask):
+        yield
+
+
+@contextlib.contextmanager
+def forwarding() -> Iterator[None]:
+    """In a launching process: hand the first Ctrl-C or SIGTERM to the workers and wait for them; a second one ends the wait."""
+    asked = False
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        _ask(number, frame)
+        print("stopping: runs under way write a checkpoint first; once more to stop at once", flush=True)
+        for pid in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    with _handlers(forward):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    global _reason, _heard
+    _reason, _heard = None, True
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        _heard = False
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _children() -> list[int]:
+    """Processes that this one started, as Linux tells it; none where it does not."""
+    pids: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            pids += [int(pid) for pid in path.read_text().split()]
+    return pids
