@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from harness.data.batches import Batch, Corpus
+from harness.models import llama
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ def tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def logits(model: PreTrainedModel, inputs: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """(B, S) tokens to (B, S, V) logits."""
+    """(B, S) tokens to (B, S, V) logits. Packed sequences and compiled models go through transformers' own forward."""
+    if positions is None and inputs.device.type == "cpu" and isinstance(model, LlamaForCausalLM):
+        return llama.eager_logits(model, inputs)
     return model(input_ids=inputs, position_ids=positions, use_cache=False).logits
 
 
