@@ -115,7 +115,7 @@ def status(arguments: list[str]) -> int:
     parser = _help("status", "The runs of a study folder and their states.")
     parser.add_argument("study", help="a study folder, such as runs/cpu")
     folder = _study(parser.parse_args(arguments).study)
-    from harness.sweep import folder_table
+    from harness.watch import folder_table
 
     text, all_done = folder_table(folder)
     print(text)

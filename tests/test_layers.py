@@ -16,13 +16,13 @@ LAYERS: list[set[str]] = [
     {"schema", "records", "flops"},
     {"models", "data", "tasks", "power", "track", "laws"},
     {"ladder", "compose", "curves", "train", "ttc", "projection", "forecast"},
-    {"sweep", "planning", "exporting", "doctor", "reproduce", "mirror_study", "report"},
+    {"sweep", "watch", "planning", "exporting", "doctor", "reproduce", "mirror_study", "report"},
     {"cli", "verbs"},
 ]
 SIBLINGS = LAYERS[2]  # these never import each other
 TORCH_FREE = {
     *("errors", "units", "host", "stop", "schema", "records", "flops"),
-    *("compose", "ladder", "curves", "laws", "power", "report", "track", "forecast", "sweep", "planning", "projection"),
+    *("compose", "ladder", "curves", "laws", "power", "report", "track", "forecast", "sweep", "watch", "planning", "projection"),
     *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
 }
 ONLY_IN = {
@@ -134,7 +134,7 @@ def test_outside_libraries_have_their_files(library: str) -> None:
 
 
 def test_the_lock_needs_no_torch() -> None:
-    """`sweep` asks who holds a run's lock; that one module of `train` is the standard library alone."""
+    """`watch` asks who holds a run's lock; that one module of `train` is the standard library alone."""
     assert {m.split(".")[0] for m, _ in imports(PACKAGE / "train" / "lock.py")} <= {
         "__future__",
         "collections",

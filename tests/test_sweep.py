@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli, records, stop, sweep
+from harness import cli, records, stop, sweep, watch
 from harness.errors import ConfigError
 from harness.records import RunState
 
@@ -107,7 +107,7 @@ def test_ctrl_c_stops_a_sweep_and_a_new_launch_ends_it(here: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     text, _ = process.communicate(timeout=120)
     assert process.returncode in (1, 130), text
-    states = [sweep.describe(r.run_dir)[0] for r in runs]
+    states = [watch.describe(r.run_dir)[0] for r in runs]
     assert set(states) <= {"interrupted", "not started"}, text
     assert "interrupted" in states
     process = start(*[a.replace("252_000", "25_200") for a in arguments], cwd=here)
@@ -230,7 +230,7 @@ def test_plain_lines_say_each_change_once(here: Path) -> None:
     planned = sweep.enumerate_runs(TWO)[0]
     now = [0.0]
     out = Screen(tty=False)
-    progress = sweep.Progress(planned, [1.0, 1.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
+    progress = watch.Progress([(p.name, p.run_dir) for p in planned], [1.0, 1.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
     progress.show()
     assert out.text == ""
     for p in planned:
@@ -258,7 +258,7 @@ def test_plain_lines_say_each_change_once(here: Path) -> None:
 def test_a_terminal_is_redrawn_in_place(here: Path) -> None:
     planned = sweep.enumerate_runs(TWO)[0]
     out, now = Screen(tty=True), [0.0]
-    progress = sweep.Progress(planned, [1.0, 3.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
+    progress = watch.Progress([(p.name, p.run_dir) for p in planned], [1.0, 3.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
     progress.show()
     assert out.text == "0 of 2 runs done, 0 running, unknown left\n"
     now[0] = 10.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,6 @@ class FactsCorpus:
         self.entropy_key_nat = float(-(p * np.log(p)).sum())
         self.floor_nat = self.entropy_key_nat / 3
         self._val_sequences = max(1, config.val_tokens // config.context)
-        self._oracle_nat: float | None = None
         facts = f"facts-v{vocab}-k{keys}-a{config.zipf_a:g}-c{config.context}-t{config.table_seed}"
         self.info: dict[str, Any] = {
             "corpus_id": facts,
@@ -117,14 +117,16 @@ class FactsCorpus:
 
     def val_oracle_nat(self) -> float:
         """Mean of -ln p over the scored validation tokens under the true distribution."""
-        if self._oracle_nat is None:
-            total, scored = 0.0, 0
-            for start in range(0, self._val_sequences, 4096):
-                tokens, ranks = self._val_windows(start, min(start + 4096, self._val_sequences))
-                key_nat = -np.log(self._p[ranks])
-                first_nat = -np.log(self._p_first[self._key_of_rank[ranks] // self.vocab])
-                # Scored: k2 and v of every whole triplet, and the first token of every triplet but the window's first
-                total += float((key_nat[:, :-1] - first_nat[:, :-1]).sum() + first_nat[:, 1:].sum())
-                scored += tokens.shape[0] * self.context
-            self._oracle_nat = total / scored
         return self._oracle_nat
+
+    @cached_property
+    def _oracle_nat(self) -> float:
+        total, scored = 0.0, 0
+        for start in range(0, self._val_sequences, 4096):
+            tokens, ranks = self._val_windows(start, min(start + 4096, self._val_sequences))
+            key_nat = -np.log(self._p[ranks])
+            first_nat = -np.log(self._p_first[self._key_of_rank[ranks] // self.vocab])
+            # Scored: k2 and v of every whole triplet, and the first token of every triplet but the window's first
+            total += float((key_nat[:, :-1] - first_nat[:, :-1]).sum() + first_nat[:, 1:].sum())
+            scored += tokens.shape[0] * self.context
+        return total / scored

@@ -14,8 +14,8 @@ import tiny
 
 from harness import records, stop
 from harness.schema import ConstantConfig, CosineConfig, MuonConfig, RunControl, ScheduleConfig, WsdConfig
-from harness.sweep import describe
 from harness.train import checkpoint, loop, paths, run
+from harness.watch import describe
 
 COOLDOWNS = [0.5]  # branch points at steps 18 and 36, points at 24 and 48
 

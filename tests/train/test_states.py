@@ -19,8 +19,8 @@ from harness import records
 from harness.errors import BusyError, DeviceError, RecordError
 from harness.records import RunState
 from harness.schema import Retry, RunControl
-from harness.sweep import describe
 from harness.train import checkpoint, ledger, lock, loop, run
+from harness.watch import describe
 
 
 def failing_step(patch: pytest.MonkeyPatch, call: int, error: BaseException) -> None:
