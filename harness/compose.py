@@ -225,8 +225,12 @@ def check_run(run: RunConfig) -> list[str]:
     need(run.run.checkpoint_every_s > 0, f"run.checkpoint_every_s={run.run.checkpoint_every_s} must be above 0.")
     need(run.run.diverged_above > 1, f"run.diverged_above={run.run.diverged_above} must be above 1 (times ln vocab).")
     need(
-        bool(run.study) and all(ch.isalnum() or ch in "._-" for ch in run.study),
-        f"study={run.study!r} names a folder: letters, digits, dot, dash and underscore only.",
+        bool(run.study) and run.study[0].isalnum() and all(ch.isalnum() or ch in "._-" for ch in run.study),
+        f"study={run.study!r} names a folder: letters, digits, dot, dash and underscore only, a letter or digit first.",
+    )
+    need(
+        bool(run.paths.runs) and not run.paths.runs.startswith("~"),
+        f"paths.runs={run.paths.runs!r} must name a folder; ~ is not expanded here. Use paths.runs=runs, or a whole path.",
     )
     return problems
 

@@ -311,5 +311,6 @@ def load(folder: Path) -> tuple[list[RunRecord], dict[str, int]]:
             records.append(load_record(run_dir))
         else:
             key = state.state if state else "unknown"
+            key += " without record.json" if key == "done" else ""
             excluded[key] = excluded.get(key, 0) + 1
     return records, excluded

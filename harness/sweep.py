@@ -60,7 +60,7 @@ def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
     compose.register()
     GlobalHydra.instance().clear()
     extra = user_conf_dir(flags)
-    search = [f"hydra.searchpath=[file://{extra}]"] if extra else []
+    search = [f"hydra.searchpath=[{quoted(f'file://{extra}')}]"] if extra else []
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
@@ -93,6 +93,11 @@ def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
     if problems:
         raise ConfigError(problems)
     return planned, flags
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra reads it back unchanged, whatever characters a path holds."""
+    return "'" + value.replace("'", r"\'") + "'"
 
 
 def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -160,11 +165,17 @@ def _explain(error: Exception) -> str:
     if isinstance(error, ValueError) and "group override" in message:
         message += " A group such as optim or power takes the name of a choice."
     if override := getattr(error, "override", None):
-        message = f"{override} cannot be read: {message}. Settings are key=value; quote what holds brackets or commas in the shell."
-    if match := re.search(r"(?:Could not override|Key) '([\w.]+)'", message):
+        message = (
+            f"{override} cannot be read: {message}. Settings are key=value; a value that holds more than plain letters, digits and / . _ - "
+            f"is quoted twice, as in \"{override.partition('=')[0]}='…'\"."
+        )
+    if re.search(r"Key '(?:ladder|arm)' not in 'RunConfig'", message):
+        message += " A ladder's file begins with the line `# @package _global_`."
+    elif match := re.search(r"(?:Could not override|Key) '([\w.]+)'", message):
         key = match.group(1)
         leaf = key.rsplit(".", 1)[-1]
-        known = sorted(set(_known_keys(RunConfig, "")))
+        keys = _known_keys(RunConfig, "")
+        known = sorted({*keys, *(k.partition(".")[0] for k in keys)})
         near = [
             k
             for k in known
@@ -230,6 +241,8 @@ def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> i
             raise ConfigError(
                 f"paths.runs={p.config.paths.runs}: cannot create {p.run_dir}: {e.strerror}. Choose a folder that can be written."
             ) from e
+        if not p.config.run.force:  # which discards whatever is there
+            records.load_state(p.run_dir)  # refuses a damaged one
     runs = [(p.name, p.run_dir) for p in planned]
     began_s = time.monotonic()
     if not all(_finished(p, rung) for p, rung in zip(planned, rungs, strict=True)):
@@ -258,6 +271,8 @@ def _finished(planned: Planned, rung: Rung) -> bool:
     """Whether nothing is left to do for a run, so that no worker need be started for it."""
     if planned.config.run.force or describe(planned.run_dir)[0] != "done":
         return False
+    if not (planned.run_dir / "record.json").exists():
+        return False  # it is written again from what the run's other files hold
     have = {p.branch for p in records.load_record(planned.run_dir).points}
     return all(p.branch in have for p in rung.points)
 

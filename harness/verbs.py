@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from harness import records
-from harness.errors import RecordError
+from harness.errors import FitError, RecordError
 from harness.laws.result import Fit
 
 
@@ -138,6 +139,8 @@ def fit(arguments: list[str]) -> int:
         help="mirror of the fit's summary run",
     )
     given = parser.parse_args(arguments)
+    if given.bootstrap < 0 or not 0 < given.delta < math.inf:
+        raise FitError(f"--bootstrap {given.bootstrap} must be 0 or more, --delta {given.delta:g} a number above 0.")
     folder = _study(given.study)
     from harness import curves, laws
 
@@ -171,7 +174,9 @@ def load_fits(folder: Path) -> dict[str, Fit]:
     path = folder / "fits.json"
     if not path.exists():
         return {}
-    value = records.read_json(path).get("fits", {})
+    value = records.read_json(path).get("fits")
+    if not isinstance(value, dict):
+        raise RecordError(f"{path}: expected an object `fits`, found {type(value).__name__}. Run harness fit again.")
     return {name: records.from_json(Fit, one, f"{path}: {name}") for name, one in value.items()}
 
 
@@ -209,13 +214,14 @@ def reproduce(arguments: list[str]) -> int:
 
     from harness import curves
     from harness.reproduce import compare, load_reference, quantities
+    from harness.sweep import enumerate_runs, quoted
 
     reference = load_reference(given.ladder)
     runs = given.runs or Path("runs") / f"reproduce-{given.ladder}-{time.strftime('%Y%m%d-%H%M%S')}"
-    code = run([f"+ladder={given.ladder}", f"paths.runs={runs}", f"seed={reference.seed}"])
-    if code:
+    settings = [f"+ladder={given.ladder}", f"paths.runs={quoted(str(runs))}", f"seed={reference.seed}"]
+    if code := run(settings):
         return code
-    (folder,) = [p for p in runs.iterdir() if p.is_dir()]
+    folder = enumerate_runs(settings)[0][0].run_dir.parent
     found, excluded = records.load(folder)
     fits = curves.fit_study(found, excluded, bootstrap=reference.bootstrap)
     write_fits(folder, fits)

@@ -16,8 +16,11 @@ from harness.units import duration, si
 
 
 def describe(run_dir: Path) -> tuple[str, RunState | None]:
-    """State of a run as its files say: a `running` one whose lock nobody holds has died."""
-    state = records.load_state(run_dir) if run_dir.exists() else None
+    """State of a run as its files say: a `running` one whose lock nobody holds has died; `damaged`: state.json cannot be read."""
+    try:
+        state = records.load_state(run_dir) if run_dir.exists() else None
+    except RecordError as e:
+        return "damaged", RunState("damaged", reason=str(e), name=run_dir.name)
     if state is None:
         return "not started", None
     if state.state == "running" and not is_held(run_dir):
@@ -30,7 +33,7 @@ def folder_table(folder: Path) -> tuple[str, bool]:
     run_dirs = sorted(p.parent for p in folder.glob("*/state.json"))
     if not run_dirs:
         raise RecordError(f"{folder} holds no runs. A study folder has one folder per run, such as runs/cpu.")
-    names = {d: s.name for d in run_dirs if (s := records.load_state(d)) is not None}
+    names = {d: s.name for d in run_dirs if (s := describe(d)[1]) is not None}
     return table([(names[d], d) for d in run_dirs]), all(describe(d)[0] == "done" for d in run_dirs)
 
 

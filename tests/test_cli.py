@@ -108,6 +108,13 @@ SMALL = ["budget.tokens=2_000_000"]
         (["run", "budget.flop=3e6"], ["too small", "model.width=64", "shortest useful run", "budget.drop_short"]),
         (["plan", *SMALL, "model.width=65"], ["model.width=65", "model.head_dim"]),
         (["run", *SMALL, "corpus=text", "corpus.train=nowhere.txt"], ["nowhere.txt"]),
+        (["plan", *SMALL, "study=.."], ["study='..'", "a letter or digit first"]),
+        (["run", *SMALL, "paths.runs='~/runs'"], ["paths.runs='~/runs'", "~ is not expanded"]),
+        (["plan", *SMALL, "corpus=text", "corpus.train=ümlaut.txt"], ["ümlaut.txt", "corpus.train='…'"]),
+        (["plan", *SMALL, "--config-dir", "mine", "+ladder=typo"], ["budgt", "Did you mean budget"]),
+        (["plan", *SMALL, "--config-dir", "mine", "+ladder=loose"], ["# @package _global_"]),
+        (["fit", "broken", "--delta", "-1"], ["--delta -1"]),
+        (["report", "odd"], ["fits.json", "Run harness fit again"]),
         (["run", *SMALL, "--frobnicate"], ["--frobnicate", "key=value"]),
         (["run", *SMALL, "--config-dir"], ["--config-dir", "needs a folder"]),
         (["run", *SMALL, "--config-dir", "nowhere"], ["nowhere", "is not a folder"]),
@@ -135,6 +142,11 @@ def test_mistakes(
     folder = tmp_path / "broken" / "0123456789ab"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"run_id": "0123')
+    (tmp_path / "mine/ladder").mkdir(parents=True)
+    (tmp_path / "mine/ladder/typo.yaml").write_text("# @package _global_\nbudgt:\n  tokens: 3\n")
+    (tmp_path / "mine/ladder/loose.yaml").write_text("study: x\n")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/fits.json").write_text('{"fits": []}')
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(arguments) == 2
     text = capsys.readouterr().err

@@ -268,3 +268,39 @@ def test_a_terminal_is_redrawn_in_place(here: Path) -> None:
     assert out.text.endswith("\x1b[1F\x1b[J1 of 2 runs done, 0 running, 30.0 s left\n"), (
         "a quarter of the FLOP in ten seconds"
     )
+
+
+def test_a_damaged_state_is_shown_and_force_starts_afresh(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["model.width=8", "budget.tokens=2520", *TINY]
+    assert launch(capsys, *one)[0] == 0
+    (path,) = Path("runs/tiny").glob("*/state.json")
+    path.write_text('{"state": "do')
+    assert cli.main(["status", "tiny"]) == 1
+    assert re.search(r"damaged .*state\.json cannot be read", capsys.readouterr().out)
+    assert cli.main(["run", *one]) == 2
+    assert "run.force=true" in capsys.readouterr().err
+    code, text = launch(capsys, *one, "run.force=true")
+    assert code == 0
+    assert "1 of 1 runs done" in text
+
+
+def test_a_record_that_was_lost_is_written_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["model.width=8", "budget.tokens=2520", *TINY]
+    launch(capsys, *one)
+    (path,) = Path("runs/tiny").glob("*/record.json")
+    before = records.load_record(path.parent)
+    path.unlink()
+    assert records.load(Path("runs/tiny"))[1] == {"done without record.json": 1}
+    assert launch(capsys, *one)[0] == 0
+    assert records.load_record(path.parent).points == before.points
+
+
+def test_a_folder_with_odd_characters_and_a_conf_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my dir, ü=(1) 'x'"
+    (folder / "conf/ladder").mkdir(parents=True)
+    (folder / "conf/ladder/mine.yaml").write_text("# @package _global_\nstudy: mine\nmodel:\n  width: 8\n")
+    monkeypatch.chdir(folder)
+    planned, _ = sweep.enumerate_runs(["+ladder=mine", "budget.tokens=2520", f"paths.runs={sweep.quoted(str(folder))}"])
+    assert planned[0].run_dir.parent == folder / "mine"
