@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness import forecast, ladder
-from harness.data import corpus_vocab
+from harness.data import corpus_vocab, open_corpus
 from harness.errors import ConfigError
 from harness.host import cpu_model
 from harness.ladder import Rung
-from harness.schema import DeviceKind
+from harness.records import load_record
+from harness.schema import DeviceKind, TextConfig
 from harness.sweep import Planned
 from harness.units import duration, sci, si
 
 
 def check_rungs(planned: list[Planned]) -> list[Rung]:
-    """The rungs of a sweep. ConfigError lists every budget or shape that cannot be trained, before anything is spent."""
+    """The rungs of a sweep. ConfigError lists every budget, shape or text that cannot be trained, before anything is spent."""
     rungs, problems = [], []
     for p in planned:
         try:
             rungs.append(ladder.resolve(p.config, corpus_vocab(p.config.corpus)))
+            _check_text(p, rungs[-1])
         except ConfigError as e:
             problems += [x for x in e.problems if x not in problems]
     if problems:
         raise ConfigError(problems)
     return rungs
+
+
+def _check_text(planned: Planned, rung: Rung) -> None:
+    """That a local text is long enough, and that a finished run was trained on it: an id knows a file by its base name only."""
+    config = planned.config.corpus
+    if not isinstance(config, TextConfig) or not Path(config.train).expanduser().exists():
+        return  # the embedded corpus has no end, and a dataset of the Hub is not read ahead for this
+    corpus = open_corpus(config, tokens_needed=max(p.tokens for p in rung.points))
+    path = planned.run_dir / "record.json"
+    if planned.config.run.force or not path.exists():
+        return
+    trained_on = load_record(planned.run_dir).corpus.get("corpus_id")
+    if trained_on != corpus.info["corpus_id"]:
+        raise ConfigError(
+            f"run {planned.run_id} was trained on corpus {trained_on} and this is {corpus.info['corpus_id']}: the text of {config.train} is "
+            "another one. Restore the file, give a study of its own with study=NAME, or train afresh with run.force=true."
+        )
 
 
 def device_name(kind: DeviceKind) -> str:
@@ -38,8 +59,6 @@ def device_name(kind: DeviceKind) -> str:
 
 def plan_table(planned: list[Planned]) -> str:
     """One line per run and a line of totals. Seconds and joules come from earlier runs on this device, else "unknown"."""
-    from pathlib import Path
-
     rungs = check_rungs(planned)
     config = planned[0].config
     device = device_name(config.device.kind)

@@ -304,3 +304,36 @@ def test_a_folder_with_odd_characters_and_a_conf_of_its_own(
     monkeypatch.chdir(folder)
     planned, _ = sweep.enumerate_runs(["+ladder=mine", "budget.tokens=2520", f"paths.runs={sweep.quoted(str(folder))}"])
     assert planned[0].run_dir.parent == folder / "mine"
+
+
+TEXT = [
+    *("corpus=text", "corpus.train=a.txt", "corpus.cache_dir=cache", "corpus.context=21", "corpus.val_tokens=210"),
+    *("model.width=8", "model.depth=1", "optim.batch_tokens=84", "optim.lr=0.01", "schedule.warmup_tokens=420"),
+    *("device.kind=cpu", "device.threads=1", "study=tiny"),
+]
+
+
+def text_file(path: Path, word: str, lines: int) -> None:
+    path.write_text("".join(f"{word} number {i} of the text\n" for i in range(lines)))
+
+
+def test_a_text_is_as_long_as_the_real_vocabulary_needs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """257 embedding rows, not the 4096 that a BPE would be asked for: 8 tokens per parameter are 24,000 tokens."""
+    text_file(here / "a.txt", "line", 1500)
+    code, text = launch(capsys, *TEXT, "budget.tokens_per_param=8")
+    assert code == 0, text
+    (run_dir,) = Path("runs/tiny").glob("*/")
+    record = records.load_record(run_dir)
+    assert record.counts.n_head * 8 == pytest.approx(record.points[0].tokens, rel=0.01)
+    assert cli.main(["plan", *TEXT, "budget.tokens_per_param=80"]) == 2
+    assert "training tokens, and the run trains on" in capsys.readouterr().err
+
+
+def test_another_text_of_the_same_name_is_no_finished_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text_file(here / "a.txt", "line", 1000)
+    (here / "other").mkdir()
+    text_file(here / "other" / "a.txt", "row", 1000)
+    assert launch(capsys, *TEXT, "budget.tokens=2520")[0] == 0
+    assert launch(capsys, *TEXT, "budget.tokens=2520")[0] == 0
+    assert cli.main(["run", *TEXT, "budget.tokens=2520", "corpus.train=other/a.txt"]) == 2
+    assert "was trained on corpus text-a-bytes-" in capsys.readouterr().err

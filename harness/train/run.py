@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from harness import ladder, records, stop
-from harness.data import open_corpus, save_tokenizer
+from harness.data import corpus_vocab, open_corpus, save_tokenizer
 from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
 from harness.power.meter import open_meter
@@ -88,8 +88,8 @@ def _attempt(
     parallel_runs: int,
 ) -> RunState:
     progress = load_progress(run_dir)
-    corpus = open_corpus(config.corpus, tokens_needed=_tokens_needed(config))
-    rung = ladder.resolve(config, corpus.vocab)
+    rung = ladder.resolve(config, corpus_vocab(config.corpus))
+    corpus = open_corpus(config.corpus, tokens_needed=max(p.tokens for p in rung.points))
     finished = {p.branch for p in progress.points} if progress else set()
     missing = [p for p in rung.points if p.branch not in finished]
     if not missing and (run_dir / "record.json").exists():
@@ -290,12 +290,3 @@ def _halved(progress: Progress, micro_sequences: int) -> None:
 def _micro_sequences(config: RunConfig, rung: ladder.Rung) -> int:
     tokens = config.device.micro_batch_tokens
     return rung.hyper.sequences if tokens is None else max(1, min(rung.hyper.sequences, tokens // rung.shape.context))
-
-
-def _tokens_needed(config: RunConfig) -> int:
-    """Training tokens that the longest point wants; an upper estimate where the budget is given in FLOP or per parameter."""
-    if config.budget.tokens is not None:
-        return config.budget.tokens
-    assert isinstance(config.model, LlamaConfig)
-    guess = ladder.resolve(config, getattr(config.corpus, "vocab", 512))
-    return max(p.tokens for p in guess.points)
