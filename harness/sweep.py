@@ -262,6 +262,7 @@ def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> i
         "interrupted": "launch again to go on with interrupted runs",
         "died": "launch again to resume runs whose process died",
         "not started": "launch again to start the rest",
+        "running": "another process trains the runs that are still running",
     }
     print("; ".join(text for state, text in advice.items() if state in states))
     return 1

@@ -7,9 +7,10 @@ its own. A .txt file is one running text whose line ends are read as "\\n"; rows
 begin with a separator token each, which is scored like any token and stands for no byte.
 
 The training stream is cut into sequences of context + 1 tokens that overlap by one, so each token is a target exactly
-once. An epoch is a permutation of them drawn from (seed, epoch). A cap on unique tokens takes the first of one fixed
-shuffle (a stream: the first of its own order), so that smaller caps are subsets of larger ones, whatever the run's
-seed.
+once. An epoch is a permutation of them drawn from (seed, epoch); a stream's is drawn block by block of about a million
+tokens, so that a larger budget asked for later goes on where the smaller one ended. A cap on unique tokens takes the
+first of one fixed shuffle (a stream: the first of its own order), so that smaller caps are subsets of larger ones,
+whatever the run's seed.
 """
 
 from __future__ import annotations
@@ -260,9 +261,10 @@ def open_text(config: TextConfig, context: int, val_tokens: int, tokens_needed: 
     CorpusError, naming the setting, when the text cannot be found, read or tokenised, or is too small for what is
     asked.
     """
-    wanted = wanted_sequences(config, context, tokens_needed)
     cache = cache_folder(config.cache_dir)
     parts = Parts(config, val_tokens, cache)
+    block = (_LEVEL - 1) // context if parts.local is None else None
+    wanted = wanted_sequences(config, context, tokens_needed, block)
     text_key = digest(parts.identity)
     tokenizer = open_tokenizer(config.tokenizer, config.vocab, cache, parts.train, text_key)
     key = digest(VERSION, text_key, tokenizer.fingerprint)
@@ -290,7 +292,7 @@ def open_text(config: TextConfig, context: int, val_tokens: int, tokens_needed: 
         "files": parts.files(shards),
         "repetition": tokens_needed > len(pool) * context,
     }
-    return TextCorpus(shards, tokenizer, pool, context, val_tokens, config.allow_repetition, info)
+    return TextCorpus(shards, tokenizer, pool, block, context, val_tokens, config.allow_repetition, info)
 
 
 def save_tokenizer(corpus: TextCorpus, folder: Path) -> None:

@@ -21,7 +21,8 @@ class TextCorpus:
     both included, so neighbours share one token and every token is a target exactly once.
 
     `pool` holds the numbers of the training sequences that may be used; an epoch is a permutation of it, drawn from
-    (seed, epoch).
+    (seed, epoch). With `block` each run of that many is permuted by itself: a pool that is longer begins in the same
+    order.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class TextCorpus:
         shards: Shards,
         tokenizer: TextTokenizer,
         pool: np.ndarray,
+        block: int | None,
         context: int,
         val_tokens: int,
         repeats: bool,
@@ -40,6 +42,7 @@ class TextCorpus:
         self.info = info
         self._shards = shards
         self._pool = pool
+        self._block = block
         self._val_tokens = val_tokens
         self._repeats = repeats
         self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last two epochs asked for
@@ -66,7 +69,7 @@ class TextCorpus:
         if key not in self._orders:
             if len(self._orders) >= 2:
                 self._orders.pop(next(iter(self._orders)))
-            self._orders[key] = permutation(len(self._pool), seed, epoch)
+            self._orders[key] = epoch_order(len(self._pool), self._block, seed, epoch)
         return self._orders[key]
 
     def unique_tokens(self, tokens: int) -> int:
@@ -96,13 +99,24 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(bits.random_raw(n), kind="stable")
 
 
+def epoch_order(n: int, block: int | None, seed: int, epoch: int) -> np.ndarray:
+    """The order of n sequences in one epoch; with `block`, of each run of that many in turn."""
+    if block is None:
+        return permutation(n, seed, epoch)
+    starts = range(0, n, block)
+    parts = [start + permutation(min(block, n - start), seed, epoch, start // block) for start in starts]
+    return np.concatenate(parts)
+
+
 def sequences(shards: Shards, context: int) -> int:
     return (shards.train_part.tokens - 1) // context
 
 
-def wanted_sequences(config: TextConfig, context: int, tokens_needed: int) -> int:
-    """Distinct training sequences that a run asks for. CorpusError when the cap holds not even one."""
+def wanted_sequences(config: TextConfig, context: int, tokens_needed: int, block: int | None) -> int:
+    """Distinct training sequences that a run asks for, in whole blocks. CorpusError when the cap holds not even one."""
     cap, wanted = config.unique_tokens, -(-tokens_needed // context)
+    if block is not None:
+        wanted = -(-wanted // block) * block
     if cap is None:
         return wanted
     if cap < context:
@@ -119,7 +133,7 @@ def choose_pool(
     """Numbers of the training sequences that a run may use. CorpusError when they are fewer than it needs, or than it
     says.
 
-    Of a stream: the beginning, as long as the run needs, whatever more the cache happens to hold.
+    Of a stream: the beginning, whole blocks as the run needs them, whatever more the cache happens to hold.
     """
     what, cap = f"corpus.train={config.train}", config.unique_tokens
     available = sequences(shards, context)

@@ -127,6 +127,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 "val": documents(corpus._shards.val),
                 "pool": len(corpus._pool),
                 "batch": corpus.train_batch(0, 0, 2).tokens.tolist(),
+                "early": corpus.train_batch(0, 3, 200).tokens.tolist() if tokens < 10**6 and not settings else None,
                 "shards": len(corpus._shards.train),
             })
 
@@ -185,7 +186,9 @@ def test_a_longer_run_takes_more_of_the_same_stream(answers: dict[str, Any]) -> 
     assert 150_000 < long["shards"] < 1 << 19
     assert long["train"][: len(short["train"])] == short["train"]
     assert long["val"] == short["val"]
-    assert (short["pool"], long["pool"]) == (20_000 // 32, -(-150_000 // 32))
+    block = (2**15 - 1) // 32
+    assert (short["pool"], long["pool"]) == (block, 5 * block), "whole blocks"
+    assert short["early"] == long["early"], "a budget added later does not change what came before it"
 
 
 def test_batches_do_not_depend_on_what_the_cache_happens_to_hold(answers: dict[str, Any]) -> None:
