@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class Progress:
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
         self._lines = 0
         self._said: dict[Path, tuple[str, float]] = {}
-        self._began_s = clock()
+        self._pace_from: tuple[float, float] | None = None  # time and share when training was first seen to go on
         self._share_before = self._share_done()
 
     def __enter__(self) -> Progress:
@@ -87,7 +88,8 @@ class Progress:
 
     def show(self) -> None:
         if self.out.isatty():
-            text = self._screen()
+            width = shutil.get_terminal_size().columns  # a line that wraps would not be taken back
+            text = "\n".join(line[: width - 1] for line in self._screen().split("\n"))
             self.out.write((f"\x1b[{self._lines}F\x1b[J" if self._lines else "") + text + "\n")
             self._lines = text.count("\n") + 1
         else:
@@ -114,10 +116,14 @@ class Progress:
         return done / sum(self.flop)
 
     def _left_s(self) -> float | None:
-        """Seconds left for the sweep at the pace since its start; unknown until something is done."""
-        share = self._share_done()
-        gained = share - self._share_before
-        return (self.clock() - self._began_s) * (1 - share) / gained if gained > 0 else None
+        """Seconds left for the sweep at the pace since its first updates; unknown before: starting workers says nothing of it."""
+        share, now_s = self._share_done(), self.clock()
+        if self._pace_from is None and share > self._share_before:
+            self._pace_from = now_s, share
+        if self._pace_from is None or share <= self._pace_from[1]:
+            return 0.0 if share >= 1.0 else None
+        since_s, before = self._pace_from
+        return (now_s - since_s) * (1 - share) / (share - before)
 
     def _say(self, name: str, run_dir: Path) -> None:
         state, s = describe(run_dir)

@@ -261,12 +261,13 @@ def test_a_terminal_is_redrawn_in_place(here: Path) -> None:
     progress = watch.Progress([(p.name, p.run_dir) for p in planned], [1.0, 3.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
     progress.show()
     assert out.text == "0 of 2 runs done, 0 running, unknown left\n"
-    now[0] = 10.0
     planned[0].run_dir.mkdir(parents=True)
-    records.write_json(planned[0].run_dir / "state.json", RunState("done", name="w8 s0", step=30, steps=30))
-    progress.show()
-    assert out.text.endswith("\x1b[1F\x1b[J1 of 2 runs done, 0 running, 30.0 s left\n"), (
-        "a quarter of the FLOP in ten seconds"
+    for seconds, step, name in ((4.0, 10, "interrupted"), (10.0, 30, "done")):
+        now[0] = seconds
+        records.write_json(planned[0].run_dir / "state.json", RunState(name, name="w8 s0", step=step, steps=30))
+        progress.show()
+    assert out.text.endswith("\x1b[1F\x1b[J1 of 2 runs done, 0 running, 27.0 s left\n"), (
+        "from a twelfth to a quarter of the FLOP in six seconds; the four before it were the start"
     )
 
 
