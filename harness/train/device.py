@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import time
 from dataclasses import dataclass
 
@@ -13,15 +14,19 @@ from harness.errors import DeviceError
 from harness.host import cpu_model
 from harness.schema import DeviceConfig, DeviceKind, Precision, Toggle
 
-# Dense bf16 tensor-core peak in FLOP/s by the name that the driver reports; vendor data sheets, without sparsity.
+# Dense bf16 tensor-core peak in FLOP/s by words of the name that the driver reports, special cases first; vendor data sheets,
+# without sparsity.
 BF16_PEAK_FLOP_PER_S = {
     "H200": 989e12,
+    "GH200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "B200": 2250e12,
     "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
+    "L40": 181e12,
     "RTX 4090": 165e12,  # with fp32 accumulation
     "V100": 125e12,  # fp16; the card has no bf16
 }
@@ -71,11 +76,7 @@ def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
             f"fp32 matmul measured on {threads} thread(s)",
         )
     name = torch.cuda.get_device_name(0)
-    peak = (
-        next((v for k, v in BF16_PEAK_FLOP_PER_S.items() if all(part in name for part in k.split())), None)
-        if bf16
-        else None
-    )
+    peak = bf16_peak_flop_per_s(name) if bf16 else None
     source = "vendor's dense bf16 peak" if peak else f"no peak known for {name} in this precision"
     torch.backends.cuda.matmul.allow_tf32 = True
     return Device(
@@ -88,6 +89,12 @@ def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
         source,
         str(torch.cuda.get_device_properties(0).uuid),
     )
+
+
+def bf16_peak_flop_per_s(name: str) -> float | None:
+    """Peak of the card that the driver calls `name`, by whole words: an L40 is no L4. None where it is not in the table."""
+    words = set(re.split(r"[\s-]+", name))
+    return next((v for k, v in BF16_PEAK_FLOP_PER_S.items() if words.issuperset(k.split())), None)
 
 
 @functools.cache

@@ -27,8 +27,13 @@ def tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Ten
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if not batch.mask.all():
         targets = targets.masked_fill(torch.from_numpy(batch.mask) == 0, -100)
-    positions = None if batch.positions is None else torch.from_numpy(batch.positions).to(device, non_blocking=True)
-    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True), positions
+    positions = None if batch.positions is None else _to(torch.from_numpy(batch.positions), device)
+    return _to(inputs, device), _to(targets, device), positions
+
+
+def _to(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to the device without waiting for it, which on a GPU only pinned memory allows."""
+    return host.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def logits(model: PreTrainedModel, inputs: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:

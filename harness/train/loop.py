@@ -22,6 +22,8 @@ from harness.train import optim
 from harness.train.device import Device
 from harness.train.evaluate import logits, tensors
 
+WARM_UPS = 3  # CUDA graphs: the first call compiles, the second records, the third replays
+
 
 @dataclass
 class StepResult:
@@ -57,7 +59,9 @@ class Trainer:
         if device.compile:
             # CUDA graphs remove launch overhead, which is most of a small rung's step
             self._loss_sum = torch.compile(
-                self._eager_loss_sum, mode="reduce-overhead" if device.torch_device.type == "cuda" else "default"
+                self._eager_loss_sum,
+                mode="reduce-overhead" if device.torch_device.type == "cuda" else "default",
+                dynamic=False,  # a smaller last micro-batch is a second shape, not a symbol
             )
         self.block = 32 if device.torch_device.type == "cuda" else 1
 
@@ -71,6 +75,10 @@ class Trainer:
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean loss over the batch's scored tokens; returns that loss, on the device."""
         scored = float(batch.mask.sum())
+        if self.device.compile and len(batch.tokens) > self.micro_sequences:
+            # A gradient that a CUDA graph allocates is overwritten by the graph's next replay: accumulate into memory of our own
+            for p in self.parameters:
+                p.grad = torch.zeros_like(p)
         total = None
         for start in range(0, len(batch.tokens), self.micro_sequences):
             rows = slice(start, start + self.micro_sequences)
@@ -86,18 +94,21 @@ class Trainer:
         assert total is not None
         return total
 
-    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """One update; out of memory halves the micro-batch and repeats the step, whose gradients were not used yet."""
+    def _gradients(self, batch: Batch) -> torch.Tensor:
+        """`_accumulate`; out of memory halves the micro-batch and begins again, as no gradient was used yet."""
         while True:
             try:
-                loss = self._accumulate(batch)
-                break
+                return self._accumulate(batch)
             except torch.OutOfMemoryError:
                 self._zero_grad()
                 if self.micro_sequences == 1:
                     raise
                 self.micro_sequences = -(-self.micro_sequences // 2)
                 self.on_halving(self.micro_sequences)
+
+    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """One update: loss and gradient norm, on the device."""
+        loss = self._gradients(batch)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -111,8 +122,10 @@ class Trainer:
     def warm_up(self) -> None:
         """Compile and autotune on the first batch without changing anything; its cost is booked apart."""
         if self.device.compile:
-            self._accumulate(self.corpus.train_batch(self.seed, 0, self.sequences))
-            self._zero_grad()
+            batch = self.corpus.train_batch(self.seed, 0, self.sequences)
+            for _ in range(WARM_UPS):
+                self._gradients(batch)
+                self._zero_grad()
             self.device.sync()
 
     def run_steps(

@@ -18,8 +18,8 @@ import torch
 from harness import records
 from harness.errors import BusyError, DeviceError, RecordError
 from harness.records import RunState
-from harness.schema import Retry, RunControl
-from harness.train import checkpoint, ledger, lock, loop, run
+from harness.schema import Retry, RunControl, Toggle
+from harness.train import checkpoint, device, ledger, lock, loop, run
 from harness.watch import describe
 
 
@@ -209,6 +209,51 @@ def test_out_of_memory_with_one_sequence_fails_in_words(tmp_path: Path) -> None:
         state = tiny.train(config)
     assert state.state == "failed"
     assert "out of memory" in (state.reason or "")
+
+
+def test_a_compiled_model_accumulates_into_memory_of_our_own(tmp_path: Path) -> None:
+    """A CUDA graph's gradients are overwritten by its next replay; here the graph only looks on. Its warm-up may run out of memory too."""
+    config = tiny.config(tmp_path / "compiled", device__compile=Toggle.always)
+    original, calls = loop.Trainer._eager_loss_sum, 0
+
+    def compiled(loss_sum: object, **settings: object) -> object:
+        def call(*tensors: torch.Tensor | None) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            trainer = loss_sum.__self__  # type: ignore[attr-defined]
+            assert all(p.grad is not None for p in trainer.parameters), "made before the first micro-batch"
+            return original(trainer, *tensors)  # type: ignore[arg-type]
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", compiled)
+        assert tiny.train(config).state == "done"
+    record = records.load_record(tiny.run_dir(config))
+    assert record.events == ["out of memory: the micro-batch was halved to 2 sequences"]
+    plain = tiny.config(tmp_path / "plain", device__micro_batch_tokens=2 * 21)
+    assert tiny.train(plain).state == "done"
+    other = records.load_record(tiny.run_dir(plain))
+    assert record.points[0].loss_nat == other.points[0].loss_nat, "a gradient added to zero is the gradient"
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 3090", None),
+    ],
+)
+def test_peak_of_a_card_by_whole_words(name: str, peak: float | None) -> None:
+    assert device.bf16_peak_flop_per_s(name) == peak
 
 
 # --- divergence --------------------------------------------------------------------------------------------------------------
