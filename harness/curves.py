@@ -311,6 +311,9 @@ def _unusable(records: Sequence[RunRecord], t: PointTable) -> str | None:
         found = {str(r.corpus.get(what)) for r in records if r.role == "fit"}
         if len(found) > 1:
             return f"losses on different scales cannot be fitted together: {what} is {', '.join(sorted(found))}"
+    contexts = {str(r.shape.get("context")) for r in records if r.role == "fit"}
+    if len(contexts) > 1:
+        return f"losses over different contexts cannot be fitted together: context is {', '.join(sorted(contexts))}"
     return None
 
 

@@ -190,3 +190,11 @@ def test_study_table_has_every_point_and_the_reason_of_missing_energy() -> None:
     assert row["energy_reason"] == synthetic.NO_METER
     assert {"run_id", "role", "n_nonemb", "n_head", "fpt_causal", "train_flop", "loss_nat", "lr_scale"} <= set(row)
     assert not any(isinstance(v, (list, dict)) for v in row.values())
+
+
+def test_losses_over_different_contexts_are_not_pooled() -> None:
+    found = synthetic.ladder()
+    for i, record in enumerate(found):
+        record.shape = {**record.shape, "context": 63 if i else 66}
+    reasons = curves.unfitted(found, {})
+    assert all("losses over different contexts cannot be fitted together" in r for r in reasons.values())

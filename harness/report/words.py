@@ -149,6 +149,16 @@ def warnings(v: StudyView) -> list[str]:
                 f"Learning rate of {c.rung} (seed {c.seed}): the best of the rates tried is ×{c.best:g}, at the edge, "
                 f"{percent(-c.relative[c.best])} below the rule's; its losses are not those of a tuned run."
             )
+    stale = v.fits.get("loss_nd")
+    if stale is not None and stale.n_points != len(v.table):
+        out.append(
+            f"The fits are of {stale.n_points} points and the records hold {len(v.table)} now: run harness fit again before you read them."
+        )
+    if (repeated := v.table.epochs > 1 + 1e-9).any():
+        out.append(
+            f"{int(repeated.sum())} points saw tokens more than once (up to {number(float(v.table.epochs.max()))} times); "
+            "D counts them each time, which L(N, D) does not allow for."
+        )
     for state, count in v.excluded.items():
         out.append(f"{count} {'run is' if count == 1 else 'runs are'} {state} and left out.")
     if v.noise is None and len(v.table):

@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,17 @@ def test_rates_at_the_edge_are_a_warning() -> None:
     records = [synthetic.record(16), synthetic.record(16, role="probe", lr_scale=0.5, loss_factor=0.9)]
     v = study.view("edge", records, {}, {})
     assert any("the best of the rates tried is ×0.5, at the edge" in w for w in words.warnings(v))
+
+
+def test_fits_of_other_points_and_repeated_tokens_are_warnings(plain: Study) -> None:
+    name, found, excluded, fits = plain
+    assert not any(
+        "now:" in w or "more than once" in w for w in words.warnings(study.view(name, found, excluded, fits))
+    )
+    fewer = [replace(found[0], points=[replace(p, epochs=2.5) for p in found[0].points]), *found[2:]]
+    lines = words.warnings(study.view(name, fewer, excluded, fits))
+    assert any("run harness fit again" in w for w in lines)
+    assert any(f"{len(found[0].points)} points saw tokens more than once (up to 2.5 times)" in w for w in lines)
 
 
 def test_many_points_are_thinned_with_their_extremes_and_the_caption_says_so(measured: Study) -> None:
