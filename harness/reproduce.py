@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import curves, records
+from harness import curves, laws, records
 from harness.errors import RecordError
 from harness.laws.result import Fit
 from harness.records import RunRecord
+from harness.units import sci
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED_DEVIATIONS = 3.0
@@ -55,23 +56,15 @@ def load_reference(ladder: str) -> Reference:
 
 
 def quantities(found: list[RunRecord], fits: dict[str, Fit]) -> dict[str, float]:
-    """Exponents and floor of L(N, D), the frontier law at the middle of its span, and the loss of the longest point of each rung."""
-    values: dict[str, float] = {}
-    if "loss_nd" in fits:
-        values |= {f"L(N,D) {k}": fits["loss_nd"].params[k] for k in ("alpha", "beta", "E")}
-    if "loss_compute" in fits:
-        from harness import laws
-
-        fit = fits["loss_compute"]
-        low, high = fit.span["C"]
-        middle = math.sqrt(low * high)
-        values["frontier loss at the middle of its FLOP"] = float(
-            laws.predict(fit, {"C": np.array([middle])}, force=True)[0]
-        )
-    for r in found:
-        if r.role == "fit":
-            last = max(r.points, key=lambda p: p.tokens)
-            values[f"loss of width {r.shape['width']} at {last.tokens} tokens"] = last.loss_nat
+    """Exponents and floor of L(N, D), and the loss on its compute-optimal frontier at three budgets inside the measured range."""
+    if "loss_nd" not in fits:
+        return {}
+    fit = fits["loss_nd"]
+    values = {f"L(N,D) {k}": fit.params[k] for k in ("alpha", "beta", "E")}
+    flop = [p.train_flop for r in found if r.role == "fit" for p in r.points]
+    budgets = np.geomspace(min(flop), max(flop), 5)[1:-1]
+    for budget, loss in zip(budgets, laws.frontier(fit, budgets, force=True).L, strict=True):
+        values[f"frontier loss at {sci(float(budget))} FLOP"] = float(loss)
     return values
 
 
