@@ -208,8 +208,8 @@ def check_run(run: RunConfig) -> list[str]:
     if isinstance(c, TextConfig):
         need(0 < c.val_fraction < 0.5, f"corpus.val_fraction={c.val_fraction} must lie between 0 and 0.5.")
         need(
-            c.tokenizer in ("bytes", "bpe") or c.tokenizer.startswith("hub:"),
-            f"corpus.tokenizer={c.tokenizer!r} is unknown. Use bytes, bpe, or hub:NAME.",
+            c.tokenizer in ("bytes", "bpe") or c.tokenizer.startswith("hub:") or "/" in c.tokenizer,
+            f"corpus.tokenizer={c.tokenizer!r} is unknown. Use bytes, bpe, hub:NAME, or the path of a tokenizer's folder (./NAME).",
         )
     if isinstance(run.model, LlamaConfig):
         need(run.model.width >= 8, f"model.width={run.model.width} must be at least 8.")

@@ -17,7 +17,7 @@ CURVE_POINTS = 60
 
 def mirror_study(folder: Path, found: list[RunRecord], fits: dict[str, Fit], mode: str) -> str | None:
     """Mirror a study's fits; None where the runs were not mirrored and nothing else was asked for."""
-    recorded = [r.config["tracker"] for r in found]
+    recorded = [r.config["tracker"] for r in found if "tracker" in r.config]
     if mode == "as-recorded":
         used = [t for t in recorded if t["mode"] != WandbMode.disabled.value]
         if not used:

@@ -75,7 +75,7 @@ class TextConfig(CorpusConfig):
     val_fraction: float = 0.05
     hub_config: str | None = None  # the Hub dataset's configuration, e.g. sample-10BT
     text_field: str = "text"
-    tokenizer: str = "bytes"  # bytes | bpe | hub:NAME
+    tokenizer: str = "bytes"  # bytes | bpe | hub:NAME | path of a folder
     vocab: int = 4096  # asked vocabulary of a trained BPE; the model takes what the tokenizer really has
     unique_tokens: int | None = None  # cap on distinct training tokens; more tokens than that are repeated
     allow_repetition: bool = False  # without it, asking for more tokens than there are is an error

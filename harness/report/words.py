@@ -71,7 +71,7 @@ def findings(v: StudyView) -> list[str]:
     if fit := v.trusted("loss_nd"):
         trunks = len(set(v.table.run_id))
         out.append(
-            f"Loss follows L = E + A/N^α + B/D^β with α = {with_interval(fit, 'alpha')}, "
+            f"Loss is fitted by L = E + A/N^α + B/D^β with α = {with_interval(fit, 'alpha')}, "
             f"β = {with_interval(fit, 'beta')} and floor E = {with_interval(fit, 'E')} nat: "
             f"{fit.n_points} points of {trunks} trunks, rms residual {percent(fit.residual_rms)}."
         )
