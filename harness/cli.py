@@ -15,7 +15,8 @@ usage: harness VERB [ARGUMENTS]
   plan    [+ladder=NAME] [key=value …]   what a sweep would train: N, tokens, steps, FLOP, seconds, joules, disk
   run     [+ladder=NAME] [key=value …]   train it; launching again resumes, finished runs are skipped
   status  STUDY                          the runs of a study folder and their states
-  fit     STUDY                          fit the laws to a study folder's records, into fits.json
+  fit     STUDY|TABLE --law LAW          fit a study's records, into fits.json, or one law to a CSV or parquet table
+  ask     FITS|STUDY --flop C|--loss L   the best run for a budget, the cheapest for a loss, the runs to do --next
   report  STUDY [STUDY …]                one HTML page and figures; several studies side by side
   reproduce LADDER                       run a ladder afresh and compare it with the committed reference
   export  RUN|STUDY --format hf|parquet  a Hugging Face checkpoint, or one table row per point
@@ -58,6 +59,7 @@ def _verb(name: str) -> Callable[[list[str]], int]:
         "run": verbs.run,
         "status": verbs.status,
         "fit": verbs.fit,
+        "ask": verbs.ask,
         "report": verbs.report,
         "reproduce": verbs.reproduce,
         "export": verbs.export,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
 
 from harness import records
 from harness.errors import FitError, RecordError
-from harness.laws.result import Fit
+from harness.fitfiles import load_fits, write_fits
+
+WANDB = "wandb:"
 
 
 def _study(path: str) -> Path:
@@ -19,6 +22,18 @@ def _study(path: str) -> Path:
     raise RecordError(
         f"study {path!r} is not a folder (looked for {path}, runs/{path}, results/reference/{path}). Run a ladder first: harness run +ladder=cpu."
     )
+
+
+def _fetched(source: str) -> Path:
+    """The records of a W&B project (wandb:ENTITY/PROJECT), fetched into a study folder of their own below ./runs."""
+    project = source.removeprefix(WANDB)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", project):
+        raise RecordError(f"study {source!r}: give wandb:ENTITY/PROJECT or wandb:PROJECT.")
+    from harness.track.wandb import fetch_records
+
+    folder = Path("runs") / f"wandb-{project.replace('/', '-')}"
+    print(f"{len(fetch_records(project, folder))} records fetched into {folder}")
+    return folder
 
 
 def _help(name: str, text: str) -> argparse.ArgumentParser:
@@ -124,11 +139,18 @@ def status(arguments: list[str]) -> int:
 
 
 def fit(arguments: list[str]) -> int:
-    """Fit every law that a study's records allow, write fits.json beside them, print the laws."""
+    """Fit every law that a study's records allow, write fits.json beside them, print the laws; or one law to a table."""
+    from harness import table_fit
+
+    if table_fit.is_table_form(arguments):
+        return table_fit.run(arguments)
     parser = _help(
         "fit", "Fit L(N, D), the frontier L(C), and the energy laws where energy was measured; writes fits.json."
     )
-    parser.add_argument("study", help="a study folder, such as runs/cpu")
+    parser.epilog = (
+        "Anybody's table: harness fit TABLE.csv|parquet --law LAW --out F.json; more with harness fit TABLE.csv --help."
+    )
+    parser.add_argument("study", help="a study folder, such as runs/cpu, or wandb:ENTITY/PROJECT")
     parser.add_argument("--bootstrap", type=int, default=1000, help="draws behind the intervals (default 1000)")
     parser.add_argument("--delta", type=float, default=1e-3, help="Huber delta on log residuals (default 1e-3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
@@ -141,9 +163,10 @@ def fit(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.bootstrap < 0 or not 0 < given.delta < math.inf:
         raise FitError(f"--bootstrap {given.bootstrap} must be 0 or more, --delta {given.delta:g} a number above 0.")
-    folder = _study(given.study)
     from harness import curves, laws
 
+    fetched = given.study.startswith(WANDB)
+    folder = _fetched(given.study) if fetched else _study(given.study)
     found, excluded = records.load(folder)
     fits = curves.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
     write_fits(folder, fits)
@@ -154,6 +177,8 @@ def fit(arguments: list[str]) -> int:
     if excluded:
         print("left out: " + ", ".join(f"{n} {state}" for state, n in excluded.items()))
     print(f"written: {folder / 'fits.json'}")
+    if fetched and given.wandb == "as-recorded":  # a project that was read is written to only when asked
+        return 0
     from harness.mirror_study import mirror_study
 
     if note := mirror_study(folder, found, fits, given.wandb):
@@ -161,23 +186,11 @@ def fit(arguments: list[str]) -> int:
     return 0
 
 
-def write_fits(folder: Path, fits: dict[str, Fit]) -> None:
-    """Write fits.json: {schema_version, fits: {name: Fit}}. Bootstrap draws keep 9 digits; everything else keeps all of them."""
-    value = {name: records.to_json(one) for name, one in fits.items()}
-    for one in value.values():
-        one["draws"] = {k: [float(f"{x:.9g}") for x in v] for k, v in one["draws"].items()}
-    records.write_json(folder / "fits.json", {"schema_version": records.SCHEMA_VERSION, "fits": value})
+def ask(arguments: list[str]) -> int:
+    """The best run for a budget, the cheapest run for a loss, the runs to do next; from fits."""
+    from harness import asking
 
-
-def load_fits(folder: Path) -> dict[str, Fit]:
-    """The fits of a study folder; empty where `harness fit` has not run."""
-    path = folder / "fits.json"
-    if not path.exists():
-        return {}
-    value = records.read_json(path).get("fits")
-    if not isinstance(value, dict):
-        raise RecordError(f"{path}: expected an object `fits`, found {type(value).__name__}. Run harness fit again.")
-    return {name: records.from_json(Fit, one, f"{path}: {name}") for name, one in value.items()}
+    return asking.run(arguments, _study)
 
 
 def report(arguments: list[str]) -> int:

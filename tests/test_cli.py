@@ -60,7 +60,7 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["-h"], ["--help"], ["help"]):
         assert cli.main(arguments) == 0
         text = capsys.readouterr().out
-        for verb in ("plan", "run", "status", "fit", "report", "reproduce", "export", "doctor"):
+        for verb in ("plan", "run", "status", "fit", "ask", "report", "reproduce", "export", "doctor"):
             assert f"\n  {verb}" in text
 
 
@@ -83,7 +83,7 @@ def test_help_of_composing_verbs_names_every_setting(verb: str, capsys: pytest.C
     assert all(choice in text for choices in FAMILIES.values() for choice in choices)
 
 
-@pytest.mark.parametrize("verb", ["status", "fit", "report", "reproduce", "export", "doctor"])
+@pytest.mark.parametrize("verb", ["status", "fit", "ask", "report", "reproduce", "export", "doctor"])
 def test_help_of_reading_verbs(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:
         cli.main([verb, "--help"])
@@ -122,6 +122,10 @@ SMALL = ["budget.tokens=2_000_000"]
         (["status", "nowhere"], ["'nowhere'", "runs/nowhere", "harness run"]),
         (["status", "."], ["holds no runs"]),
         (["fit", "nowhere"], ["'nowhere'"]),
+        (["fit", "nowhere.csv", "--law", "chinchilla", "--out", "f.json"], ["nowhere.csv", "does not exist"]),
+        (["fit", "wandb:a/b/c"], ["'wandb:a/b/c'", "wandb:ENTITY/PROJECT"]),
+        (["ask", "nowhere", "--flop", "1e15"], ["'nowhere'"]),
+        (["ask", "nowhere.json", "--flop", "1e15"], ["nowhere.json", "does not exist"]),
         (["report", "nowhere"], ["'nowhere'"]),
         (["reproduce", "nowhere"], ["'nowhere'", "has no committed reference"]),
         (["export", "nowhere", "--format", "hf"], ["'nowhere'"]),
@@ -166,7 +170,18 @@ def test_a_mistake_through_the_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["export", "x"], ["fit"], ["export", "x", "--format", "onnx"], ["fit", "x", "--nope"]]
+    "arguments",
+    [
+        ["export", "x"],
+        ["fit"],
+        ["export", "x", "--format", "onnx"],
+        ["fit", "x", "--nope"],
+        ["fit", "x.csv", "--law", "chinchilla"],
+        ["ask", "x"],
+        ["ask", "x", "--flop", "-1"],
+        ["ask", "x", "--flop", "1e9", "--loss", "2"],
+        ["ask", "x", "--next", "2", "--loss", "2"],
+    ],
 )
 def test_argparse_mistakes_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:

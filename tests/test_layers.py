@@ -12,18 +12,45 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "harness"
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "host", "stop"},
+    {"errors", "units", "host", "stop", "conditions"},
     {"schema", "records", "flops"},
     {"models", "data", "tasks", "power", "track", "laws"},
-    {"ladder", "compose", "curves", "train", "ttc", "projection", "forecast"},
-    {"sweep", "watch", "planning", "exporting", "doctor", "reproduce", "mirror_study", "report"},
+    {"ladder", "compose", "curves", "train", "ttc", "projection", "forecast", "tables", "prices", "fitfiles"},
+    {
+        "sweep",
+        "watch",
+        "planning",
+        "exporting",
+        "doctor",
+        "reproduce",
+        "mirror_study",
+        "report",
+        "table_fit",
+        "answers",
+        "nextruns",
+        "asking",
+    },
     {"cli", "verbs"},
 ]
 SIBLINGS = LAYERS[2]  # these never import each other
 TORCH_FREE = {
-    *("errors", "units", "host", "stop", "schema", "records", "flops"),
-    *("compose", "ladder", "curves", "laws", "power", "report", "track", "forecast", "sweep", "watch", "planning", "projection"),
+    *("errors", "units", "host", "stop", "schema", "records", "flops", "conditions"),
+    *(
+        "compose",
+        "ladder",
+        "curves",
+        "laws",
+        "power",
+        "report",
+        "track",
+        "forecast",
+        "sweep",
+        "watch",
+        "planning",
+        "projection",
+    ),
     *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
+    *("tables", "prices", "fitfiles", "table_fit", "answers", "nextruns", "asking"),
 }
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
@@ -40,7 +67,7 @@ ONLY_IN = {
         "train/evaluate.py",
     },
     "altair": {"report/*.py"},
-    "pyarrow": {"power/table.py", "exporting.py", "data/text.py", "data/text_corpus.py"},
+    "pyarrow": {"power/table.py", "tables.py", "exporting.py", "data/text.py", "data/text_corpus.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -6,9 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from harness import cli, reproduce, verbs
+from harness import cli, fitfiles, laws, reproduce, verbs
 from harness.errors import HarnessError
 from harness.laws.forms import LAWS
 from harness.power.codes import EFFECT
@@ -114,9 +115,26 @@ def test_flop_fixtures_in_conventions() -> None:
         assert [c.n_total, c.n_nonemb, c.fpt_causal, c.fpt_full] == [int(p) for p in printed]
 
 
+def points_table() -> list[tuple[float, float, float]]:
+    """(N, C, loss) on a Chinchilla surface with 0.3 % noise, 1e18 to 3e22 FLOP."""
+    rng = np.random.default_rng(0)
+    grid = [(float(n), float(r)) for n in np.geomspace(6e7, 1.6e10, 7) for r in np.geomspace(5, 100, 5)]
+    noise = np.exp(0.003 * rng.normal(size=len(grid)))
+    return [
+        (n, 6 * n * n * r, (1.8 + 480 / n**0.35 + 2100 / (n * r) ** 0.37) * float(e))
+        for (n, r), e in zip(grid, noise, strict=True)
+    ]
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what the commands name: a text, and the ladder printed in docs/extending.md."""
+    """A working directory with what the commands name: a text, the ladder printed in docs/extending.md, a table, a fit."""
+    table = points_table()
+    lines = ["Model Size,Training FLOP,loss", *(",".join(map(repr, row)) for row in table)]
+    (tmp_path / "points.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    n, c, loss = (np.array(column) for column in zip(*table, strict=True))
+    fitted = laws.fit("chinchilla", {"N": n, "D": c / (6 * n), "loss": loss}, bootstrap=100)
+    fitfiles.write_fit(tmp_path / "f.json", fitted)
     (tmp_path / "my.txt").write_text("It was a bright cold day in April.\n" * 20_000, encoding="utf-8")
     (ladder,) = blocks(ROOT / "docs/extending.md", "yaml")
     (tmp_path / "conf/ladder").mkdir(parents=True)
@@ -135,6 +153,7 @@ def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pyte
 
     monkeypatch.setattr(verbs, "_study", parsed)
     monkeypatch.setattr(reproduce, "load_reference", parsed)
+    monkeypatch.setattr("harness.track.wandb.fetch_records", parsed)
     verb, rest = arguments[0], arguments[1:]
     if verb in ("plan", "run") and "--help" not in rest:
         from harness.planning import check_rungs
@@ -142,7 +161,7 @@ def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pyte
 
         planned, _ = enumerate_runs(rest)
         assert check_rungs(planned)
-    elif verb in CHEAP:
+    elif verb in CHEAP or {"points.csv", "f.json"} & set(rest):
         assert cli.main(arguments) == 0
     else:
         with pytest.raises(Parsed):

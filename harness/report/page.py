@@ -21,7 +21,7 @@ from harness import __version__
 from harness.errors import DeviceError
 from harness.laws.result import Fit
 from harness.records import RunRecord, write_text_atomic
-from harness.report import tables
+from harness.report import paper, tables
 from harness.report.axes import theme
 from harness.report.charts import figures
 from harness.report.layers import Figure
@@ -56,7 +56,8 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
     """Write the page of one or several studies and their figures; returns the page's path.
 
     `studies`: (name, records, excluded, fits) each, with `excluded` from `records.load`. `out`: a folder, or a path
-    ending in .html; figures go into `figures/` beside the page.
+    ending in .html; figures go into `figures/` beside the page. A single study with fits also gets `fits.md` and
+    `fits.tex`, its laws and their reporting checklists for a paper.
     """
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(*study) for study in studies]
@@ -72,6 +73,9 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
     write_text_atomic(page, html(views, drawn))
+    if len(views) == 1 and views[0].fits:
+        write_text_atomic(page.parent / "fits.md", paper.markdown(views[0].fits))
+        write_text_atomic(page.parent / "fits.tex", paper.latex(views[0].fits))
     return page
 
 

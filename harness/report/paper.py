@@ -1,0 +1,168 @@
+"""What a paper needs of its fits, as Markdown or LaTeX: a table with intervals, and the reporting checklist, filled in.
+
+All numbers and names come from the Fit objects. What a fit file cannot know (schedule, hardware) is listed as not stated
+there, instead of being left out: an empty line of a checklist is information.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from harness import __version__
+from harness.laws.result import Fit
+from harness.report.words import number, percent
+
+MATH = {"alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "eta": r"\eta", "P_idle": r"P_\mathrm{idle}"}
+NOT_STATED = ("schedule and hyperparameter rule", "seeds", "tokenizer and validation set", "hardware")
+_LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
+_LATEX |= {
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "–": "--",
+    "×": r"$\times$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+}
+
+
+def checklist(fit: Fit) -> list[tuple[str, str]]:
+    """The reporting checklist of one fit: what was fitted to what, how, how certain, and what the file cannot say."""
+    c, columns = fit.certificate, dict(fit.columns)
+    table = columns.pop("table", None)
+    free = [p for p in fit.params if p not in fit.fixed]
+    fixed = "".join(f"; {name} = {number(value, 6)} given" for name, value in fit.fixed.items())
+    removed = ", ".join(f"{reason}: {n}" for reason, n in fit.excluded.items()) or "none"
+    held = "none: nothing shows how the law extrapolates"
+    if fit.held_out is not None:
+        h = fit.held_out
+        held = f"{h.label}: {len(h.measured)} rows, error at most {percent(max(abs(e) for e in h.relative_error))}"
+        pairs = [abs(e) for e in h.naive_relative_error if e is not None]
+        held += f" (naive line through the last two rungs: {percent(max(pairs))})" if pairs else ""
+    span = ", ".join(f"{s} {number(low)} to {number(high)}" for s, (low, high) in fit.span.items())
+    b = fit.bootstrap
+    intervals = "none: no bootstrap"
+    if b:
+        intervals = (
+            f"95 %, percentiles of {b['draws']} bootstrap draws over {fit.n_clusters} independent units "
+            f"(seed {b['seed']}, {b['failed']} failed)"
+        )
+        intervals += "; they hold the noise of the rows, not the error of the law's form"
+    unjudged = any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
+    lines = [
+        ("Law", f"{fit.law}: {fit.formula}; free: {', '.join(free)}{fixed}"),
+        ("Columns, conventions", ", ".join(f"{s} = {c}" for s, c in columns.items()) or "not stated"),
+        ("Data", table or "records of a study"),
+        ("Rows", f"{fit.n_points} fitted in {fit.n_clusters} independent units; {span}"),
+        ("Rows left out", removed),
+        ("States, annealing", "not in the table: not checked" if unjudged else "only finished, annealed points"),
+        ("Held out", held),
+        ("Objective", f"sum of Huber terms of log residuals, delta {fit.delta:g}: {number(fit.objective, 8)}"),
+        ("Residuals", f"{percent(fit.residual_rms)} rms of the log"),
+        ("Starts", f"{c.starts}, of which {c.starts_agreeing} agree with the best; {c.solver}"),
+        ("Certificate", "passed" if c.passed else f"FAILED: {c.reason}"),
+        ("Newton decrement, condition", f"{number(c.newton_decrement, 2)}, {number(c.condition, 2)}"),
+        ("Weights", f"error bars from {columns['sigma']}" if "sigma" in columns else "equal"),
+        ("Intervals", intervals),
+        ("Not pinned by the data", ", ".join(n for n, pinned in fit.identified.items() if not pinned) or "nothing"),
+        ("Warnings", "; ".join(dict.fromkeys(w.code for w in fit.warnings)) or "none"),
+        ("Data hash, code", f"{fit.data_hash}; scaling-harness {__version__}"),
+    ]  # fmt: skip
+    if table:
+        lines.append(("Not stated in the table", ", ".join(NOT_STATED)))
+    return lines
+
+
+def markdown(fits: Mapping[str, Fit]) -> str:
+    """Table of all fits and a checklist for each, in Markdown."""
+    lines = ["| fit | law | parameter | value | 95 % interval |", "|---|---|---|---|---|"]
+    for name, fit in fits.items():
+        for i, (symbol, value, interval) in enumerate(_rows(fit)):
+            first = f"{_cell(name)}{_failed(fit)} | {_cell(fit.formula)}" if i == 0 else " | "
+            lines.append(f"| {first} | {symbol} | {value} | {interval} |")
+    for name, fit in fits.items():
+        lines += ["", f"### Reporting checklist: {name}", "", "| item | |", "|---|---|"]
+        lines += [f"| {item} | {_cell(text)} |" for item, text in checklist(fit)]
+        lines += ["", *(f"- {w.code}: {w.message}" for w in fit.warnings)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(fits: Mapping[str, Fit]) -> str:
+    """The same in LaTeX: a booktabs table, then a description list for each fit. Needs \\usepackage{booktabs}."""
+    lines = [r"\begin{tabular}{llll}", r"\toprule", r"fit & parameter & value & 95\,\% interval \\"]
+    for name, fit in fits.items():
+        lines.append(r"\midrule")
+        for i, (symbol, value, interval) in enumerate(_rows(fit)):
+            first = escape(name + _failed(fit)) if i == 0 else ""
+            lines.append(rf"{first} & ${_symbol(symbol)}$ & {escape(value)} & {escape(interval)} \\")
+        lines.append(rf"\multicolumn{{4}}{{p{{0.9\linewidth}}}}{{\small {_formula(fit)}}} \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    for name, fit in fits.items():
+        lines += ["", rf"\paragraph{{Reporting checklist: {escape(name)}}}", r"\begin{description}"]
+        lines += [rf"\item[{escape(item)}] {escape(text)}" for item, text in checklist(fit)]
+        lines.append(r"\end{description}")
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text for LaTeX."""
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def _rows(fit: Fit) -> list[tuple[str, str, str]]:
+    """(symbol, value, interval) of every parameter and derived quantity."""
+    out = []
+    for symbol in (*fit.params, *(d for d in fit.derived if not d.endswith("_at_robust_delta"))):
+        value = fit.params.get(symbol, fit.derived.get(symbol))
+        ends = fit.interval.get(symbol, fit.derived_interval.get(symbol))
+        if symbol in fit.fixed:
+            out.append((symbol, number(value, 6), "given"))
+        elif value is None or ends is None:
+            out.append((symbol, number(value, 4), "–"))
+        else:
+            shown, *band = _alike(value, *ends)
+            out.append(
+                (symbol, shown, ", ".join(band) + (" (not pinned)" if fit.identified.get(symbol) is False else ""))
+            )
+    return out
+
+
+def _alike(value: float, low: float, high: float) -> list[str]:
+    """Three numbers to two digits of the interval's width; where its ends differ by a factor, to three digits each."""
+    if low <= 0 or high > 3 * low or not 1e-6 < high - low < 1e4:
+        return [number(v) for v in (value, low, high)]
+    places = max(0, 1 - math.floor(math.log10(high - low)))
+    return [f"{v:.{places}f}" for v in (value, low, high)]
+
+
+def _failed(fit: Fit) -> str:
+    return "" if fit.certificate.passed else " (NOT CONVERGED)"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def _symbol(name: str) -> str:
+    """A parameter's name in math mode."""
+    if name in MATH:
+        return MATH[name]
+    head, _, tail = name.partition("_")
+    head = MATH.get(head, head if len(head) == 1 else rf"\mathrm{{{head}}}")
+    return head + (rf"_\mathrm{{{escape(tail)}}}" if tail else "")
+
+
+def _formula(fit: Fit) -> str:
+    """The law's formula in math mode; one with functions or primes in it stays text."""
+    names = sorted({*fit.params}, key=len, reverse=True)
+    text = re.sub(r"\^(-?)(\w+)", lambda m: "^{" + m[1] + m[2] + "}", fit.formula)
+    if not re.fullmatch(r"[\w\s=+\-/^{}*.()]*", text):
+        return escape(fit.formula)
+    pattern = r"(?<![A-Za-z\\])(" + "|".join(map(re.escape, names)) + r")(?![A-Za-z_])"
+    return "$" + re.sub(pattern, lambda m: _symbol(m[1]), text).replace("energy", r"\mathrm{energy}") + "$"

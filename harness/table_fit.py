@@ -1,0 +1,205 @@
+"""`harness fit TABLE`: one law fitted to anybody's table of points, from the command line or as `fit_table`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import conditions, fitfiles, laws, tables
+from harness.errors import FitError
+from harness.laws.forms import LAWS, law_named
+from harness.laws.result import Fit, Warn
+from harness.records import write_text_atomic
+
+FLAGS = {"n": "N", "d": "D", "flop": "C", "loss": "loss", "time": "t"}
+HELP = {
+    "n": "parameters",
+    "d": "tokens (default: C/(6N) where --flop is there)",
+    "flop": "training FLOP",
+    "loss": "loss, nat per token",
+    "time": "seconds",
+}
+UNCHECKED = {
+    "state": "whether every row is a finished run is not known",
+    "annealed": "whether every row had its learning rate decayed is not known; an un-annealed row lies 0.04-0.09 nat too high",
+}
+
+
+def is_table_form(arguments: list[str]) -> bool:
+    """Whether `harness fit ARGUMENTS` speaks of a table, not of a study: it names a law, or a file of a table's kind."""
+    return any(a == "--law" or a.startswith("--law=") or a.endswith(tables.SUFFIXES) for a in arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="harness fit",
+        description="Fit one law to a table of points; writes one Fit, prints it.",
+        epilog="Columns that are not named are looked up by this project's names (n_total, tokens, train_flop, loss_nat, "
+        "energy_j, wall_s), then by the law's symbols (N, D, C, loss, J, t). Laws: "
+        + "; ".join(f"{law.name}: {law.formula}" for law in LAWS.values()),
+    )
+    p.add_argument("table", metavar="TABLE.csv|parquet", type=Path)
+    p.add_argument("--law", required=True, help=f"one of: {', '.join(LAWS)}")
+    for flag, what in HELP.items():
+        p.add_argument(f"--{flag}", metavar="COLUMN", help=f"column of {what}")
+    p.add_argument("--energy", metavar="COLUMN", help="column of joules")
+    p.add_argument(
+        "--column", metavar="SYMBOL=COLUMN", action="append", default=[], help="column of any other symbol of the law"
+    )
+    p.add_argument("--sigma", metavar="COLUMN", help="column of the error bar of the measurement, in its own unit")
+    p.add_argument("--cluster", metavar="COLUMN", help="column of trunks: rows of one trunk are resampled together")
+    p.add_argument("--fix", metavar="PARAMETER=VALUE", action="append", default=[], help="a parameter that is given")
+    p.add_argument("--filter", metavar="CONDITION", help=f"rows to keep, such as {conditions.EXAMPLE}")
+    p.add_argument("--hold-out", metavar="CONDITION", help="rows that are predicted, never fitted")
+    p.add_argument("--delta", type=float, default=1e-3, help="Huber delta on log residuals (default 1e-3)")
+    p.add_argument("--bootstrap", type=int, default=4000, help="draws behind the intervals (default 4000)")
+    p.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    p.add_argument("--out", type=Path, required=True, metavar="F.json", help="where to write the Fit")
+    p.add_argument("--markdown", type=Path, metavar="F.md", help="also the table and reporting checklist for a paper")
+    p.add_argument("--latex", type=Path, metavar="F.tex", help="the same in LaTeX (booktabs)")
+    return p
+
+
+def run(arguments: list[str]) -> int:
+    """The verb's table form: exit code 0 also for a fit that did not converge, which its first line says."""
+    given = parser().parse_args(arguments)
+    if not given.out.absolute().parent.is_dir():
+        raise FitError(f"--out {given.out}: there is no folder {given.out.parent}. Make it, or choose another place.")
+    named = {symbol: value for flag, symbol in FLAGS.items() if (value := getattr(given, flag))}
+    if given.energy:
+        named |= {energy_symbol(given.law): given.energy}
+    named |= _pairs("--column", given.column)
+    fit = fit_table(
+        tables.read_table(given.table),
+        given.law,
+        named,
+        sigma=given.sigma,
+        cluster=given.cluster,
+        fixed={k: _number("--fix", k, v) for k, v in _pairs("--fix", given.fix).items()},
+        keep=given.filter,
+        hold_out=given.hold_out,
+        delta=given.delta,
+        bootstrap=given.bootstrap,
+        seed=given.seed,
+    )
+    fitfiles.write_fit(given.out, fit)
+    print(laws.summary(fit))
+    print(f"written: {given.out}")
+    if given.markdown or given.latex:
+        from harness.report import paper
+
+        for path, text in ((given.markdown, paper.markdown), (given.latex, paper.latex)):
+            if path is not None:
+                write_text_atomic(path, text({given.out.stem: fit}))
+                print(f"written: {path}")
+    return 0
+
+
+def energy_symbol(law: str) -> str:
+    """What joules are to a law: its measured quantity (energy laws) or its variable J (loss against joules)."""
+    return "energy" if law_named(law).y == "energy" else "J"
+
+
+def fit_table(
+    table: tables.TableFile,
+    law: str,
+    columns: Mapping[str, str],
+    *,
+    sigma: str | None = None,
+    cluster: str | None = None,
+    fixed: Mapping[str, float] | None = None,
+    keep: str | None = None,
+    hold_out: str | None = None,
+    delta: float = 1e-3,
+    bootstrap: int = 4000,
+    seed: int = 0,
+) -> Fit:
+    """Fit `law` to the rows of `table` where the condition `keep` holds, without those where `hold_out` holds.
+
+    `columns`: symbol -> column; `sigma`, `cluster`: columns. Where the table has this project's `run_id` and a run has
+    several rows, these are one cluster unless `cluster` says otherwise. Raises FitError for conditions, columns, units
+    and designs that cannot be right. The Fit names its columns, and counts what the filter removed.
+    """
+    where = table.name
+    source, excluded = _kept(table, keep)
+    chosen = tables.choose(source, law, columns, where)
+    origin = dict(chosen.columns) | {"table": f"{table.name} (sha256 {table.sha256})"}
+    bars = None
+    if sigma is not None:
+        bars = tables.number_column(source, sigma, "sigma", where)
+        _possible_bars(bars, chosen.table[law_named(law).y], sigma, where)
+        origin["sigma"] = sigma
+    if cluster is None and "run_id" in source and len(set(source["run_id"])) < len(source["run_id"]):
+        cluster = "run_id"
+    trunks = None
+    if cluster is not None:
+        trunks = conditions.find_column(source, cluster, f"{where}, --cluster")
+        origin["cluster"] = cluster
+    mask = None
+    if hold_out is not None:
+        mask = conditions.rows(hold_out, source)
+        if not mask.any():
+            raise FitError(
+                f"--hold-out {hold_out!r} holds for none of the {len(mask)} rows. Nothing would be held out."
+            )
+    fit = laws.fit(
+        law,
+        chosen.table,
+        delta=delta,
+        bootstrap=bootstrap,
+        seed=seed,
+        cluster=trunks,
+        sigma=bars,
+        fixed=fixed,
+        hold_out=mask,
+        hold_out_label=hold_out,
+        columns=origin,
+        excluded=excluded,
+    )
+    unknown = [f"column {c!r} is missing: {why}." for c, why in UNCHECKED.items() if c not in source]
+    if unknown:
+        fit.warnings.append(Warn("ROWS_NOT_JUDGED", " ".join(unknown)))
+    return fit
+
+
+def _kept(table: tables.TableFile, keep: str | None) -> tuple[dict[str, NDArray], dict[str, int]]:
+    """The rows to be fitted or held out, and how many were filtered away."""
+    if keep is None:
+        return table.columns, {}
+    mask = conditions.rows(keep, table.columns)
+    if not mask.any():
+        raise FitError(f"--filter {keep!r} keeps none of the {len(table)} rows of {table.name}.")
+    return {n: v[mask] for n, v in table.columns.items()}, {f"failing the filter {keep}": int((~mask).sum())}
+
+
+def _possible_bars(bars: NDArray, y: NDArray, name: str, where: str) -> None:
+    """laws.fit refuses bars that are not positive; here those that are larger than what they belong to."""
+    with np.errstate(invalid="ignore"):
+        share = bars / y
+    if (large := share > 1).any():
+        i = int(np.flatnonzero(large)[0])
+        raise FitError(
+            f"{where}: --sigma {name}: row {i + 1} has the error bar {bars[i]:g} on a measurement of {y[i]:g}. Give one "
+            "standard error in the unit of the measurement (not 1/sigma^2, not per cent)."
+        )
+
+
+def _pairs(flag: str, given: list[str]) -> dict[str, str]:
+    out = {}
+    for pair in given:
+        name, sign, value = pair.partition("=")
+        if not (name and sign and value):
+            raise FitError(f"{flag} {pair}: give NAME=VALUE.")
+        out[name] = value
+    return out
+
+
+def _number(flag: str, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise FitError(f"{flag} {name}={text}: {text!r} is not a number.") from None
