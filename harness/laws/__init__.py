@@ -5,6 +5,7 @@ Reading order: `forms` (the laws), `solve` (objective, optimum, certificate), `b
 (refusals, warnings), `fitting` (`fit`, all of it together), `predict`, `heldout`, `text`, `result` (what is stored).
 """
 
+from harness.laws import isoflop
 from harness.laws.fitting import evaluate, fit
 from harness.laws.forms import LAWS
 from harness.laws.predict import Frontier, frontier, predict, predict_interval
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "fit",
     "frontier",
+    "isoflop",
     "predict",
     "predict_interval",
     "summary",

@@ -9,6 +9,7 @@ That covers
     loss_energy    L = E + A J^-g                    the same against joules
     energy_power   energy = k C^b                    b < 1: larger runs use the device better
     energy_idle    energy = P_idle t + e C           idle watts and joules per FLOP
+    isoflop        N* = k C^a                        optima of budgets, see `isoflop`; approach 2
 
 A law of another shape needs its own `Bound` with the same five attributes and two methods; nothing in `solve` knows
 about terms except the variable-projection start, which asks for `features`.
@@ -95,6 +96,7 @@ LAWS: dict[str, Law] = {
         Law("loss_energy", "L = E + A J^-g", "loss", (Power("A", "g", "J"),), (Linear("E"),)),
         Law("energy_power", "energy = k C^b", "energy", (Power("k", "b", "C", +1),)),
         Law("energy_idle", "energy = P_idle t + e C", "energy", (), (Linear("P_idle", "t"), Linear("e", "C"))),
+        Law("isoflop", "N* = k C^a", "n_star", (Power("k", "a", "C", +1),)),
     )
 }
 
