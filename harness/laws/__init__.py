@@ -5,7 +5,7 @@ Reading order: `forms` (the laws), `solve` (objective, optimum, certificate), `b
 (refusals, warnings), `fitting` (`fit`, all of it together), `predict`, `heldout`, `text`, `result` (what is stored).
 """
 
-from harness.laws import isoflop
+from harness.laws import compare, isoflop
 from harness.laws.fitting import evaluate, fit
 from harness.laws.forms import LAWS
 from harness.laws.predict import Frontier, frontier, predict, predict_interval
@@ -19,6 +19,7 @@ __all__ = [
     "Frontier",
     "HeldOut",
     "Warn",
+    "compare",
     "evaluate",
     "fit",
     "frontier",

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.laws.forms import Array, Table
 
-Coordinates = NDArray[np.float64] | NDArray[np.complex128]
 STEP = 1e-30  # complex step: its square vanishes, so the derivative has no truncation error
 SECOND = 1e-5  # of the central difference of first derivatives
 POOL = 4096  # points of the start box that are looked at
@@ -120,7 +120,7 @@ class CurveBound:
             theta[i] = raw / scale + self._shift(p, values)
         return theta
 
-    def _decode(self, theta: Coordinates) -> dict[str, Array]:
+    def _decode(self, theta: Array) -> dict[str, Array]:
         """Coordinates (R, p), real or complex -> parameters (R, 1); anchors point at exponents, which come first."""
         out: dict[str, Array] = {}
         order = sorted(range(len(self.names)), key=lambda i: self.law.parameters[i].anchor is not None)
@@ -128,7 +128,7 @@ class CurveBound:
             p = self.law.parameters[i]
             q = theta[:, i, None] - self._shift(p, out)
             scale = self._unit if p.share and not p.log and p.name not in self.fixed else 1.0
-            out[p.name] = np.asarray(np.exp(q) if p.log else q * scale)
+            out[p.name] = np.exp(q) if p.log else q * scale
         return out
 
     def external(self, theta: Array) -> dict[str, Array]:
@@ -139,7 +139,7 @@ class CurveBound:
     def distinct(self, rows: NDArray[np.bool_]) -> int:
         return min(len(np.unique(x[rows])) for x in self._data.values())
 
-    def _value(self, theta: Coordinates) -> Array:
+    def _value(self, theta: Array) -> Array:
         with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
             f = self.law.function(self._decode(theta), self._data)
             return f if self.law.plain else np.log(np.where(f.real > 1e-300, f, 1e-300))
@@ -156,8 +156,9 @@ class CurveBound:
     def _slopes(self, theta: Array) -> Array:
         jac = np.zeros((len(theta), self.n, len(self.names)))
         for k in np.flatnonzero(self.free):
-            shifted = theta + np.zeros(1, dtype=np.complex128)
-            shifted[:, k] += 1j * STEP
+            unit = np.zeros(theta.shape[1])
+            unit[k] = STEP
+            shifted = cast(Array, theta + 1j * unit)  # complex where the types say real
             jac[..., k] = np.nan_to_num(self._value(shifted).imag / STEP, nan=0.0, posinf=0.0, neginf=0.0)
         return jac
 

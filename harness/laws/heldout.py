@@ -11,6 +11,8 @@ from harness.laws.forms import Array, Table
 from harness.laws.predict import predict_interval
 from harness.laws.result import Fit, HeldOut, Warn
 
+MIN_STEP = 0.05  # in ln 6ND (or the law's own variable) between the two rungs of the naive line
+
 
 def held_out(
     fit: Fit, table: Table, y: Array, mask: NDArray[np.bool_], label: str | None
@@ -72,6 +74,6 @@ def naive_line(symbols: list[str], table: Table, y: Array, fitted: NDArray[np.bo
         rows = rows & (gap <= gap.min() + 1e-9)
         xs.append(axis[rows].mean())
         ys.append(np.log(y[rows]).mean())
-    if xs[1] == xs[0]:
+    if xs[1] - xs[0] < MIN_STEP:  # rungs at about equal compute, as on isoFLOP grids, give no slope
         return None
     return float(np.exp(ys[1] + (ys[1] - ys[0]) / (xs[1] - xs[0]) * (axis[row] - xs[1])))

@@ -115,7 +115,8 @@ def profile(bound: AnyBound, table: Table, y: Array, theta: Array, name: str, va
     cold = np.concatenate([cold_start(b, b.lny, b.weight) for b in held])
     rough = minimise(held[0], np.concatenate([warm, cold]), bound.lny, bound.weight, 5 * delta, 40, 1e-6)
     both = np.concatenate([rough.theta, warm])
-    result = minimise(held[0], both, bound.lny, bound.weight, delta, tolerance=1e-10)
+    most = 60 if isinstance(bound.law, Curve) else 200
+    result = minimise(held[0], both, bound.lny, bound.weight, delta, most, tolerance=1e-10)
     return result.objective.reshape(3, len(values)).min(0)
 
 
@@ -159,6 +160,7 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
     best = max(e.objective, float(rounding_floor(e.bound.weight)))
     identified: dict[str, bool] = {}
     warnings: list[Warn] = []
+    curve = isinstance(law, Curve)  # its values cost more, so its profiles are coarser
     kinds = {p.name: p.kind for p in law.parameters} if isinstance(law, Curve) else {}
     for name in law.params:
         if name in fixed:
@@ -168,14 +170,14 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
         if name in e.certificate.at_bound:
             why = f"its optimum is at a bound ({value:.4g})"
         elif name == law.floor and e.y.min() > 0:
-            grid = np.unique(np.concatenate([np.linspace(0, 0.999 * e.y.min(), 24), [value]]))
+            grid = np.unique(np.concatenate([np.linspace(0, 0.999 * e.y.min(), 9 if curve else 24), [value]]))
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
             if flat and flat[1] - flat[0] > FLAT_WIDTH * e.y.min():
                 why = f"any value from {flat[0]:.3g} to {flat[1]:.3g} is within 5 % of the best objective"
             elif ends and ends[0] <= 1e-6 * e.y.min():
                 why = f"its 95 % interval reaches down to 0 (up to {ends[1]:.3g})"
         elif name in law.exponents:
-            grid = np.clip(value * np.geomspace(0.25, 4.0, 17), *EXPONENT_BOUNDS)
+            grid = np.clip(value * np.geomspace(0.25, 4.0, 9 if curve else 17), *EXPONENT_BOUNDS)
             grid = np.unique(grid)
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
             if flat and flat[1] / flat[0] > MAX_RATIO["exponent"]:
