@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
-from harness.laws.forms import Array, Bound
+from harness.laws.catalogue import AnyBound
+from harness.laws.forms import Array
 from harness.laws.solve import cold_start, minimise
 
 METHODS = ("auto", "residual", "cases", "seeds")
@@ -53,7 +54,7 @@ def labels(values: NDArray | None, n: int) -> NDArray[np.intp]:
 
 
 def resample(
-    bound: Bound,
+    bound: AnyBound,
     theta: Array,
     delta: float,
     draws: int,
@@ -91,7 +92,7 @@ def resample(
     return Draws(best[good], method, units, int((~good).sum()), dof)
 
 
-def refit(bound: Bound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
+def refit(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
     """The better of a warm and a cold start for each data set (R, n): vectors (R, p) and decrements (R,)."""
     warm = minimise(bound, np.repeat(theta[None], len(lny), axis=0), lny, weight, delta, tolerance=1e-11)
     start = cold_start(bound, lny, weight, per_axis=8)
@@ -107,7 +108,7 @@ def refit(bound: Bound, theta: Array, lny: Array, weight: Array, delta: float) -
 
 
 def draw_cases(
-    groups: list[NDArray[np.intp]], unit: NDArray[np.intp], bound: Bound, draws: int, rng: np.random.Generator
+    groups: list[NDArray[np.intp]], unit: NDArray[np.intp], bound: AnyBound, draws: int, rng: np.random.Generator
 ) -> Array:
     """How often each row is drawn, (draws, n): whole units with replacement, as many as there are, within each group.
 
@@ -127,7 +128,7 @@ def draw_cases(
 
 
 def draw_residuals(
-    bound: Bound, theta: Array, block: NDArray[np.intp], draws: int, rng: np.random.Generator
+    bound: AnyBound, theta: Array, block: NDArray[np.intp], draws: int, rng: np.random.Generator
 ) -> tuple[Array, float | None]:
     """New ln y (draws, n) around the fitted law, with noise shared by a block and noise per row; and the former's
     dof.

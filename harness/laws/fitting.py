@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from harness.errors import FitError
 from harness.laws.bootstrap import METHODS, Draws, labels, resample
-from harness.laws.forms import Array, Bound, Law, Table, column, data_hash, law_named
+from harness.laws.catalogue import AnyBound, AnyLaw, bind, law_named
+from harness.laws.curve import Curve
+from harness.laws.forms import Array, Table, column, data_hash
 from harness.laws.heldout import held_out
 from harness.laws.result import Certificate, Fit, Warn
 from harness.laws.solve import certify, multistart, robust_delta
@@ -22,7 +24,7 @@ def fit(
     law: str,
     table: Table,
     *,
-    delta: float = 1e-3,
+    delta: float | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     cluster: NDArray | None = None,
@@ -35,10 +37,11 @@ def fit(
     excluded: Mapping[str, int] | None = None,
     method: str = "auto",
 ) -> Fit:
-    """Fit `law` (a name in `forms.LAWS`) to `table`, whose keys are the law's symbols (N, D, C, J, t) and `loss` or
+    """Fit `law` (a name in `catalogue.NAMES`) to `table`, whose keys are the law's symbols (N, D, C, J, t) and `loss` or
     `energy`.
 
-    delta      Huber's delta on the log residual; the objective is the sum over rows. 1e-3 is what the literature uses.
+    delta      Huber's delta on the log residual; the objective is the sum over rows. None: the law's own, 1e-3 as in the
+               literature, and 1 (least squares) for the laws of loss or accuracy itself.
     bootstrap  number of resamples; 0 for none (no intervals, no draws).
     cluster    trunk of each row, any labels: rows of one trunk are resampled together. None: every row on its own.
     strata     rung of each row, where several trunks (seeds) share one. None: N where it does, else none.
@@ -55,6 +58,7 @@ def fit(
     """
     form = law_named(law)
     fixed = {k: float(v) for k, v in (fixed or {}).items()}
+    delta = form.delta if delta is None else delta
     _check_arguments(form, fixed, delta, bootstrap, method)
     data = {s: column(table, s, form) for s in dict.fromkeys(form.symbols)}
     y_all = column(table, form.y, form)
@@ -67,11 +71,11 @@ def fit(
     rows = {s: x[~mask] for s, x in data.items()}
     y = y_all[~mask]
     refuse_design(form, rows, y, fixed)
-    weight = _weights(y, None if sigma is None else np.asarray(sigma, dtype=np.float64)[~mask])
+    weight = _weights(form, y, None if sigma is None else np.asarray(sigma, dtype=np.float64)[~mask])
     trunk = None if cluster is None else np.asarray(cluster)[~mask]
     rung = _rungs(form, rows, trunk) if strata is None else np.asarray(strata)[~mask]
 
-    bound = Bound(form, rows, y, weight, fixed)
+    bound = bind(form, rows, y, weight, fixed)
     theta, objective, certificate = multistart(bound, delta)
     external = bound.external(theta[None])
     params = {n: float(external[n][0]) for n in form.params}
@@ -82,7 +86,7 @@ def fit(
     derived, derived_draws = derive(form, params), derive_many(form, {**external, **drawn} if drawn else {})
     free = int(bound.free.sum())
     robust = robust_delta(residual)
-    if robust > 1e-9:
+    if robust > 1e-9 and not form.plain:
         refit = exponents_at(bound, theta, robust)
         derived |= {f"{n}_at_robust_delta": v for n, v in refit.items() if n not in fixed}
     result = Fit(
@@ -121,7 +125,7 @@ def fit(
 
 
 def evaluate(
-    law: str, table: Table, params: Mapping[str, float], *, delta: float = 1e-3, sigma: NDArray | None = None
+    law: str, table: Table, params: Mapping[str, float], *, delta: float | None = None, sigma: NDArray | None = None
 ) -> tuple[float, Certificate]:
     """Objective and certificate of given parameters, without fitting: is a published optimum one? (`starts` stays
     0.)
@@ -131,30 +135,37 @@ def evaluate(
         raise FitError(f"law {law} needs the parameters {', '.join(missing)} as well.")
     rows = {s: column(table, s, form) for s in dict.fromkeys(form.symbols)}
     y = column(table, form.y, form)
-    bound = Bound(form, rows, y, _weights(y, None if sigma is None else np.asarray(sigma, dtype=np.float64)), {})
+    weight = _weights(form, y, None if sigma is None else np.asarray(sigma, dtype=np.float64))
+    bound = bind(form, rows, y, weight, {})
+    delta = form.delta if delta is None else delta
     theta = bound.internal(params)
     return objective_at(bound, theta, delta), certify(bound, theta, delta)
 
 
-def derive(law: Law, params: Mapping[str, float]) -> dict[str, float]:
-    """Quantities that follow from the parameters. chinchilla: a, G of N* = G (C/6)^a, and g of L* = E + c C^-g."""
-    if law.name != "chinchilla":
-        return {}
+def derive(law: AnyLaw, params: Mapping[str, float]) -> dict[str, float]:
+    """Quantities that follow from the parameters. chinchilla: a, G of N* = G (C/6)^a, and g of L* = E + c C^-g; the
+    Kaplan forms: N_c, D_c, C_c, S_c; over_training: the exponent alpha = 2 eta of N and D.
+    """
     many = derive_many(law, {n: np.array([v]) for n, v in params.items()})
     return {n: float(v[0]) for n, v in many.items() if len(v)}
 
 
-def derive_many(law: Law, params: Mapping[str, Array]) -> dict[str, Array]:
+def derive_many(law: AnyLaw, params: Mapping[str, Array]) -> dict[str, Array]:
     """`derive` for arrays of draws; draws whose value is not finite (a term that vanished) are left out."""
-    if law.name != "chinchilla" or not params:
-        return {}
-    alpha, beta, a, b = params["alpha"], params["beta"], params["A"], params["B"]
+    out: dict[str, Array] = {}
+    if not params:
+        return out
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        out = {
-            "a": beta / (alpha + beta),
-            "G": np.exp((np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)),
-            "g": alpha * beta / (alpha + beta),
-        }
+        if law.name == "chinchilla":
+            alpha, beta, a, b = params["alpha"], params["beta"], params["A"], params["B"]
+            out["a"] = beta / (alpha + beta)
+            out["G"] = np.exp((np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta))
+            out["g"] = alpha * beta / (alpha + beta)
+        elif law.name == "over_training":
+            out["alpha"] = 2 * params["eta"]
+        elif law.name.startswith("kaplan_"):
+            for coef, exponent in zip(("A", "B"), [n for n in params if n.startswith("alpha_")], strict=False):
+                out[f"{exponent[-1]}_c"] = np.exp(np.log(params[coef]) / params[exponent])
     return {n: v[np.isfinite(v)] for n, v in out.items()}
 
 
@@ -162,7 +173,7 @@ def percentiles(values: Array) -> list[float]:
     return [float(v) for v in np.quantile(values, [0.025, 0.975])]
 
 
-def _check_arguments(law: Law, fixed: dict[str, float], delta: float, draws: int, method: str) -> None:
+def _check_arguments(law: AnyLaw, fixed: dict[str, float], delta: float, draws: int, method: str) -> None:
     if not (np.isfinite(delta) and delta > 0):
         raise FitError(
             f"delta={delta!r} must be a positive number; 1e-3 is usual, 1 is plain least squares of the logs."
@@ -174,13 +185,16 @@ def _check_arguments(law: Law, fixed: dict[str, float], delta: float, draws: int
     for name, v in fixed.items():
         if name not in law.params:
             raise FitError(f"fixed: {name!r} is no parameter of {law.formula}; it has {', '.join(law.params)}.")
-        is_linear = name in [t.coef for t in law.linears]
+        if isinstance(law, Curve):
+            is_linear = not next(p.log for p in law.parameters if p.name == name)
+        else:
+            is_linear = name in [t.coef for t in law.linears]
         if not np.isfinite(v) or v < 0 or (v == 0 and not is_linear):
             raise FitError(f"fixed: {name}={v!r} must be {'zero or ' if is_linear else ''}a positive number.")
 
 
-def _weights(y: Array, sigma: Array | None) -> Array:
-    """(y/sigma)^2, mean 1: the objective is on ln y, whose error bar is sigma/y."""
+def _weights(law: AnyLaw, y: Array, sigma: Array | None) -> Array:
+    """(y/sigma)^2, mean 1: the objective is on ln y, whose error bar is sigma/y; 1/sigma^2 where it is on y itself."""
     if sigma is None:
         return np.ones(len(y))
     if (bad := ~(np.isfinite(sigma) & (sigma > 0))).any():
@@ -189,11 +203,11 @@ def _weights(y: Array, sigma: Array | None) -> Array:
             f"sigma, row {i}: {float(sigma[i])!r} is not a positive error bar. Floor it at the seed "
             "noise, or leave sigma out."
         )
-    weight = (y / sigma) ** 2
+    weight = ((1.0 if law.plain else y) / sigma) ** 2
     return weight / weight.mean()
 
 
-def _rungs(law: Law, rows: Mapping[str, Array], trunk: NDArray | None) -> NDArray | None:
+def _rungs(law: AnyLaw, rows: Mapping[str, Array], trunk: NDArray | None) -> NDArray | None:
     """N as the rung of each row where several trunks (seeds) share an N, else None: then the trunk is the block."""
     if trunk is None or "N" not in law.symbols:
         return None
@@ -212,7 +226,7 @@ def _span(rows: Mapping[str, Array]) -> dict[str, list[float]]:
 
 
 def _bootstrap(
-    bound: Bound,
+    bound: AnyBound,
     theta: Array,
     delta: float,
     draws: int,

@@ -9,9 +9,11 @@ That covers
     loss_energy    L = E + A J^-g                    the same against joules
     energy_power   energy = k C^b                    b < 1: larger runs use the device better
     energy_idle    energy = P_idle t + e C           idle watts and joules per FLOP
+    isoflop        N* = k C^a                        optima of budgets, see `isoflop`; approaches 1 and 2
+    kaplan_n _d _c _ns                               power laws without a floor; N_c, D_c ... are derived
 
-A law of another shape needs its own `Bound` with the same five attributes and two methods; nothing in `solve` knows
-about terms except the variable-projection start, which asks for `features`.
+Laws of another shape are in `catalogue`, bound by `curve.CurveBound`; nothing in `solve` knows about terms except the
+variable-projection start, which asks for `features`.
 
 Shapes: R parameter vectors side by side, n rows of data, p parameters, q coefficients, c cells of the exponent grid.
 Inside the solver logs of x are centred, features have mean 1 and y has geometric mean 1, so that all parameters are of
@@ -23,6 +25,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,7 @@ Array = NDArray[np.float64]
 Table = Mapping[str, NDArray]
 
 EXPONENT_BOUNDS = (0.005, 5.0)
+KAPLAN = "Kaplan et al. 2020, arXiv:2001.08361, eq."
 LOG_SHARE_BOUNDS = (-25.0, 25.0)  # ln of a power term's size at the centre of the data, relative to the mean of y
 
 
@@ -61,6 +65,12 @@ class Law:
     y: str  # table key of the measured quantity
     powers: tuple[Power, ...] = ()
     linears: tuple[Linear, ...] = ()
+    units: str = ""
+    source: str = ""
+    max_decades: float = 2.0  # of extrapolation
+    delta: float = 1e-3  # of Huber's function where the caller gives none
+    plain: bool = False  # residuals are those of ln y
+    unit_range: bool = False  # y is any positive number
 
     @property
     def params(self) -> list[str]:
@@ -84,30 +94,48 @@ class Law:
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
-        Law(
-            "chinchilla",
-            "L = E + A/N^alpha + B/D^beta",
-            "loss",
-            (Power("A", "alpha", "N"), Power("B", "beta", "D")),
-            (Linear("E"),),
-        ),
-        Law("loss_compute", "L = E + A C^-g", "loss", (Power("A", "g", "C"),), (Linear("E"),)),
-        Law("loss_energy", "L = E + A J^-g", "loss", (Power("A", "g", "J"),), (Linear("E"),)),
-        Law("energy_power", "energy = k C^b", "energy", (Power("k", "b", "C", +1),)),
-        Law("energy_idle", "energy = P_idle t + e C", "energy", (), (Linear("P_idle", "t"), Linear("e", "C"))),
+        Law("chinchilla", "L = E + A/N^alpha + B/D^beta", "loss",
+            (Power("A", "alpha", "N"), Power("B", "beta", "D")), (Linear("E"),),
+            "N parameters, D tokens, loss nat per token", "Hoffmann et al. 2022, arXiv:2203.15556, approach 3"),
+        Law("loss_compute", "L = E + A C^-g", "loss", (Power("A", "g", "C"),), (Linear("E"),),
+            "C training FLOP, loss nat per token", "saturating power law; Henighan et al. 2020, arXiv:2010.14701"),
+        Law("loss_energy", "L = E + A J^-g", "loss", (Power("A", "g", "J"),), (Linear("E"),),
+            "J joule of training, loss nat per token", "loss_compute with measured joules for FLOP"),
+        Law("energy_power", "energy = k C^b", "energy", (Power("k", "b", "C", +1),), (),
+            "C FLOP, energy joule; b < 1: larger runs use the device better", "power law of measured energy, one device"),
+        Law("energy_idle", "energy = P_idle t + e C", "energy", (), (Linear("P_idle", "t"), Linear("e", "C")),
+            "t seconds, C FLOP, energy joule; P_idle watt, e joule per FLOP", "idle power and joules per operation"),
+        Law("isoflop", "N* = k C^a", "n_star", (Power("k", "a", "C", +1),), (),
+            "C FLOP of a budget, n_star parameters", "Hoffmann et al. 2022, approaches 1 and 2: line through optima"),
+        Law("kaplan_n", "L = (N_c/N)^alpha_N, A = N_c^alpha_N", "loss", (Power("A", "alpha_N", "N"),), (),
+            "N parameters without embeddings, loss nat per token, data and compute ample", f"{KAPLAN} 1.1"),
+        Law("kaplan_d", "L = (D_c/D)^alpha_D, A = D_c^alpha_D", "loss", (Power("A", "alpha_D", "D"),), (),
+            "D tokens, loss nat per token, size ample", f"{KAPLAN} 1.2"),
+        Law("kaplan_c", "L = (C_c/C)^alpha_C, A = C_c^alpha_C", "loss", (Power("A", "alpha_C", "C"),), (),
+            "C FLOP at the best size, loss nat per token", f"{KAPLAN} 1.3"),
+        Law("kaplan_ns", "L = (N_c/N)^alpha_N + (S_c/S)^alpha_S, A = N_c^alpha_N, B = S_c^alpha_S", "loss",
+            (Power("A", "alpha_N", "N"), Power("B", "alpha_S", "S")), (),
+            "N parameters, S steps at small batch, loss nat per token; no floor", f"{KAPLAN} 1.6"),
     )
-}
+}  # fmt: skip
 
 
-def law_named(name: str) -> Law:
-    if name not in LAWS:
-        raise FitError(f"law={name!r} is unknown. Choose one of: {', '.join(LAWS)}.")
-    return LAWS[name]
+class Described(Protocol):
+    """What `column` asks of any law."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def y(self) -> str: ...
+    @property
+    def symbols(self) -> list[str]: ...
+    @property
+    def unit_range(self) -> bool: ...
 
 
-def column(table: Table, key: str, law: Law) -> Array:
+def column(table: Table, key: str, law: Described) -> Array:
     """One column as float64; FitError when missing, not one-dimensional, not finite, or not positive (logs are
-    taken).
+    taken); a share must lie in 0..1.
     """
     if key not in table:
         raise FitError(
@@ -117,6 +145,14 @@ def column(table: Table, key: str, law: Law) -> Array:
     values = np.asarray(table[key], dtype=np.float64)
     if values.ndim != 1:
         raise FitError(f"column {key!r} has {values.ndim} dimensions; give one value per row.")
+    if law.unit_range and key == law.y:
+        if (bad := ~((values >= 0) & (values <= 1))).any():
+            i = int(np.flatnonzero(bad)[0])
+            raise FitError(
+                f"column {key!r}, row {i}: {float(values[i])!r} is no share of 1 ({int(bad.sum())} such rows), and law "
+                f"{law.name} is one of {key} between 0 and 1. Divide percentages by 100 and drop unmeasured rows."
+            )
+        return values
     bad = ~np.isfinite(values) | (values <= 0)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
@@ -246,8 +282,10 @@ class Bound:
             jac[..., 2 * len(terms) + j] = feature / f
         return np.log(f), jac
 
-    def curvature(self, jac: Array, v: Array) -> Array:
-        """sum_i v_i d2 ln f_i / d theta2 (R, p, p) = sum_i v_i (f''/f - J J'); only (coef, exponent) pairs have f''."""
+    def curvature(self, theta: Array, jac: Array, v: Array) -> Array:
+        """sum_i v_i d2 ln f_i / d theta2 (R, p, p) = sum_i v_i (f''/f - J J'); only (coef, exponent) pairs have f''.
+        `jac`, taken at `theta`, holds all that is needed here.
+        """
         out = -np.matmul((jac * v[..., None]).transpose(0, 2, 1), jac)
         for k, t in enumerate(self.law.powers):
             share, slope = jac[..., 2 * k] * v, t.sign * self._logx[k]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.laws.forms import Array, Table, law_named, value
+from harness.errors import FitError
+from harness.laws.catalogue import law_named, value
+from harness.laws.forms import Array, Table
 from harness.laws.predict import predict_interval
 from harness.laws.result import Fit, HeldOut, Warn
+
+MIN_STEP = 0.05  # in ln 6ND (or the law's own variable) between the two rungs of the naive line
 
 
 def held_out(
@@ -25,8 +29,13 @@ def held_out(
         interval = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
     else:
         interval = []
+    if not measured.all():
+        raise FitError(
+            f"hold_out: {law.y} is 0 in {int((measured == 0).sum())} held-out rows, so no relative error exists. Hold out "
+            "rows where it was above 0."
+        )
     error = predicted / measured - 1
-    naive = [naive_line(law.symbols, table, y, ~mask, int(i)) for i in np.flatnonzero(mask)]
+    naive = [None if law.unit_range else naive_line(law.symbols, table, y, ~mask, int(i)) for i in np.flatnonzero(mask)]
     naive_error = [None if v is None else v / m - 1 for v, m in zip(naive, measured.tolist(), strict=True)]
     if label is None:
         label = ", ".join(
@@ -65,6 +74,6 @@ def naive_line(symbols: list[str], table: Table, y: Array, fitted: NDArray[np.bo
         rows = rows & (gap <= gap.min() + 1e-9)
         xs.append(axis[rows].mean())
         ys.append(np.log(y[rows]).mean())
-    if xs[1] == xs[0]:
+    if xs[1] - xs[0] < MIN_STEP:  # rungs at about equal compute, as on isoFLOP grids, give no slope
         return None
     return float(np.exp(ys[1] + (ys[1] - ys[0]) / (xs[1] - xs[0]) * (axis[row] - xs[1])))

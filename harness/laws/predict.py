@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import FitError
-from harness.laws.forms import Array, Table, column, law_named, value
+from harness.laws.catalogue import law_named, value
+from harness.laws.forms import Array, Table, column
 from harness.laws.result import Fit
 
-MAX_DECADES = 2.0  # of extrapolation in compute, or in the law's own variable
 GOLDEN = (np.sqrt(5.0) - 1) / 2
 
 
@@ -63,7 +63,8 @@ def predict_interval(
     if new_run:
         free = len(fit.params) - len(fit.fixed)
         sd = fit.residual_rms * np.sqrt(fit.n_points / max(fit.n_points - free, 1))
-        values = values * np.exp(sd * np.random.default_rng(fit.bootstrap.get("seed", 0)).normal(size=values.shape))
+        scatter = sd * np.random.default_rng(fit.bootstrap.get("seed", 0)).normal(size=values.shape)
+        values = values + scatter if law.plain else values * np.exp(scatter)
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
     return low, high
@@ -84,17 +85,17 @@ def _require(fit: Fit, table: Table, force: bool, extrapolate: bool) -> None:
     columns = {s: column(table, s, law) for s in law.symbols}
     if len({len(c) for c in columns.values()}) > 1:
         raise FitError(f"the columns {', '.join(columns)} have different lengths.")
-    if "N" in columns:
+    if "N" in columns and "D" in columns:
         columns = {"C": 6 * columns["N"] * columns["D"]}
     if extrapolate:
         return
     for s, x in columns.items():
         low, high = fit.span[s]
         decades = max(float(np.log10(x.max() / high)), float(np.log10(low / x.min())))
-        if decades > MAX_DECADES:
+        if decades > law.max_decades:
             raise FitError(
                 f"{s} lies {decades:.1f} decades outside the fitted span {low:.3g} to {high:.3g} (limit "
-                f"{MAX_DECADES:g}): law {fit.law} was never tested there. Pass extrapolate=True "
+                f"{law.max_decades:g}): law {fit.law} was never tested there. Pass extrapolate=True "
                 "(--extrapolate) to go on, and say so."
             )
 

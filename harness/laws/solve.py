@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.laws.catalogue import AnyBound
+from harness.laws.curve import CurveBound
 from harness.laws.forms import Array, Bound
 from harness.laws.result import Certificate
 
@@ -26,6 +28,8 @@ AGREEMENT = 1e-6  # starts within this share of the best objective agree
 MIN_AGREEING = 3
 ROUNDING = 1e-9  # log residuals below this are rounding: the objective is never taken smaller than theirs
 SOLVER = "variable projection starts, damped Newton on the Huber sum (float64)"
+
+CURVE_SOLVER = "starts from a box, damped Newton on the Huber sum, complex-step derivatives (float64)"
 
 
 @dataclass
@@ -53,7 +57,7 @@ def rounding_floor(weight: Array) -> Array:
 
 
 def minimise(
-    bound: Bound,
+    bound: AnyBound,
     theta: Array,
     lny: Array,
     weight: Array,
@@ -92,7 +96,7 @@ def minimise(
     return Solution(theta, objective, decrement, iteration)
 
 
-def _derivatives(bound: Bound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array, Array]:
+def _derivatives(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array, Array]:
     """Gradient (R, p), Hessian (R, p, p), and Hessian of the quadratic majoriser (R, p, p)."""
     lnf, jac = bound.jacobian(theta)
     residual = lnf - lny
@@ -101,12 +105,12 @@ def _derivatives(bound: Bound, theta: Array, lny: Array, weight: Array, delta: f
     grad = np.matmul(pull[:, None, :], jac)[:, 0, :]
     major = np.matmul((jac * (weight * delta / np.maximum(size, delta))[..., None]).transpose(0, 2, 1), jac)
     newton = np.matmul((jac * (weight * (size < delta))[..., None]).transpose(0, 2, 1), jac) + bound.curvature(
-        jac, pull
+        theta, jac, pull
     )
     return grad, newton, major
 
 
-def _frozen(bound: Bound, theta: Array, grad: Array) -> NDArrayBool:
+def _frozen(bound: AnyBound, theta: Array, grad: Array) -> NDArrayBool:
     """Coordinates that do not move: fixed by the caller, or at a bound with the descent direction leading out."""
     return ~bound.free | ((theta <= bound.lower) & (grad > 0)) | ((theta >= bound.upper) & (grad < 0))
 
@@ -127,7 +131,7 @@ def _unit_diagonal(major: Array) -> Array:
 
 
 def _step(
-    bound: Bound, theta: Array, grad: Array, newton: Array, major: Array, frozen: NDArrayBool, damping: Array
+    bound: AnyBound, theta: Array, grad: Array, newton: Array, major: Array, frozen: NDArrayBool, damping: Array
 ) -> Array:
     """A descent step (R, p). A coordinate that would cross its bound stops there, and the others are solved for again:
     clipping it alone would leave the valley that it shares with its partners (E with A and alpha), and stall."""
@@ -215,18 +219,22 @@ def project(bound: Bound, lny: Array, weight: Array, cells: Array) -> tuple[Arra
     return x, value + np.broadcast_to(weight, lny.shape).sum(1)[:, None]
 
 
-def cold_start(bound: Bound, lny: Array, weight: Array, per_axis: int = 10) -> Array:
+def cold_start(bound: AnyBound, lny: Array, weight: Array, per_axis: int = 10) -> Array:
     """The best cell of a coarse exponent grid for each data set: (R, p)."""
+    if isinstance(bound, CurveBound):
+        return bound.cold_start(lny, weight)
     cells = bound.exponent_grid(per_axis)
     x, sse = project(bound, lny, weight, cells)
     best = sse.argmin(1)
     return bound.assemble(cells[best], x[np.arange(len(best)), best])
 
 
-def starts(bound: Bound, lny: Array, weight: Array, count: int = 16, per_axis: int = 20) -> Array:
+def starts(bound: AnyBound, lny: Array, weight: Array, count: int = 16, per_axis: int = 20) -> Array:
     """`count` distinct starts (count, p): the best cells, mutually far apart, half of them from the best tenth of the
     grid.
     """
+    if isinstance(bound, CurveBound):
+        return bound.starts(count)
     cells = bound.exponent_grid(per_axis)
     x, sse = project(bound, lny, weight, cells)
     order = np.argsort(sse[0], kind="stable")
@@ -246,7 +254,7 @@ def starts(bound: Bound, lny: Array, weight: Array, count: int = 16, per_axis: i
     return theta
 
 
-def polish(bound: Bound, theta: Array, lny: Array, weight: Array, delta: float) -> Solution:
+def polish(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> Solution:
     """Minimise first with a delta of the residuals' size (a smooth problem), then with the delta asked for."""
     residual = bound.log_value(theta) - lny
     wide = max(delta, robust_delta(np.take(residual, int(huber_sum(residual, weight, delta).argmin()), axis=0)))
@@ -259,7 +267,7 @@ def robust_delta(residual: Array) -> float:
     return float(1.345 * 1.4826 * np.median(np.abs(residual)))
 
 
-def multistart(bound: Bound, delta: float) -> tuple[Array, float, Certificate]:
+def multistart(bound: AnyBound, delta: float) -> tuple[Array, float, Certificate]:
     """The best of 16 starts, of 64 more when fewer than three agree: theta (p,), objective, certificate."""
     best: Solution | None = None
     for count in (16, 80):
@@ -279,7 +287,7 @@ def multistart(bound: Bound, delta: float) -> tuple[Array, float, Certificate]:
     return best.theta[k], float(best.objective[k]), cert
 
 
-def certify(bound: Bound, theta: Array, delta: float) -> Certificate:
+def certify(bound: AnyBound, theta: Array, delta: float) -> Certificate:
     """Judge one parameter vector, wherever it comes from; `starts` are not counted here."""
     row = theta[None]
     grad, _, major = _derivatives(bound, row, bound.lny[None], bound.weight[None], delta)
@@ -300,17 +308,19 @@ def certify(bound: Bound, theta: Array, delta: float) -> Certificate:
         starts_agreeing=0,
         condition=min(condition, 1e300),
         at_bound=at_bound(bound, theta),
-        solver=SOLVER,
+        solver=CURVE_SOLVER if isinstance(bound, CurveBound) else SOLVER,
         reason=None
         if passed
         else f"not converged: Newton decrement {decrement:.1e} of the objective, above {DECREMENT_TOLERANCE:g}",
     )
 
 
-def at_bound(bound: Bound, theta: Array) -> list[str]:
+def at_bound(bound: AnyBound, theta: Array) -> list[str]:
     """Free parameters at, or running to, a bound: a term below 1e-8 of y, a floor below 1e-9 of y, an exponent at its
     limit.
     """
+    if isinstance(bound, CurveBound):
+        return bound.at_bound(theta)
     out = []
     linear = 2 * len(bound.law.powers)
     for i, name in enumerate(bound.names):

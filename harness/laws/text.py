@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.laws.catalogue import law_named
 from harness.laws.result import Fit
 
 
@@ -24,9 +25,14 @@ def summary(fit: Fit) -> str:
         lines.append(f"  {name:<8}= {value:<12.5g} {note}".rstrip())
     for name, value in fit.derived.items():
         lines.append(f"  {name:<8}= {value:<12.5g} {_interval(fit.derived_interval.get(name))}".rstrip())
-    lines.append(
-        f"  residuals {fit.residual_rms:.2%} rms of the log; Huber sum {fit.objective:.6g} at delta {fit.delta:g}"
-    )
+    if fit.law == "pass_at_k" and not fit.residuals:
+        lines.append(f"  negative log posterior {fit.objective:.6g}")
+    elif law_named(fit.law).plain:
+        lines.append(f"  residuals {fit.residual_rms:.4g} rms; half the sum of squares {fit.objective:.6g}")
+    else:
+        lines.append(
+            f"  residuals {fit.residual_rms:.2%} rms of the log; Huber sum {fit.objective:.6g} at delta {fit.delta:g}"
+        )
     if fit.bootstrap:
         lines.append(
             f"  intervals: {fit.bootstrap['draws']} resamples of {fit.n_clusters} independent units, "

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
-from harness.laws.forms import EXPONENT_BOUNDS, Array, Bound, Law, Table
+from harness.laws.catalogue import AnyBound, AnyLaw, bind
+from harness.laws.curve import Curve
+from harness.laws.forms import EXPONENT_BOUNDS, Array, Table
 from harness.laws.result import Certificate, Warn
 from harness.laws.solve import cold_start, huber_sum, minimise, robust_delta, rounding_floor
 
@@ -27,7 +29,7 @@ ONE_OF_EACH = ("tokenizer", "corpus_id", "data_id", "val_id", "n_convention", "f
 
 
 # --- before -----------------------------------------------------------------------------------------------------------
-def refuse_rows(law: Law, table: Table) -> None:
+def refuse_rows(law: AnyLaw, table: Table) -> None:
     """Refuse rows that are not finished, annealed points of one kind. Columns that are absent are not judged."""
     if "state" in table:
         states = np.asarray(table["state"]).astype(str)
@@ -51,7 +53,7 @@ def refuse_rows(law: Law, table: Table) -> None:
             )
 
 
-def refuse_design(law: Law, table: Table, y: Array, fixed: Mapping[str, float]) -> None:
+def refuse_design(law: AnyLaw, table: Table, y: Array, fixed: Mapping[str, float]) -> None:
     """Refuse designs that cannot identify the free parameters."""
     free = [p for p in law.params if p not in fixed]
     if not free:
@@ -71,13 +73,24 @@ def refuse_design(law: Law, table: Table, y: Array, fixed: Mapping[str, float]) 
                 f"column {t.symbol!r} has {distinct} distinct values; {t.exponent} of {law.formula} needs {need}. "
                 f"Add runs at other values of {t.symbol}, or fix {t.exponent}."
             )
-    if sum(t.exponent not in fixed for t in law.powers) == 2:
-        logs = np.stack([np.log(np.asarray(table[t.symbol], dtype=np.float64)) for t in law.powers])
+    if isinstance(law, Curve):
+        for s in law.symbols[:1]:
+            distinct = len(np.unique(np.asarray(table[s], dtype=np.float64)))
+            if distinct < law.needs:
+                raise FitError(
+                    f"column {s!r} has {distinct} distinct values; law {law.name} needs {law.needs}. Add runs at other "
+                    f"values of {s}."
+                )
+    both = sum(t.exponent not in fixed for t in law.powers) == 2
+    if both or (isinstance(law, Curve) and law.symbols == ["N", "D"]):
+        first, second = law.symbols[:2]
+        logs = np.stack([np.log(np.asarray(table[s], dtype=np.float64)) for s in (first, second)])
         corr = float(np.corrcoef(logs)[0, 1])
         if abs(corr) > MAX_COLLINEARITY:
             raise FitError(
-                f"ln N and ln D correlate at {corr:.3f} (limit {MAX_COLLINEARITY}): in a fixed-ratio ladder A, B, "
-                "alpha and beta are not separable. Fit law loss_compute, or vary D at each N by a factor of 4 or more."
+                f"ln {first} and ln {second} correlate at {corr:.3f} (limit {MAX_COLLINEARITY}): in a fixed-ratio ladder A, B, "
+                f"alpha and beta are not separable. Fit law loss_compute, or vary {second} at each {first} by a factor of 4 "
+                "or more."
             )
     if len(law.linears) > 1 and all(t.coef not in fixed for t in law.linears):
         columns = np.stack([np.asarray(table[str(t.symbol)], dtype=np.float64) / y for t in law.linears], axis=1)
@@ -91,18 +104,19 @@ def refuse_design(law: Law, table: Table, y: Array, fixed: Mapping[str, float]) 
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------
-def profile(bound: Bound, table: Table, y: Array, theta: Array, name: str, values: Array, delta: float) -> Array:
+def profile(bound: AnyBound, table: Table, y: Array, theta: Array, name: str, values: Array, delta: float) -> Array:
     """Objective with `name` held at each of `values` and everything else refitted (from the optimum and from a cold
     start).
     """
-    held = [Bound(bound.law, table, y, bound.weight, {**bound.fixed, name: float(v)}) for v in values]
+    held = [bind(bound.law, table, y, bound.weight, {**bound.fixed, name: float(v)}) for v in values]
     i = bound.names.index(name)
     warm = np.repeat(theta[None], len(values), axis=0)
     warm[:, i] = [b.origin[i] for b in held]
     cold = np.concatenate([cold_start(b, b.lny, b.weight) for b in held])
     rough = minimise(held[0], np.concatenate([warm, cold]), bound.lny, bound.weight, 5 * delta, 40, 1e-6)
     both = np.concatenate([rough.theta, warm])
-    result = minimise(held[0], both, bound.lny, bound.weight, delta, tolerance=1e-10)
+    most = 60 if isinstance(bound.law, Curve) else 200
+    result = minimise(held[0], both, bound.lny, bound.weight, delta, most, tolerance=1e-10)
     return result.objective.reshape(3, len(values)).min(0)
 
 
@@ -127,7 +141,7 @@ def flat_range(values: Array, objectives: Array, best: float) -> tuple[float, fl
 class Evidence:
     """What the warnings are drawn from."""
 
-    bound: Bound
+    bound: AnyBound
     table: Table  # rows of the fit
     y: Array
     theta: Array
@@ -146,6 +160,8 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
     best = max(e.objective, float(rounding_floor(e.bound.weight)))
     identified: dict[str, bool] = {}
     warnings: list[Warn] = []
+    curve = isinstance(law, Curve)  # its values cost more, so its profiles are coarser
+    kinds = {p.name: p.kind for p in law.parameters} if isinstance(law, Curve) else {}
     for name in law.params:
         if name in fixed:
             continue
@@ -153,22 +169,28 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
         why: str | None = None
         if name in e.certificate.at_bound:
             why = f"its optimum is at a bound ({value:.4g})"
-        elif name == law.floor:
-            grid = np.unique(np.concatenate([np.linspace(0, 0.999 * e.y.min(), 24), [value]]))
+        elif name == law.floor and e.y.min() > 0:
+            grid = np.unique(np.concatenate([np.linspace(0, 0.999 * e.y.min(), 9 if curve else 24), [value]]))
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
             if flat and flat[1] - flat[0] > FLAT_WIDTH * e.y.min():
                 why = f"any value from {flat[0]:.3g} to {flat[1]:.3g} is within 5 % of the best objective"
             elif ends and ends[0] <= 1e-6 * e.y.min():
                 why = f"its 95 % interval reaches down to 0 (up to {ends[1]:.3g})"
         elif name in law.exponents:
-            grid = np.clip(value * np.geomspace(0.25, 4.0, 17), *EXPONENT_BOUNDS)
+            grid = np.clip(value * np.geomspace(0.25, 4.0, 9 if curve else 17), *EXPONENT_BOUNDS)
             grid = np.unique(grid)
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
             if flat and flat[1] / flat[0] > MAX_RATIO["exponent"]:
                 why = f"any value from {flat[0]:.3g} to {flat[1]:.3g} is within 5 % of the best objective"
             elif ends and ends[1] / ends[0] > MAX_RATIO["exponent"]:
                 why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}"
-        elif ends and ends[1] > MAX_RATIO["coefficient"] * ends[0]:
+        elif kinds.get(name) == "scale" and (side := _unbounded(e, name, best)):
+            why = side
+            warnings.append(Warn(f"{name.upper()}_UNBOUNDED", f"{name} is bounded on one side only: {side}."))
+        elif kinds.get(name) == "level":
+            if ends and ends[1] - ends[0] > 0.5 * np.ptp(e.y):
+                why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}, over half the range of the data"
+        elif ends and ends[1] > MAX_RATIO["coefficient"] * max(ends[0], 0.0):
             why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}; quote y at a reference point instead"
         identified[name] = why is None
         if why:
@@ -182,6 +204,20 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
                 Warn("INTERVAL_UNBOUNDED", f"the 95 % interval of {name} runs to the bound of its search range.")
             )
     return identified, warnings
+
+
+def _unbounded(e: Evidence, name: str, best: float) -> str | None:
+    """In words, whether the profile of a scale (R_D, x1 ...) stays within 5 % of the best to a factor 100 away."""
+    value = e.params[name]
+    grid = value * np.geomspace(1e-2, 1e2, 9)
+    inside = profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta) <= FLAT * best
+    if inside[0] and inside[-1]:
+        return f"any value from {grid[0]:.3g} to {grid[-1]:.3g} is within 5 % of the best objective"
+    if inside[-1]:
+        return f"not bounded above: {grid[-1]:.3g} is within 5 % of the best objective"
+    if inside[0]:
+        return f"not bounded below: {grid[0]:.3g} is within 5 % of the best objective"
+    return None
 
 
 def warn(e: Evidence) -> list[Warn]:
@@ -201,7 +237,7 @@ def warn(e: Evidence) -> list[Warn]:
         out.append(Warn("AT_BOUND", f"at a bound: {named}. The law's form, not the noise, is the usual reason."))
     residual = bound.log_value(e.theta[None])[0] - bound.lny
     beyond = float((np.abs(residual) > e.delta).mean())
-    if beyond < 0.02 and np.abs(residual).max() > 1e-9:
+    if law.delta < 1 and beyond < 0.02 and np.abs(residual).max() > 1e-9:
         out.append(
             Warn(
                 "DELTA_LARGE",
@@ -209,7 +245,8 @@ def warn(e: Evidence) -> list[Warn]:
                 "outliers count in full.",
             )
         )
-    out += _delta_warning(e, residual)
+    if not law.plain:
+        out += _delta_warning(e, residual)
     for t in law.powers:
         if t.coef in e.draws and t.exponent in e.draws and len(e.draws[t.coef]) > 20:
             a, b = np.log(np.maximum(e.draws[t.coef], 1e-300)), e.draws[t.exponent]
@@ -246,7 +283,7 @@ def _delta_warning(e: Evidence, residual: Array) -> list[Warn]:
     ]
 
 
-def exponents_at(bound: Bound, theta: Array, delta: float) -> dict[str, float]:
+def exponents_at(bound: AnyBound, theta: Array, delta: float) -> dict[str, float]:
     """The exponents refitted with another delta, from the optimum `theta`."""
     other = minimise(bound, theta[None].copy(), bound.lny, bound.weight, delta)
     values = bound.external(other.theta)
@@ -303,6 +340,6 @@ def _influence(e: Evidence) -> list[Warn]:
     return out[:5] if len(out) <= 5 else [*out[:4], Warn("INFLUENTIAL", f"and {len(out) - 4} more blocks do the same.")]
 
 
-def objective_at(bound: Bound, theta: Array, delta: float) -> float:
+def objective_at(bound: AnyBound, theta: Array, delta: float) -> float:
     """The unscaled Huber sum at one solver vector (p,)."""
     return float(huber_sum(bound.log_value(theta[None])[0] - bound.lny, bound.weight, delta))

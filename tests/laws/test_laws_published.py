@@ -127,6 +127,62 @@ def draws_of(f: Fit) -> dict[str, np.ndarray]:
     return draws | derive_many(LAWS["chinchilla"], draws)
 
 
+WHERE = {
+    "besiroglu-240": "published::test_besiroglu",
+    "besiroglu-240-not-converged-tex": "published::test_points_that_are_no_optimum_are_rejected",
+    "besiroglu-240-not-converged-mean": "published::test_points_that_are_no_optimum_are_rejected",
+    "besiroglu-240-not-converged-published": "published::test_points_that_are_no_optimum_are_rejected",
+    "besiroglu-240-bootstrap": "published::test_published_bootstrap_is_reproduced_draw_by_draw",
+    "besiroglu-240-bootstrap-200": "published::test_besiroglu",
+    "besiroglu-240-vp": "published::test_variable_projection_and_one_polish_reach_the_optimum",
+    "besiroglu-240-profile-E": "published::test_besiroglu",
+    "besiroglu-245": "published::test_besiroglu",
+    "porian-weighted-exponents": "isoflop::test_porian_line",
+    "porian-unweighted-exponents": "isoflop::test_porian_line",
+    "porian-akima": "isoflop::test_porian_akima",
+    "porian-parabola-guards": "isoflop::test_porian_parabola_guards",
+    "porian-approach3": "published::test_porian_points_give_two_answers_in_two_windows",
+    "porian-saturating-law": "published::test_porian_saturating_law_misses_what_was_held_out",
+    "gadre-rpj": "curves::test_gadre",
+    "gadre-c4_original": "curves::test_gadre",
+    "gadre-rw_original": "curves::test_gadre",
+    "gadre-rpj-24": "curves::test_gadre",
+    "muennighoff-182": "curves::test_muennighoff",
+    "olmo-c4": "published::test_olmo",
+    "olmo-hellaswag": "published::test_olmo",
+    "olmo-piqa": "published::test_olmo",
+    "olmo-c4-identifiability": "published::test_olmo_floor_is_not_identified",
+    "olmo-c4-20": "published::test_olmo",
+    "olmo-flop-constant": "published::test_olmo_flop_constant_is_full_attention_with_half_an_embedding",
+}
+
+
+def test_every_published_case_has_its_test(cases: dict[str, Case]) -> None:
+    """A case added to truth.json fails here until a test is named for it; a test that names it must mention its id."""
+    assert sorted(cases) == sorted(WHERE), f"without a test: {sorted(set(cases) - set(WHERE))}"
+    for case_id, place in WHERE.items():
+        file, test = place.split("::")
+        source = (Path(__file__).parent / f"test_laws_{file}.py").read_text()
+        assert f"def {test}(" in source, f"{case_id}: no {test} in test_laws_{file}.py"
+        pieces = (case_id, case_id.removesuffix(case_id.rsplit("-", 1)[1]))  # built from a parameter in some tests
+        assert any(piece in source.replace(f'"{case_id}": ', "") for piece in pieces), case_id
+
+
+def test_olmo_flop_constant_is_full_attention_with_half_an_embedding(published: Path, cases: dict[str, Case]) -> None:
+    """M8: the ladder's FLOP per token are 6N + 12 L d s + 4 V d exactly, 1.67 times 6N at 190M."""
+    shapes = {"190M": (12, 768), "370M": (16, 1024), "760M": (16, 1536), "1B": (16, 2048), "3B": (16, 3328)}
+    shapes |= {"peteish7_": (32, 4096), "peteish13_": (40, 5120)}
+    rows = rows_of(published / "olmo_ladder" / "ladder_final.csv")
+    found = []
+    for r in rows:
+        layers, width = next(v for k, v in shapes.items() if r["run"].startswith(k))
+        n = int(r["N"])
+        found.append(6 * n + 12 * layers * width * 4096 + 4 * 100352 * width == int(r["flops_train_per_token"]))
+    assert_check(cases["olmo-flop-constant"]["checks"][0], all(found))
+    small = next(r for r in rows if r["run"].startswith("190M"))
+    assert int(small["flops_train_per_token"]) / (6 * int(small["N"])) == pytest.approx(1.67, abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("case_id", "keep", "draws"),
     [
