@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness import conditions, fitfiles, laws, tables
 from harness.errors import FitError
-from harness.laws.forms import LAWS, law_named
+from harness.laws.catalogue import NAMES, law_named
 from harness.laws.result import Fit, Warn
 from harness.records import write_text_atomic
 
@@ -40,10 +40,10 @@ def parser() -> argparse.ArgumentParser:
         description="Fit one law to a table of points; writes one Fit, prints it.",
         epilog="Columns that are not named are looked up by this project's names (n_total, tokens, train_flop, loss_nat, "
         "energy_j, wall_s), then by the law's symbols (N, D, C, loss, J, t). Laws: "
-        + "; ".join(f"{law.name}: {law.formula}" for law in LAWS.values()),
+        + "; ".join(f"{name}: {law_named(name).formula}" for name in NAMES),
     )
     p.add_argument("table", metavar="TABLE.csv|parquet", type=Path)
-    p.add_argument("--law", required=True, help=f"one of: {', '.join(LAWS)}")
+    p.add_argument("--law", required=True, help=f"one of: {', '.join(NAMES)}")
     for flag, what in HELP.items():
         p.add_argument(f"--{flag}", metavar="COLUMN", help=f"column of {what}")
     p.add_argument("--energy", metavar="COLUMN", help="column of joules")
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fix", metavar="PARAMETER=VALUE", action="append", default=[], help="a parameter that is given")
     p.add_argument("--filter", metavar="CONDITION", help=f"rows to keep, such as {conditions.EXAMPLE}")
     p.add_argument("--hold-out", metavar="CONDITION", help="rows that are predicted, never fitted")
-    p.add_argument("--delta", type=float, default=1e-3, help="Huber delta on log residuals (default 1e-3)")
+    p.add_argument("--delta", type=float, help="Huber delta on log residuals (default: the law's own, 1e-3 for losses)")
     p.add_argument("--bootstrap", type=int, default=4000, help="draws behind the intervals (default 4000)")
     p.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     p.add_argument("--out", type=Path, required=True, metavar="F.json", help="where to write the Fit")
@@ -114,7 +114,7 @@ def fit_table(
     fixed: Mapping[str, float] | None = None,
     keep: str | None = None,
     hold_out: str | None = None,
-    delta: float = 1e-3,
+    delta: float | None = None,
     bootstrap: int = 4000,
     seed: int = 0,
 ) -> Fit:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from harness.conditions import find_column, is_text
 from harness.errors import FitError
-from harness.laws.forms import law_named
+from harness.laws.catalogue import law_named
 
 SUFFIXES = (".csv", ".parquet")
 # Columns taken without being named, first match wins: this project's own names, then the symbols themselves
