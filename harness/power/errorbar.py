@@ -3,48 +3,111 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import numpy as np
 
+from harness.power import comb
+from harness.power.comb import tick
 from harness.power.series import Held, Series
 
 BOXCAR_S = 1.0  # length of the mean behind "average" on Ampere to Hopper
 EDGE_S = 1.0  # how far beside an edge the power level is looked at
+SUB_TICK = 160  # variance of an edge is (dP u)^2 over this; see `edge`
+LOOK = 0.25  # of an update: how long after a tick its instant reading is surely shown
+SHAPE_TICKS, LEAST_SHAPE = 64, 16  # ticks looked back at for `trust`, and the fewest that tell anything
+FLAT = 0.01  # share of the mean below which a spread of power is none
+LEVEL_FLOOR = 0.1  # high minus low is taken as at least this share of the mean: levels inside a tick are not seen
+UNSEEN = 0.02  # share of the mean by which instant readings may miss the counter before a hidden level is assumed
 BLOCK = 5  # readings per block in the standard error of an integral of instant power
 
 
-def tick(s: Series, k: int, u: float) -> tuple[float, float]:
-    """Time and half-width of tick k, s. After a late poll the value shown is that of the last update, at most u old."""
-    lo = s.lo_s[k] if s.points else max(s.lo_s[k], s.hi_s[k] - u)
-    return 0.5 * (lo + s.hi_s[k]), 0.5 * (s.hi_s[k] - lo)
+def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float, int]:
+    """Counter at `t`, J, its standard error from when the ticks were seen, and the tick that lies before `t`.
+
+    `k` is that tick by the brackets of the polls; the comb may put `t` into the interval beside it.
+    """
+    first, last = max(0, k - 1), min(len(s.hi_s) - 1, k + 2)
+    first = first if s.piece[first] == s.piece[k] else k
+    last = last if s.piece[last] == s.piece[k] else k + 1
+    t_s, se_s = comb.times(s, first, last - first + 1, u)
+    i = min(max(bisect_right(t_s, t) - 1, 0), last - first - 1)
+    length, rise = t_s[i + 1] - t_s[i], s.joule[first + i + 1] - s.joule[first + i]
+    x, mean = (t - t_s[i]) / length, rise / length
+    bend = 0.0
+    before, after = s.instant.at(t_s[i] + LOOK * u), s.instant.at(t_s[i + 1] + LOOK * u)
+    if before is not None and after is not None and 0 <= x <= 1:
+        slopes = (x**3 - 2 * x**2 + x) * (before - mean) + (x**3 - x**2) * (after - mean)
+        bend = trust(s, first + i, u) * length * slopes
+    error = mean * math.hypot((1 - x) * se_s[i], x * se_s[i + 1])
+    return s.joule[first + i] + x * rise + bend, error, first + i
 
 
-def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float]:
-    """Counter at `t` between ticks k and k + 1, J, and its standard error from when those ticks were seen."""
-    (t0, h0), (t1, h1) = tick(s, k, u), tick(s, k + 1, u)
-    x = (t - t0) / (t1 - t0)
-    slope = (s.joule[k + 1] - s.joule[k]) / (t1 - t0)
-    return s.joule[k] + x * (s.joule[k + 1] - s.joule[k]), slope * math.hypot((1 - x) * h0, x * h1) / math.sqrt(3)
+def trust(s: Series, k: int, u: float) -> float:
+    """How far instant readings tell the shape of the power inside ticks, 0 to 1: their correlation with the counter.
+
+    Over the ticks up to k: the mean of the readings at both ends of a tick interval against the counter's mean power in it.
+    Readings that alias a fast load, or stand locked to it, do not follow the counter, and the line stays straight.
+    """
+    first = max(0, k - SHAPE_TICKS)
+    if k - first < LEAST_SHAPE or s.piece[first] != s.piece[k] or not s.instant.w:
+        return 0.0
+    lo, hi = np.array(s.lo_s[first : k + 1]), np.array(s.hi_s[first : k + 1])
+    at = 0.5 * (np.maximum(lo, hi - u) + hi)
+    counted = np.diff(np.array(s.joule[first : k + 1])) / np.diff(at)
+    start = max(0, bisect_right(s.instant.t_s, at[0]) - 1)
+    times, watts = np.array(s.instant.t_s[start:]), np.array(s.instant.w[start:])
+    shown = watts[np.maximum(np.searchsorted(times, at + LOOK * u, side="right") - 1, 0)]
+    ends = 0.5 * (shown[1:] + shown[:-1])
+    if min(float(np.std(ends)), float(np.std(counted))) < FLAT * float(np.mean(counted)):
+        return 0.0
+    return max(0.0, float(np.corrcoef(counted, ends)[0, 1]))
 
 
-def spread(s: Series, a: float, b: float, ka: int, kb: int, u: float) -> float:
-    """High minus low power in and just around the window, W: instant readings, and slopes of the counter beyond timing doubt."""
-    shown = s.instant.span(a, b)
-    by_readings = max(shown) - min(shown) if shown else 0.0
-    first, last = max(0, ka - 1), min(len(s.hi_s), kb + 2)
-    hi, joule, piece = np.array(s.hi_s[first:last]), np.array(s.joule[first:last]), np.array(s.piece[first:last])
-    lo = np.array(s.lo_s[first:last])
+def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
+    """Lowest and highest power within `EDGE_S` of the tick interval k, W: instant readings, and slopes of the counter.
+
+    Instant readings that see a part of each update and are locked to the load show one level for ever. That their mean misses
+    the counter's gives it away: then the hidden level may be anything from nothing to the card's limit.
+    """
+    n = max(2, round(EDGE_S / u))
+    first, last = max(0, k - n), min(len(s.hi_s), k + 2 + n)
+    hi, lo = np.array(s.hi_s[first:last]), np.array(s.lo_s[first:last])
+    joule, piece = np.array(s.joule[first:last]), np.array(s.piece[first:last])
     if not s.points:
         lo = np.maximum(lo, hi - u)
     same = np.diff(piece) == 0
     rise, doubt = np.diff(joule)[same], 0.5 * ((hi - lo)[1:] + (hi - lo)[:-1])[same]
     apart = np.diff(0.5 * (hi + lo))[same]
     sure = apart > doubt
-    if not sure.any():
-        return by_readings
-    fastest = np.max(rise[sure] / (apart + doubt)[sure])
-    slowest = np.min(rise[sure] / (apart - doubt)[sure])
-    return max(by_readings, float(fastest - slowest))
+    low = high = mean_w
+    if sure.any():  # the fastest and the slowest slope that the brackets leave no doubt of
+        low = min(low, float(np.min(rise[sure] / (apart - doubt)[sure])))
+        high = max(high, float(np.max(rise[sure] / (apart + doubt)[sure])))
+    shown = np.array(s.instant.span(float(hi[0]), float(hi[-1])))
+    if len(shown) == 0:
+        return min(low, 0.5 * mean_w), max(high, 1.5 * mean_w)
+    low, high = min(low, float(shown.min())), max(high, float(shown.max()))
+    looks = s.instant.integral(float(hi[0]), float(hi[-1]))
+    if looks is not None and same.all() and hi[-1] > hi[0]:
+        counted = float(joule[-1] - joule[0]) / float(hi[-1] - hi[0])
+        miss = looks / float(hi[-1] - hi[0]) - counted
+        if abs(miss) > UNSEEN * counted + 3 * float(shown.std()) / math.sqrt(len(shown)):
+            return (low, max(high, s.limit_w or 3 * counted)) if miss < 0 else (0.0, high)
+    return low, high
+
+
+def edge(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
+    """Error of the interpolation at a window's edge between ticks k and k + 1, J: one sigma, and the bias of a cold edge.
+
+    A power that changes once between two levels inside the interval, an edge anywhere: a straight line errs by dP u / sqrt(90) rms.
+    The errors are bounded and peaked, edges on step boundaries err alike at both ends, and instant readings bend the line: over the
+    loads of scripts/bench/meter, dP u / sqrt(160) gives a 95 % interval that holds 94 to 99.9 % of truths.
+    """
+    length = tick(s, k + 1, u)[0] - tick(s, k, u)[0]
+    low, high = levels(s, k, mean_w, u)
+    between = max(high - low, LEVEL_FLOOR * mean_w)
+    return between * length / math.sqrt(SUB_TICK), edge_step(s, k, between, mean_w, u) * length / 6
 
 
 def edge_step(s: Series, k: int, levels: float, mean: float, u: float) -> float:

@@ -1,10 +1,11 @@
 """Joules of a window from the ticks of a counter, with a standard error and reason codes. Pure functions of `Series`.
 
-Value (E1): the counter, interpolated straight between the two ticks around each edge, so that neither edge is rounded to a
-tick. Integrals of instant (E2) and average power (E3) are set beside it and never mixed in; they take over only where a card
-has no counter. Standard error, J, one sigma (u_a, u_b: tick intervals around the edges; dP: power levels, highest minus lowest):
-    sub-tick   dP u / sqrt(90) for each edge   where in its tick interval the edge falls, and what the power did there
-    poll       P h / sqrt(3) per edge tick     h half-width of the time in which the tick was seen
+Value (E1): the counter, interpolated between the two ticks around each edge, so that neither edge is rounded to a tick. When
+the ticks happened comes from a comb fitted through many (`comb`); the line between two is bent towards the instant readings
+at its ends as far as these are seen to follow the counter (`errorbar.trust`). Integrals of instant (E2) and average power
+(E3) are set beside it and never mixed in; they take over only where a card has no counter. Standard error, J, one sigma:
+    sub-tick   dP u / sqrt(160) per edge    dP: power levels around the edge, highest minus lowest; u: tick interval there
+    ticks      P dt per edge                dt: standard error of the comb, or of a tick's bracket where there is no comb
     cold edge  (u_a step_a + u_b step_b) / 6   bias where the power steps at an edge; added as an allowance, not corrected
 The gain of the card (about 5 % until calibrated) is common to all its windows and is not in the standard error.
 Not seen: whether the counter samples or integrates inside a tick, and its latency; both are properties of the card.
@@ -23,7 +24,7 @@ from harness.power import errorbar
 from harness.power.series import Series
 
 DEFAULT_TICK_S = 0.1  # until three ticks were seen
-POWER_FLOOR = 0.1  # dP is taken as at least this share of the mean power: levels inside a tick are not seen
+POWER_FLOOR = 0.1  # without a counter: error of one update, as a share of the mean power
 DISAGREE = 0.03  # relative difference of two sources that needs a word
 CHECK_FROM_S = 5.0  # shorter windows: the cross-check says nothing
 Z95 = 1.96
@@ -194,25 +195,15 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
         where = "at an edge of the window" if at_edge else f"for {missing:.3g} s of the window's {b - a:.3g} s"
         return _fail(out, "SAMPLER_GAP", f"no counter readings {where}; at least {rising_j(s, a, b):.4g} J were used")
 
-    (ea, sa), (eb, sb) = errorbar.interpolate(s, ka, a, u), errorbar.interpolate(s, kb - 1, b, u)
+    (ea, sa, ka), (eb, sb, kb) = errorbar.interpolate(s, ka, a, u), errorbar.interpolate(s, kb - 1, b, u)
     energy = eb - ea
-    out.ticks = kb - ka - 1
+    out.ticks = kb - ka
     out.energy_j = energy
-    spread = errorbar.spread(s, a - u, b + u, ka, kb, u)
     mean = energy / (b - a)
-    shown = s.instant.integral(a, b)
-    # Instant readings locked to the load show one level for ever; that they miss the counter's mean gives it away.
-    unseen = mean if shown is None else 2 * abs(shown / (b - a) - mean)
-    levels = max(spread, unseen, POWER_FLOOR * mean)
     if out.ticks < 3:
-        levels = max(levels, 0.5 * mean)
         out.codes.append("WINDOW_TOO_SHORT")
-    edges = [
-        (errorbar.tick(s, k + 1, u)[0] - errorbar.tick(s, k, u)[0], errorbar.edge_step(s, k, levels, mean, u))
-        for k in (ka, kb - 1)
-    ]
-    cold = sum(length * step for length, step in edges) / 6
-    out.se_j = math.hypot(*(levels * length / math.sqrt(90) for length, _ in edges), sa, sb, cold)
+    edges = [errorbar.edge(s, k, mean, u) for k in (ka, kb)]
+    out.se_j = math.hypot(*(scatter for scatter, _ in edges), sa, sb, sum(bias for _, bias in edges))
     if s.facts.get("range_j") and energy <= 0:
         return _fail(out, "STUCK", "the RAPL counter did not move during the window")
     if not wide:

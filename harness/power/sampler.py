@@ -37,6 +37,9 @@ from harness.units import S_PER_NS
 
 NS = 1_000_000_000
 JITTER = 0.3  # of the period, to both sides
+# Deadlines are this share of the period apart. A period that divides the sensor's own (10 ms of 100 ms) would bracket every
+# tick at the same place, and no number of ticks would tell where in the bracket they lie.
+STRIDE = 0.9721
 LATE = 2.0  # a poll later than this many periods after the one before is written whatever it says
 READY_WAIT_NS = 1 * NS  # for the first tick of each counter
 LAST_TICK_WAIT_NS = NS // 2  # for one more tick after the parent's end
@@ -86,7 +89,7 @@ class Sampler:
         self, spec: Spec, source: Source, writer: Writer, cards: list[dict[str, Any]], control_fd: int
     ) -> None:
         self.spec, self.source, self.writer, self.control_fd = spec, source, writer, control_fd
-        self.period_ns = round(spec.period_s * NS)
+        self.period_ns = round(spec.period_s * NS * STRIDE)
         self.recorder = Recorder(round(LATE * self.period_ns))
         self.cards = len(cards)
         # A card without a counter, or whose counter is read at will, has no tick to wait for.
