@@ -4,7 +4,7 @@ Value (E1): the counter, interpolated between the two ticks around each edge, so
 the ticks happened comes from a comb fitted through many (`comb`); the line between two is bent towards the instant readings
 at its ends as far as these are seen to follow the counter (`errorbar.trust`). Integrals of instant (E2) and average power
 (E3) are set beside it and never mixed in; they take over only where a card has no counter. Standard error, J, one sigma:
-    sub-tick   dP u / sqrt(160) per edge    dP: power levels around the edge, highest minus lowest; u: tick interval there
+    sub-tick   dP u / sqrt(172) per edge    dP: power levels around the edge, highest minus lowest; u: tick interval there
     ticks      P dt per edge                dt: standard error of the comb, or of a tick's bracket where there is no comb
     cold edge  (u_a step_a + u_b step_b) / 6   bias where the power steps at an edge; added as an allowance, not corrected
 The gain of the card (about 5 % until calibrated) is common to all its windows and is not in the standard error.
