@@ -20,7 +20,7 @@ usage: harness VERB [ARGUMENTS]
   report  STUDY [STUDY …]                one HTML page and figures; several studies side by side
   reproduce LADDER                       run a ladder afresh and compare it with the committed reference
   export  RUN|STUDY --format hf|parquet  a Hugging Face checkpoint, or one table row per point
-  doctor                                 versions, GPUs, sensors, disk, W&B login, and what to do about each problem
+  doctor                                 versions, GPUs, sensors, disk, W&B login; --sensor measures each GPU's power sensor
 
 `harness VERB --help` says more. Examples:
   harness run +ladder=cpu

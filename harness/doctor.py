@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.errors import CorpusError
 from harness.host import cpu_model
 from harness.schema import TrackerConfig, WandbMode
 from harness.units import si
+
+if TYPE_CHECKING:
+    from harness.power import sensor
 
 PACKAGES = (
     "torch",
@@ -119,6 +124,60 @@ def _sensors() -> list[tuple[str, str, str | None]]:
         ("RAPL", str(zones["reason"]) if zones["reason"] else ", ".join(z["name"] for z in zones["zones"]), None)
     )
     return rows
+
+
+def sensor_cards(seconds: float = 12.0) -> tuple[str, bool]:
+    """Measure the sensor of every GPU that CUDA shows, keep the cards, and say what was found; False where there is none."""
+    from harness.power import sensor
+    from harness.power.nvml import NvmlSource
+    from harness.power.source import Refused
+
+    source = NvmlSource(os.environ.get("CUDA_VISIBLE_DEVICES"), mig_whole_card=True)
+    try:
+        facts = source.open()
+    except Refused as e:
+        return e.reason, False
+    lines = []
+    for i, f in enumerate(facts):
+        actions, why = gpu_actions(i)
+        card = sensor.measure(source, facts, i, seconds=seconds, actions=actions, why_no_actions=why)
+        lines.append(f"{f['name']} {f['uuid']}, driver {f['driver']}: kept in {sensor.store(card)}")
+        for field in dataclasses.fields(card)[4:-2]:
+            value = getattr(card, field.name)
+            lines.append(
+                f"  {field.name.ljust(22)} {card.reasons.get(field.name, 'not measured') if value is None else f'{value:.4g}'}"
+            )
+    source.close()
+    return "\n".join(lines), True
+
+
+def gpu_actions(index: int) -> tuple[sensor.Actions | None, str]:
+    """Loads on the CUDA device of that index, or why there are none."""
+    import time
+
+    import torch
+
+    from harness.power.sensor import Actions
+
+    if not torch.cuda.is_available():
+        return None, "this torch sees no CUDA device, so there is no load and no context"
+    device = torch.device("cuda", index)
+
+    def burst(seconds: float) -> tuple[int, int]:
+        a, b = (torch.randn(4096, 4096, device=device, dtype=torch.bfloat16) for _ in range(2))  # zeros would draw less
+        torch.cuda.synchronize(device)
+        begin = time.monotonic_ns()
+        while time.monotonic_ns() - begin < seconds * 1e9:
+            for _ in range(8):
+                a @ b
+            torch.cuda.synchronize(device)
+        return begin, time.monotonic_ns()
+
+    def context() -> None:
+        torch.zeros(1, device=device)
+        torch.cuda.synchronize(device)
+
+    return Actions(context, burst), ""
 
 
 def _disk(runs: Path) -> tuple[str, str, str | None]:

@@ -280,8 +280,17 @@ def doctor(arguments: list[str]) -> int:
     """Versions, GPUs, sensors, disk, W&B login, and what to do about each problem."""
     parser = _help("doctor", "What this machine has, what is missing, and what to do about it.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs will be written (default: runs)")
+    parser.add_argument(
+        "--sensor",
+        action="store_true",
+        help="measure the power sensor of each idle GPU for about two minutes and keep the result: runs then state net joules",
+    )
     given = parser.parse_args(arguments)
     from harness import doctor as examination
 
+    if given.sensor:
+        lines, good = examination.sensor_cards()
+        print(lines)
+        return 0 if good else 1
     print(examination.text(examination.examine(given.runs)))
     return 0

@@ -13,7 +13,7 @@ from harness.power.series import Held, Series
 
 BOXCAR_S = 1.0  # length of the mean behind "average" on Ampere to Hopper
 EDGE_S = 1.0  # how far beside an edge the power level is looked at
-SUB_TICK = 172  # variance of an edge is (dP u)^2 over this; see `edge`
+SUB_TICK = 168  # variance of an edge is (dP u)^2 over this; see `edge`
 LOOK = 0.25  # of an update: how long after a tick its instant reading is surely shown
 SHAPE_TICKS, LEAST_SHAPE = 64, 16  # ticks looked back at for `trust`, and the fewest that tell anything
 FLAT = 0.01  # share of the mean below which a spread of power is none
@@ -102,7 +102,7 @@ def edge(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
 
     A power that changes once between two levels inside the interval, an edge anywhere: a straight line errs by dP u / sqrt(90) rms.
     The errors are bounded and peaked, edges on step boundaries err alike at both ends, and instant readings bend the line: over the
-    loads of scripts/bench/meter, dP u / sqrt(172) gives a 95 % interval that holds 94 to 99.9 % of truths.
+    loads of scripts/bench/meter, dP u / sqrt(168) gives a 95 % interval that holds 94 to 99.9 % of truths.
     """
     length = tick(s, k + 1, u)[0] - tick(s, k, u)[0]
     low, high = levels(s, k, mean_w, u)

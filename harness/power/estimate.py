@@ -4,7 +4,7 @@ Value (E1): the counter, interpolated between the two ticks around each edge, so
 the ticks happened comes from a comb fitted through many (`comb`); the line between two is bent towards the instant readings
 at its ends as far as these are seen to follow the counter (`errorbar.trust`). Integrals of instant (E2) and average power
 (E3) are set beside it and never mixed in; they take over only where a card has no counter. Standard error, J, one sigma:
-    sub-tick   dP u / sqrt(172) per edge    dP: power levels around the edge, highest minus lowest; u: tick interval there
+    sub-tick   dP u / sqrt(168) per edge    dP: power levels around the edge, highest minus lowest; u: tick interval there
     ticks      P dt per edge                dt: standard error of the comb, or of a tick's bracket where there is no comb
     cold edge  (u_a step_a + u_b step_b) / 6   bias where the power steps at an edge; added as an allowance, not corrected
 The gain of the card (about 5 % until calibrated) is common to all its windows and is not in the standard error.
@@ -73,6 +73,13 @@ def combine(parts: list[CardWindow], tolerance: float) -> records.Measured:
     duration = parts[0].duration_s
     out = records.Measured(energy, se, power_w=energy / duration if duration > 0 else None, source=source, codes=found)
     return _judge(out, tolerance)
+
+
+def net(measured: records.Measured, idle_w: float | None, seconds: float) -> records.Measured:
+    """With the net of idle beside the gross: joules minus `idle_w` over the window; unchanged where either is unknown."""
+    if measured.energy_j is None or idle_w is None:
+        return measured
+    return replace(measured, energy_net_j=measured.energy_j - idle_w * seconds, idle_power_w=idle_w)
 
 
 def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Measured:

@@ -6,6 +6,7 @@ A meter never stops a run: what it cannot measure comes back as `Measured(energy
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import records, schema
-from harness.power import estimate, replay, segment
+from harness.power import estimate, replay, segment, sensor
 from harness.power.cards import UNMETERED
 from harness.power.sampler import LEAVE, POLL_NOW, Spec
 from harness.power.segments import Segment, last_words, spawn
+from harness.units import S_PER_NS
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Meter:
         self._problems: list[str] = []
         self._worst_r2 = self._worst_r3 = 0.0
         self._seen_codes: dict[str, int] = {}
+        self._sensor_cards: list[sensor.SensorCard | None] = []
 
     # --- life ----------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -88,6 +91,9 @@ class Meter:
                 self._unmeasured(current.reader.refused["code"], current.reader.refused["reason"])
                 return
             if current.reader.ready:
+                if self._spec.source == "nvml" and current.reader.header is not None:
+                    cards = current.reader.header["cards"]
+                    self._sensor_cards = [sensor.stored(c["uuid"], c.get("driver")) for c in cards]
                 return
             if current.ended:
                 self._unmeasured(
@@ -168,6 +174,7 @@ class Meter:
                 reason="SAMPLER_DIED: the sampler wrote nothing for this window",
             )
         measured, parts = estimate.window(s.series, a_ns, b_ns, self.tolerance, s.ended)
+        measured = estimate.net(measured, self._idle_w(), (b_ns - a_ns) * S_PER_NS)
         for event in s.reader.events:
             if a_ns <= event["mono_ns"] <= b_ns and event["code"] not in measured.codes:
                 measured.codes.append(event["code"])
@@ -177,6 +184,11 @@ class Meter:
         for code in measured.codes:
             self._seen_codes[code] = self._seen_codes.get(code, 0) + 1
         return measured
+
+    def _idle_w(self) -> float | None:
+        """Power of all cards with a context and no kernels, W, from their stored sensor cards; None where one is missing."""
+        known = [c.idle_context_w for c in self._sensor_cards if c is not None and c.idle_context_w is not None]
+        return math.fsum(known) if known and len(known) == len(self._sensor_cards) else None
 
     def total_j(self) -> float | None:
         """Joules from the first to the latest tick, provisional; None where something in between was not measured."""
@@ -263,6 +275,7 @@ class Meter:
                 out["source"], out["source"]
             ),
             "cards": cards,
+            "sensor_cards": [None if c is None else dataclasses.asdict(c) for c in self._sensor_cards],
             "period_s": self._spec.period_s if self._spec else None,
             "tolerance": self.tolerance,
             "segments": len(self._segments),

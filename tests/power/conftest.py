@@ -31,7 +31,7 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _player(tmp_path_factory: pytest.TempPathFactory) -> Player:
+def player(tmp_path_factory: pytest.TempPathFactory) -> Player:
     """For this process; without a soname, so that nothing else here takes it for a driver."""
     folder = tmp_path_factory.mktemp("nvml_inside")
     return Player(_build(folder, soname=False), folder)
@@ -52,7 +52,7 @@ Sampled = Callable[..., list[Series]]
 
 
 @pytest.fixture
-def sampled(_player: Player, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sampled]:
+def sampled(player: Player, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sampled]:
     """`sampled(script, until_s)`: what the real source and recorder make of a script on a virtual clock, as Series.
 
     Polls come at jittered deadlines; those for which `skip(t)` holds do not happen. Second 0 of the script is time 0.
@@ -60,5 +60,5 @@ def sampled(_player: Player, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sample
     monkeypatch.setattr(pynvml, "nvmlLib", pynvml.nvmlLib)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     monkeypatch.setenv("SCRIPTED_NVML", "")
-    yield _player.play
-    _player.close()
+    yield player.play
+    player.close()

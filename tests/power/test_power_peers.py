@@ -29,7 +29,10 @@ Sampled = Callable[..., list[Series]]
 ROWS: dict[int, list[str]] = {
     1: ["test_a_window_of_two_ticks_is_refused_with_the_length_it_needs"],
     2: ["test_a_driver_reload_is_no_energy_and_keeps_a_lower_bound"],
-    3: ["test_a_counter_that_is_not_supported_falls_to_the_average", "test_without_a_counter_the_average_is_integrated"],
+    3: [
+        "test_a_counter_that_is_not_supported_falls_to_the_average",
+        "test_without_a_counter_the_average_is_integrated",
+    ],
     4: ["test_a_lost_gpu_is_no_energy_and_the_run_goes_on"],
     5: ["test_power_times_time_is_no_better_where_the_counter_fails"],
     6: ["test_empty_is_a_cpu_run", "test_mapping", "test_repeats_and_ambiguous_prefixes_are_refused"],
@@ -99,7 +102,9 @@ def test_a_plateau_of_unchanged_readings_is_data(sampled: Sampled) -> None:
     for phase in range(10):
         (s,) = sampled(Script([Card(trace, phase_s=0.01 * phase)]), 11.0)
         assert s.instant.integral(3.5, 7.5) == pytest.approx(2800, rel=0.01)
-        assert s.instant.integral(2.0, 9.5) == pytest.approx(integral_j(trace, 2.0, 9.5), rel=0.02)  # an update per edge
+        assert s.instant.integral(2.0, 9.5) == pytest.approx(
+            integral_j(trace, 2.0, 9.5), rel=0.02
+        )  # an update per edge
 
 
 def test_a_step_of_the_wall_clock_moves_no_window(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A script played on a virtual clock in this process: the real client, recorder and reader, without waiting.
 
-    player = Player(library, script_folder)          # library built with soname=False
-    series = player.play(script, until_s=20)         # one Series per card; second 0 of the script is time 0
+player = Player(library, script_folder)          # library built with soname=False
+series = player.play(script, until_s=20)         # one Series per card; second 0 of the script is time 0
 """
 
 from __future__ import annotations
