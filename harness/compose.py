@@ -28,6 +28,7 @@ from harness.schema import (
     ReplayConfig,
     RunConfig,
     TextConfig,
+    UnmeteredConfig,
     WsdConfig,
 )
 
@@ -118,6 +119,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "device.micro_batch_tokens": _at_least(1),
     "evaluation.every_tokens": _at_least(1),
     "evaluation.batch_tokens": _at_least(1),
+    "budget.kwh": _ABOVE_0,
     "power.tolerance": _ABOVE_0,
     "tracker.init_timeout_s": _ABOVE_0,
     "tracker.finish_timeout_s": _ABOVE_0,
@@ -162,6 +164,10 @@ def check_run(run: RunConfig) -> list[str]:
     )
     for key in given:
         need(getattr(b, key) > 0, f"budget.{key}={getattr(b, key)} must be above 0.")
+    need(
+        b.kwh is None or not isinstance(run.power, UnmeteredConfig),
+        f"budget.kwh={b.kwh} cannot be kept with power=unmetered: nothing would be counted. Choose power=nvml or power=rapl.",
+    )
     for share in b.cooldowns:
         need(
             0 < share < 1,
@@ -266,6 +272,7 @@ def public_overrides(overrides: list[str]) -> list[str]:
 def run_id(run: RunConfig) -> str:
     """Hash of the resolved config minus tracker, paths and run control; minus the budget where a trunk can be branched."""
     value = {k: v for k, v in resolved(run).items() if k not in _NOT_IDENTITY}
+    value["budget"].pop("kwh")  # what all runs together may spend says nothing about one of them
     if isinstance(run.schedule, WsdConfig):
         value.pop("budget")
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -93,6 +93,8 @@ class BudgetConfig:
     tokens_per_param: float | None = None  # D / N, with N = n_head
     # Further points of a wsd trunk, as fractions of the budget in (0, 1); each is a cooldown branch
     cooldowns: list[float] = field(default_factory=list)
+    # Energy that the whole study may spend, kWh: the sweep stops cleanly when its spent joules reach it. Not part of a run's identity
+    kwh: float | None = None
     drop_short: bool = False  # leave out points too short for this rung instead of refusing (isoFLOP grids)
 
 

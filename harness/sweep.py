@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import compose, records, stop
+from harness import compose, records, spending, stop
 from harness.errors import BusyError, ConfigError
 from harness.ladder import Rung
 from harness.schema import RunConfig
@@ -213,6 +213,9 @@ def job(config: DictConfig) -> str:
     if stop.reason() is not None:
         return "not started"  # queued behind a run that was stopped
     run_config = compose.load_run(config)
+    study = Path(run_config.paths.runs) / run_config.study
+    if spending.exhausted(run_config.budget.kwh, study) is not None:
+        return "not started"  # the launching process says why
     hydra_config = HydraConfig.get()
     workers = getattr(hydra_config.launcher, "n_jobs", 1) if hydra_config.mode is RunMode.MULTIRUN else 1
     from harness.train.run import run
@@ -256,6 +259,8 @@ def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> i
     )
     if done == len(planned):
         return 0
+    if why := spending.exhausted(planned[0].config.budget.kwh, planned[0].run_dir.parent):
+        print(f"stopped: {why}. Raise budget.kwh and launch again to go on.")
     advice = {
         "failed": "run.retry=failed takes failed runs up again",
         "diverged": "a diverged run needs a lower optim.lr_scale (run.force=true starts it afresh)",

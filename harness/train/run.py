@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from harness import ladder, records, stop
+from harness import ladder, records, spending, stop
 from harness.data import corpus_vocab, open_corpus, save_tokenizer
 from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
@@ -153,9 +153,10 @@ def _attempt(
                 grad_clip=config.optim.grad_clip,
                 on_halving=lambda n: _halved(progress, n),
             )
+            reason_to_stop = spending.guard(config.budget.kwh, run_dir.parent, stop.reason)
             heartbeat = Heartbeat(run_dir, state, meter.power_w)
             runner = PathRunner(
-                config, rung, corpus, trainer, device, progress, ledger, mirror, heartbeat.beat, stop.reason, run_dir
+                config, rung, corpus, trainer, device, progress, ledger, mirror, heartbeat.beat, reason_to_stop, run_dir
             )
             runner.train(missing)
         except BaseException:

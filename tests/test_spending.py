@@ -1,0 +1,87 @@
+"""budget.kwh: what a study has spent, when that is enough, and a sweep that stops for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from harness import cli, compose, records, spending
+from harness.records import Measured, SpendRow
+from harness.sweep import enumerate_runs
+
+TINY = [
+    *("study=budgeted", "model.width=8,16", "model.depth=1", "corpus.vocab=32", "corpus.keys=200", "corpus.context=21"),
+    *(
+        "corpus.val_tokens=630",
+        "optim.batch_tokens=84",
+        "optim.lr=0.01",
+        "schedule.warmup_tokens=840",
+        "device.kind=cpu",
+    ),
+    *("budget.tokens=50_400", "device.threads=1", "power=replay", "run.checkpoint_every_s=1"),
+]
+
+
+def _spend(study: Path, run: str, *energies: Measured) -> None:
+    (study / run).mkdir(parents=True)
+    rows = [SpendRow(1, "train", "trunk", 0, 1, 84, 1.0, 10.0, energy=e) for e in energies]
+    text = "".join(json.dumps(records.to_json(r)) + "\n" for r in rows)
+    (study / run / "spend.jsonl").write_text(text)
+
+
+def test_unmeasured_time_is_bounded_by_the_highest_power_that_was_measured(tmp_path: Path) -> None:
+    dark = Measured(reason="COUNTER_RESET: …", verdict="invalid")
+    _spend(tmp_path, "a", Measured(1000.0, 1.0, power_w=100.0), dark)
+    _spend(tmp_path, "b", Measured(3000.0, 1.0, power_w=300.0))
+    s = spending.spent(tmp_path)
+    assert (s.measured_j, s.unmeasured_s, s.unmeasured_bound_j, s.upper_j) == (4000.0, 10.0, 3000.0, 7000.0)
+    assert spending.exhausted(7001 / 3.6e6, tmp_path) is None
+    why = spending.exhausted(7000 / 3.6e6, tmp_path)
+    assert why is not None
+    assert "used up" in why
+    assert "10 s unmeasured" in why
+    assert spending.exhausted(None, tmp_path) is None
+
+
+def test_a_study_without_any_reading_cannot_keep_a_budget(tmp_path: Path) -> None:
+    assert spending.exhausted(1.0, tmp_path) is None  # nothing ran yet
+    _spend(tmp_path, "a", Measured(reason="NO_DRIVER: …"))
+    assert "without a meter" in (spending.exhausted(1.0, tmp_path) or "")
+
+
+def test_the_budget_is_no_part_of_a_run_and_needs_a_meter(tmp_path: Path) -> None:
+    trace = _trace(tmp_path)
+    for schedule in ("wsd", "cosine"):
+        given = [*TINY, f"power.path={trace}", f"schedule={schedule}"]
+        plain, _ = enumerate_runs(given)
+        capped, _ = enumerate_runs([*given, "budget.kwh=0.5"])
+        assert [p.run_id for p in plain] == [p.run_id for p in capped]
+    config = dataclasses.replace(plain[0].config, power=compose.schema.UnmeteredConfig())
+    config.budget.kwh = 1.0
+    assert any("budget.kwh=1.0 cannot be kept" in p for p in compose.check_run(config))
+    config.budget.kwh = -1.0
+    assert any("budget.kwh=-1.0 must be above 0" in p for p in compose.check_run(config))
+
+
+def test_a_sweep_stops_when_its_joules_reach_the_budget_and_goes_on_with_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["run", *TINY, f"power.path={_trace(tmp_path)}", f"paths.runs={tmp_path / 'runs'}"]
+    assert cli.main([*given, "budget.kwh=1e-9"]) == 1  # 3.6 mJ: the first window is more than that
+    said = capsys.readouterr().out
+    assert "0 of 2 runs done" in said
+    assert "interrupted" in said
+    assert "not started" in said
+    assert "budget.kwh=1e-09 is used up" in said
+    assert cli.main([*given, "budget.kwh=10"]) == 0
+    assert "2 of 2 runs done" in capsys.readouterr().out
+
+
+def _trace(folder: Path) -> Path:
+    path = folder / "trace.csv"
+    path.write_text("t_s,power_w\n0,300\n1000,300\n")
+    return path
