@@ -54,7 +54,7 @@ class Bench:
 
     @property
     def handle(self) -> Any:
-        return pynvml.nvmlDeviceGetHandleByUUID(self.facts[0]["uuid"])
+        return pynvml.nvmlDeviceGetHandleByIndex(self.facts[0]["index"])
 
 
 def slopes(s: Series) -> np.ndarray:
