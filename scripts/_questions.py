@@ -284,8 +284,11 @@ def q09(b: Bench) -> Json:
     except pynvml.NVMLError as e:
         return {"per_second": None, "reason": str(e)}
     seconds = time.monotonic() - t
-    rise = {k: None if v is None or later[k] is None else (later[k] - v) / seconds for k, v in before.items()}
-    return {"per_second": {str(k): v for k, v in rise.items()}}
+    rise: dict[str, float | None] = {}
+    for field, start in before.items():
+        end = later[field]
+        rise[str(field)] = None if start is None or end is None else (end - start) / seconds
+    return {"per_second": rise}
 
 
 def q10(b: Bench) -> Json:
