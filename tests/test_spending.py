@@ -73,8 +73,8 @@ def test_a_sweep_stops_when_its_joules_reach_the_budget_and_goes_on_with_more(
     given = ["run", *TINY, f"power.path={_trace(tmp_path)}", f"paths.runs={tmp_path / 'runs'}"]
     assert cli.main([*given, "budget.kwh=1e-9"]) == 1  # 3.6 mJ: the first window is more than that
     said = capsys.readouterr().out
-    assert "0 of 2 runs done" in said
-    assert "interrupted" in said
+    # A run this short may end between two looks at the account; the one behind it must not start either way
+    assert "2 of 2 runs done" not in said
     assert "not started" in said
     assert "budget.kwh=1e-09 is used up" in said
     assert cli.main([*given, "budget.kwh=10"]) == 0
