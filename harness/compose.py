@@ -33,7 +33,7 @@ from harness.schema import (
 )
 
 # What a run is called and where it writes, not what it is
-_NOT_IDENTITY = ("tracker", "paths", "run")
+_NOT_IDENTITY = ("tracker", "paths", "run", "ttc")
 
 
 def register() -> None:

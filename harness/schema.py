@@ -83,6 +83,72 @@ class TextConfig(CorpusConfig):
     cache_dir: str | None = None  # shards; None: ~/.cache/scaling-harness, or $XDG_CACHE_HOME
 
 
+# --- tasks: corpora to train on that are also tests -------------------------------------------------------------------
+class Arm(Enum):
+    """What stands between a problem and its answer: a chain of thought, nothing, or as many filler tokens (the control)."""
+
+    cot = "cot"
+    direct = "direct"
+    filler = "filler"
+
+
+@dataclass
+class TaskConfig(CorpusConfig):
+    """Base of the tasks: fresh problems without end to train on, distinct test problems held out by a hash."""
+
+    context: int = 0  # not to be set: the task's format decides how many positions a row has
+    val_tokens: int = 16_384
+    arm: Arm = Arm.cot
+
+
+class GroupFormat(Enum):
+    stride = "stride"  # every s-th running product is written; rows draw s from `strides`
+    budget = "budget"  # all products are written up to a budget, then an answer mark and the answer
+
+
+@dataclass
+class GroupConfig(TaskConfig):
+    """Word problem of a finite group: the product of `steps` operators; the chain of thought is the running products."""
+
+    group: str = "A5"  # S3, S4, S5, A4, A5, or Z<n>
+    # Element indices that serve as operators; [] : all. The default are four generators of A5
+    operators: list[int] = field(default_factory=lambda: [16, 30, 36, 48])
+    steps: int = 12  # operators of a problem; in the budget format the largest number, each row draws its own
+    format: GroupFormat = GroupFormat.stride
+    strides: list[int] = field(default_factory=lambda: [1, 2, 3, 12])  # stride format only
+
+
+@dataclass
+class CountdownConfig(TaskConfig):
+    """Reach a target from a few numbers with + - *; many answers are right, and a verifier knows all of them."""
+
+    numbers: int = 3
+    low: int = 1
+    high: int = 12
+    ceiling: int = 99  # every intermediate value lies in 0 .. ceiling
+
+
+@dataclass
+class MultiplyConfig(TaskConfig):
+    """Product of two numbers of `digits` digits; the chain of thought is the partial products and their running sums."""
+
+    digits: int = 4
+
+
+@dataclass
+class QaConfig(TaskConfig):
+    """Questions in text with a final answer, for pretrained checkpoints: GSM8K by its Hub name or local .jsonl files."""
+
+    test: str = (
+        "openai/gsm8k"  # Hub name, or path of a .jsonl with `question` and `answer`; "countdown": generated in words
+    )
+    shots_from: str | None = None  # file or split that exemplars are drawn from; None: the train split
+    hub_config: str | None = "main"
+    revision: str | None = None  # of the Hub dataset; recorded
+    shots: int = 8  # exemplars before the question; 0: the chat template, where the tokenizer has one
+    shots_seed: int = 0
+
+
 # --- budget, schedule, optimiser -------------------------------------------------------------------------------------
 @dataclass
 class BudgetConfig:
@@ -244,6 +310,38 @@ class TrackerConfig:
     finish_timeout_s: float = 30.0
 
 
+class TtcPoints(Enum):
+    """Which end points of a run are evaluated."""
+
+    all = "all"
+    longest = "longest"
+
+
+@dataclass
+class TtcConfig:
+    """How `harness ttc` evaluates a task at the end points of a run. No part of a run's identity."""
+
+    problems: int = 256  # distinct held-out problems
+    samples: int = 16  # drawn per problem, once; every smaller n is derived from them
+    temperatures: list[float] = field(default_factory=lambda: [1.0])
+    strides: list[int] = field(default_factory=list)  # group task, stride format; []: all that it was trained on
+    max_states: list[int] = field(
+        default_factory=list
+    )  # budgets of thought that are forced; []: the model ends by itself
+    min_states: int | None = None  # thought may not end before so many states
+    points: TtcPoints = TtcPoints.all
+    beam_width: int = 4  # continuations per kept path of the step search; 0: no step search
+    beam_keep: int = 1
+    verifier_tpr: float = 0.95  # of the noisy verifier: the share of right answers that it accepts
+    verifier_fpr: float = 0.05  # and of wrong ones
+    max_new_tokens: int = 512  # text tasks
+    batch_rows: int = 4096  # sequences decoded side by side
+    # Joules and seconds are metered at these n, over windows of `meter_s`; every other n is modelled from them
+    meter_samples: list[int] = field(default_factory=lambda: [1, 4, 16])
+    meter_s: float = 20.0
+    seed: int = 0
+
+
 class Retry(Enum):
     """Which earlier runs a new launch takes up again, besides interrupted and killed ones; diverged ones need `force`."""
 
@@ -278,6 +376,7 @@ class RunConfig:
     power: PowerConfig = field(default_factory=UnmeteredConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run: RunControl = field(default_factory=RunControl)
+    ttc: TtcConfig = field(default_factory=TtcConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     study: str = "default"  # runs of one study are fitted together; also the W&B group
     role: Role = Role.fit
@@ -286,7 +385,14 @@ class RunConfig:
 
 FAMILIES: dict[str, dict[str, type]] = {
     "model": {"llama": LlamaConfig, "pretrained": PretrainedConfig},
-    "corpus": {"facts": FactsConfig, "text": TextConfig},
+    "corpus": {
+        "facts": FactsConfig,
+        "text": TextConfig,
+        "group": GroupConfig,
+        "countdown": CountdownConfig,
+        "multiply": MultiplyConfig,
+        "qa": QaConfig,
+    },
     "schedule": {"wsd": WsdConfig, "cosine": CosineConfig, "constant": ConstantConfig},
     "optim": {"adamw": AdamwConfig, "muon": MuonConfig},
     "power": {"nvml": NvmlConfig, "rapl": RaplConfig, "replay": ReplayConfig, "unmetered": UnmeteredConfig},

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "harness"
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "host", "stop", "conditions"},
-    {"schema", "records", "flops", "spending"},
+    {"schema", "records", "ttc_records", "flops", "spending"},
     {"models", "data", "tasks", "power", "track", "laws"},
     {"ladder", "compose", "curves", "train", "ttc", "projection", "forecast", "tables", "prices", "fitfiles"},
     {
@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
 ]
 SIBLINGS = LAYERS[2]  # these never import each other
 TORCH_FREE = {
-    *("errors", "units", "host", "stop", "schema", "records", "flops", "conditions", "spending"),
+    *("errors", "units", "host", "stop", "schema", "records", "ttc_records", "flops", "conditions", "spending"),
     *(
         "compose",
         "ladder",

@@ -1,0 +1,134 @@
+"""What every test-time task offers: rows to train on, problems to be asked, rules of decoding, and a verifier.
+
+Arrays are numpy; a task never sees a model. P problems, R rows (a row is one sample of one problem), L prompt tokens, T generated tokens.
+A task is both a corpus (`rows`) and a test (everything else); its test problems never occur among its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+NONE = -1  # in integer arrays of tokens and answers: nothing is forced, nothing was read
+
+
+@dataclass(frozen=True)
+class Control:
+    """What is asked of the model besides the problem. A cell of an evaluation has one control and one temperature."""
+
+    stride: int = 1  # group, stride format: a state is written after every `stride` operators
+    max_states: int | None = None  # thought is cut after so many states and the answer forced; None: never
+    min_states: int | None = None  # thought may not end before so many states
+
+    def label(self) -> str:
+        parts = [f"stride {self.stride}"] if self.stride != 1 else []
+        parts += [f"at most {self.max_states} states"] if self.max_states is not None else []
+        parts += [f"at least {self.min_states} states"] if self.min_states is not None else []
+        return ", ".join(parts) or "free"
+
+
+@dataclass(frozen=True)
+class Problems:
+    """P problems; arrays of length P. `payload` is read by their task alone."""
+
+    ids: np.ndarray  # uint64, a hash of the problem: stable over runs, and what the hold-out goes by
+    cluster: np.ndarray  # int64; problems with one prompt or template share a cluster and are resampled together
+    size: np.ndarray  # int64; operators, numbers, digits; 0 where a problem has no size
+    payload: Any  # (P, ...) array or a list of length P
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: np.ndarray) -> Problems:
+        """The problems at `index` (integers or booleans), with repetition: a row per sample is `problems.take(problem_of_row)`."""
+        index = np.flatnonzero(index) if index.dtype == bool else index
+        if isinstance(self.payload, np.ndarray):
+            payload = self.payload[index]
+        else:
+            payload = [self.payload[i] for i in index.tolist()]
+        return Problems(self.ids[index], self.cluster[index], self.size[index], payload)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The reference continuation of each problem, for likelihoods: tokens (P, T) and which of them are scored (P, T)."""
+
+    tokens: np.ndarray  # int64, padded with the task's pad
+    scored: np.ndarray  # bool
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What decoding must do next, per row: `forced` (R,) int64, NONE where the model chooses; `banned` (R, V) bool or None."""
+
+    forced: np.ndarray
+    banned: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Grades:
+    """The verifier's word on R generated rows; arrays of length R."""
+
+    answer: (
+        np.ndarray
+    )  # int64 id of the answer in canonical form; equal answers, equal ids; NONE: no answer could be read
+    correct: np.ndarray  # bool
+    verified: np.ndarray  # int64, steps of thought that hold, counted from the first up to the first wrong one
+    trace_ok: np.ndarray  # bool: every step holds and the answer is right
+    truncated: np.ndarray  # bool: the end token never came
+
+
+class Task(Protocol):
+    """One task in one arm. Controls that a task does not know are refused by `controls`, never ignored."""
+
+    name: str  # group | countdown | multiply | qa
+    version: int  # raised when formats or problems change: old samples are then not reused
+    arm: str
+    vocab: int
+    context: int  # positions of a training row; 0 for tasks that are never trained on
+    chance: float  # accuracy of a guesser who knows the format
+    eos: int
+    pad: int
+    thought_end: int | None  # token that ends the thought and starts the answer; None where the format has none
+    step_tokens: int  # generated tokens per step of thought
+    info: dict[str, Any]  # for the record: everything that fixes the problems, hashes instead of paths
+
+    # --- as a corpus
+    def rows(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """n training rows: tokens (n, S + 1) int64, mask (n, S) float32 of scored targets, positions (n, S) int64 or None."""
+        ...
+
+    # --- as a test
+    def problems(self, count: int, seed: int = 0, *, held_out: bool = True) -> Problems:
+        """`count` distinct problems of the test side (or of the training side), fewer where no more exist. Same arguments, same problems."""
+        ...
+
+    def controls(self, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
+        """The controls of an evaluation, in a fixed order. ConfigError for one that this task does not have."""
+        ...
+
+    def prompts(self, problems: Problems, control: Control) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Tokens and position ids of each prompt, int64, lengths may differ between problems."""
+        ...
+
+    def max_new(self, control: Control) -> int:
+        """The largest number of tokens that a row may generate, the end token counted."""
+        ...
+
+    def rule(self, problems: Problems, control: Control, generated: np.ndarray) -> Rule:
+        """What holds for the next token of R rows that have `generated` (R, t) so far; `problems` has one entry per row."""
+        ...
+
+    def position(self, problems: Problems, control: Control, generated: np.ndarray) -> np.ndarray:
+        """Position ids (R,) at which the last token of `generated` (R, t) is fed, t >= 1."""
+        ...
+
+    def grade(self, problems: Problems, control: Control, generated: np.ndarray, lengths: np.ndarray) -> Grades:
+        """Verify R rows: `generated` (R, T) of which `lengths` (R,) tokens count, the end token included. Unfinished rows are graded too."""
+        ...
+
+    def trace(self, problems: Problems, control: Control) -> Trace | None:
+        """The one right continuation of each problem; None for tasks with many (countdown) or none in tokens (text)."""
+        ...
