@@ -252,7 +252,7 @@ def changed(run: RunConfig, path: tuple[str, ...]) -> RunConfig:
 @pytest.mark.parametrize("path", leaves(BASE), ids=".".join)
 def test_identity_of_a_trunk(path: tuple[str, ...]) -> None:
     same = compose.run_id(changed(BASE, path)) == compose.run_id(BASE)
-    assert same == (path[0] in ("tracker", "paths", "run", "budget"))
+    assert same == (path[0] in ("tracker", "paths", "run", "ttc", "budget"))
 
 
 @pytest.mark.parametrize("path", [p for p in leaves(BASE) if p[0] == "budget" and p[1] != "kwh"], ids=".".join)
