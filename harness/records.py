@@ -40,6 +40,7 @@ class Measured:
     verdict: str = "unmeasured"  # valid | suspect | invalid | unmeasured
     codes: list[str] = field(default_factory=list)  # reason codes, e.g. COUNTER_RESET
     reason: str | None = None  # why energy_j is None, in words
+    notes: list[str] = field(default_factory=list)  # evidence behind codes: when, how often, what was seen
 
 
 @dataclass

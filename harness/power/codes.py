@@ -13,6 +13,15 @@ EFFECT: dict[str, str] = {
     "SAMPLER_GAP": INVALID,  # no readings near an edge, or for too much of the window
     "WINDOW_TOO_SHORT": INVALID,  # its 95 % interval is wider than the asked tolerance, or it holds under 3 ticks
     "IMPLAUSIBLE": INVALID,  # more watts than 1.5 x the card's limit
+    "FOREIGN_PROCESS": INVALID,  # a process that is not the run's own used the card
+    "FOREIGN_UNKNOWN": INFO,  # who else uses the card cannot be told: no process list, or another pid namespace
+    "HW_THROTTLE": INVALID,  # the hardware slowed the clocks: heat or the power brake
+    "SW_THERMAL": SUSPECT,  # the driver slowed the clocks because of heat
+    "POWER_CAPPED": INFO,  # at the power limit: normal in training
+    "POWER_LIMIT_CHANGED": INVALID,  # somebody set another power limit since the start
+    "CLOCKS_CHANGED": INVALID,  # or other application clocks
+    "PHASE_LOCK": SUSPECT,  # steps keep time with the sensor: instant readings always see the same part of a step
+    "NOT_STATIONARY": SUSPECT,  # power of the first and the last third differ by more than 3 %
     "MIG_WHOLE_CARD": INVALID,  # the card is shared by MIG instances; joules are those of the whole card
     "SOURCES_DISAGREE": SUSPECT,  # energy counter against power readings, or a counter that stands still under load
     "NO_COUNTER": INFO,  # no energy counter: power readings were integrated

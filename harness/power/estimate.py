@@ -16,47 +16,30 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from harness import records
+from harness.power import checks, errorbar, watch
 from harness.power import codes as reasons
-from harness.power import errorbar
+from harness.power.checks import CardWindow
 from harness.power.series import Series
 
 DEFAULT_TICK_S = 0.1  # until three ticks were seen
 POWER_FLOOR = 0.1  # without a counter: error of one update, as a share of the mean power
-DISAGREE = 0.03  # relative difference of two sources that needs a word
-CHECK_FROM_S = 5.0  # shorter windows: the cross-check says nothing
 Z95 = 1.96
-
-
-@dataclass
-class CardWindow:
-    """One card over one window: the value, what it is made of, and what stands beside it."""
-
-    energy_j: float | None = None
-    se_j: float | None = None
-    source: str | None = None
-    codes: list[str] = field(default_factory=list)
-    reason: str | None = None
-    duration_s: float = 0.0
-    e2_j: float | None = None  # integral of instant power
-    e3_j: float | None = None  # integral of average power
-    r2: float | None = None  # (E1 - E2) / E1
-    r3: float | None = None
-    ticks: int = 0
-    tick_period_s: float | None = None
+MOST_NOTES = 12
 
 
 def window(
-    series: list[Series], a_ns: int, b_ns: int, tolerance: float, ended: bool = False
+    series: list[Series], a_ns: int, b_ns: int, tolerance: float, ended: bool = False, step_s: float | None = None
 ) -> tuple[records.Measured, list[CardWindow]]:
     """Energy of all cards over [a, b] (CLOCK_MONOTONIC), and each card's part. `ended`: the sampler writes no more.
+    `step_s`: mean length of the training steps inside, where there are any.
 
     A window that is merely too short for `tolerance` keeps its joules and error with the code WINDOW_TOO_SHORT and the
     verdict invalid: parts of a sum may be short when the sum is not (`total` judges that again).
     """
-    parts = [card_window(s, s.time_s(a_ns), s.time_s(b_ns), ended) for s in series]
+    parts = [card_window(s, s.time_s(a_ns), s.time_s(b_ns), ended, step_s) for s in series]
     return combine(parts, tolerance), parts
 
 
@@ -64,14 +47,16 @@ def combine(parts: list[CardWindow], tolerance: float) -> records.Measured:
     """Cards of one window added up: joules, standard errors in quadrature, union of codes."""
     found = _union(c for p in parts for c in p.codes)
     source = "+".join(_union(p.source for p in parts if p.source)) or None
+    notes = _union(n for p in parts for n in p.notes)
     missing = [p for p in parts if p.energy_j is None]
     if missing:
         reason = missing[0].reason or "no reading"
-        return records.Measured(source=source, verdict="invalid", codes=found, reason=reason)
+        return records.Measured(source=source, verdict="invalid", codes=found, reason=reason, notes=notes)
     energy = math.fsum(p.energy_j or 0.0 for p in parts)
     se = math.hypot(*(p.se_j or 0.0 for p in parts))
     duration = parts[0].duration_s
-    out = records.Measured(energy, se, power_w=energy / duration if duration > 0 else None, source=source, codes=found)
+    mean_w = energy / duration if duration > 0 else None
+    out = records.Measured(energy, se, power_w=mean_w, source=source, codes=found, notes=notes)
     return _judge(out, tolerance)
 
 
@@ -96,7 +81,8 @@ def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Mea
         alike = len({p.reason for p in missing}) == 1  # one cause is told once, however many windows it took
         more = "" if alike else f" (and {len(missing) - 1} more of {len(parts)} windows)"
         verdict = reasons.worst(p.verdict for p in parts)
-        return records.Measured(source=source, verdict=verdict, codes=found, reason=f"{missing[0].reason}{more}")
+        reason = f"{missing[0].reason}{more}"
+        return records.Measured(source=source, verdict=verdict, codes=found, reason=reason, notes=_notes(parts))
     energy = math.fsum(p.energy_j or 0.0 for p in parts)
     se = math.hypot(*(p.energy_se_j or 0.0 for p in parts))
     seconds = [p.energy_j / p.power_w for p in parts if p.energy_j and p.power_w]
@@ -110,6 +96,7 @@ def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Mea
         power_w=energy / timed if timed > 0 else None,
         source=source,
         codes=[c for c in found if c != "WINDOW_TOO_SHORT"],
+        notes=_notes(parts),
     )
     short = "WINDOW_TOO_SHORT" in found
     return _judge(out, tolerance) if short else replace(out, verdict=reasons.verdict(out.codes))
@@ -129,8 +116,19 @@ def refuse(measured: records.Measured, tolerance: float = 0.03) -> records.Measu
     return replace(measured, energy_j=None, energy_se_j=None, energy_net_j=None, reason=reason)
 
 
-def card_window(s: Series, a: float, b: float, ended: bool = False) -> CardWindow:
+def card_window(s: Series, a: float, b: float, ended: bool = False, step_s: float | None = None) -> CardWindow:
     """One card over [a, b], seconds of the segment."""
+    out = _value(s, a, b, ended)
+    for code, note in watch.judge(s.looks, a, b) if b > a else []:
+        out.codes, out.notes = _union([*out.codes, code]), [*out.notes, note]
+    if out.energy_j is not None and out.source == "nvml-counter":
+        checks.stationary(s, a, b, out, lambda t0, t1: _value(s, t0, t1, True).energy_j)
+        if step_s is not None:
+            checks.phase_lock(s, a, b, step_s, out)
+    return out
+
+
+def _value(s: Series, a: float, b: float, ended: bool) -> CardWindow:
     out = CardWindow(duration_s=b - a, codes=_standing_codes(s))
     if b < a:
         return _fail(out, "NO_SOURCE", f"the window ends {a - b:.3g} s before it begins")
@@ -214,7 +212,7 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
     if s.facts.get("range_j") and energy <= 0:
         return _fail(out, "STUCK", "the RAPL counter did not move during the window")
     if not wide:
-        _cross_check(s, a, b, u, out)
+        checks.cross_check(s, a, b, u, out)
     return out
 
 
@@ -288,28 +286,10 @@ def _from_power(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> 
     return out
 
 
-# --- cross-check and codes ---------------------------------------------------------------------------------------------
-def _cross_check(s: Series, a: float, b: float, u: float, out: CardWindow) -> None:
-    """Set E2, E3 beside E1. Agreement shows consistency of one sensor, no truth.
-
-    Instant readings miss most of the time on some cards, so a load locked to them makes E2 wrong while E1 and E3 are right:
-    the average decides where there is one.
-    """
-    assert out.energy_j is not None
-    assert out.se_j is not None
-    out.e2_j, out.e3_j = s.instant.integral(a, b), s.average.integral(a, b)
-    if out.energy_j <= 0:
-        return
-    limits: list[tuple[float, float]] = []
-    if out.e2_j is not None:
-        out.r2 = 1 - out.e2_j / out.energy_j
-        limits = [(out.r2, errorbar.instant_se(s.instant, a, b, u))]
-    if out.e3_j is not None:
-        out.r3 = 1 - out.e3_j / out.energy_j
-        limits = [(out.r3, errorbar.average_se(s.average, a, b, u))]
-    for r, se in limits:
-        if b - a >= CHECK_FROM_S and abs(r) > max(DISAGREE, 3 * math.hypot(out.se_j, se) / out.energy_j):
-            out.codes.append("SOURCES_DISAGREE")
+# --- codes --------------------------------------------------------------------------------------------------------------
+def _notes(parts: list[records.Measured]) -> list[str]:
+    """Evidence of the parts of a sum, the first few: a long run repeats itself, and its spend rows hold them all."""
+    return _union(n for p in parts for n in p.notes)[:MOST_NOTES]
 
 
 def _standing_codes(s: Series) -> list[str]:

@@ -143,19 +143,22 @@ class Meter:
         log.warning("energy is not measured: %s", reason)
 
     # --- answers -------------------------------------------------------------------------------------------------------
-    def energy(self, t_a_ns: int, t_b_ns: int, wait_s: float = 0.5) -> records.Measured:
-        """Energy between two moments of this attempt; waits up to `wait_s` for the first reading after `t_b_ns`."""
+    def energy(self, t_a_ns: int, t_b_ns: int, wait_s: float = 0.5, *, steps: int = 0) -> records.Measured:
+        """Energy between two moments of this attempt; waits up to `wait_s` for the first reading after `t_b_ns`.
+
+        `steps`: training steps in between, all alike; tells whether they kept time with the sensor.
+        """
         if self.reason is not None or not self._segments:
             return self._nothing()
         try:
-            return self._energy(t_a_ns, t_b_ns, wait_s)
+            return self._energy(t_a_ns, t_b_ns, wait_s, steps)
         except Exception as e:  # a bug here must not end a run of days; it is logged whole and named in the record
             log.exception("the meter failed on a window")
             return records.Measured(
                 verdict="invalid", codes=["METER_FAILED"], reason=f"METER_FAILED: {type(e).__name__}: {e}"
             )
 
-    def _energy(self, a_ns: int, b_ns: int, wait_s: float) -> records.Measured:
+    def _energy(self, a_ns: int, b_ns: int, wait_s: float, steps: int) -> records.Measured:
         self._refresh()
         if self._spec and self._spec.source == "rapl":
             self._segments[-1].ask(POLL_NOW)  # the window's end need not wait for the next period
@@ -173,7 +176,10 @@ class Meter:
                 codes=["SAMPLER_DIED"],
                 reason="SAMPLER_DIED: the sampler wrote nothing for this window",
             )
-        measured, parts = estimate.window(s.series, a_ns, b_ns, self.tolerance, s.ended)
+        for series, card in zip(s.series, self._sensor_cards, strict=False):
+            series.look_s = card.instant_window_s if card is not None else None
+        step_s = (b_ns - a_ns) * S_PER_NS / steps if steps else None
+        measured, parts = estimate.window(s.series, a_ns, b_ns, self.tolerance, s.ended, step_s)
         measured = estimate.net(measured, self._idle_w(), (b_ns - a_ns) * S_PER_NS)
         for event in s.reader.events:
             if a_ns <= event["mono_ns"] <= b_ns and event["code"] not in measured.codes:

@@ -15,9 +15,10 @@ import pynvml
 
 from harness.power.cards import UNMETERED, CardId, visible_cards
 from harness.power.source import GPU_GONE, NO_VALUE, OK, READ_FAILED, Reading, Refused
+from harness.power.watch import THROTTLE_FIELDS
 from harness.units import J_PER_MJ, W_PER_MW
 
-FIELD_AVERAGE, FIELD_INSTANT, FIELD_ENERGY = 185, 186, 83
+FIELD_AVERAGE, FIELD_INSTANT, FIELD_ENERGY, FIELD_MEMORY_TEMP = 185, 186, 83, 82
 _VALUE = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}  # nvmlValueType_t
 _NOT_SUPPORTED, _NO_PERMISSION, _NO_FUNCTION = 3, 4, 13
 _PROBES = 3  # a single bad answer under fast polling is known to happen
@@ -98,6 +99,27 @@ class NvmlSource:
             return Reading(None, None, None, code, code, code, None)
         instant, average, energy = (_field(v) for v in values)
         return Reading(energy[0], instant[0], average[0], energy[1], instant[1], average[1], int(values[2].timestamp))
+
+    def watch(self, card: int) -> dict[str, Any] | None:
+        handle = self._handles[card]
+        limit_mw = _ask(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+        clocks = [
+            _ask(lambda k=k: pynvml.nvmlDeviceGetApplicationsClock(handle, k))
+            for k in (pynvml.NVML_CLOCK_GRAPHICS, pynvml.NVML_CLOCK_MEM)
+        ]
+        fields = _ask(lambda: pynvml.nvmlDeviceGetFieldValues(handle, [*THROTTLE_FIELDS.values(), FIELD_MEMORY_TEMP]))
+        values = [_field(v)[0] for v in fields] if fields else [None] * (len(THROTTLE_FIELDS) + 1)
+        processes = _ask(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        return {
+            "limit_w": None if not limit_mw else limit_mw * W_PER_MW,
+            "clock_setting_mhz": None if None in clocks else clocks,
+            "sm_clock_mhz": _ask(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+            "mask": _ask(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
+            "throttle_ns": values[:-1],
+            "temp_c": _ask(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+            "memory_temp_c": values[-1],
+            "pids": None if processes is None else [int(p.pid) for p in processes],
+        }
 
     def close(self) -> None:
         _shutdown()

@@ -74,6 +74,9 @@ class RaplSource:
         except (OSError, ValueError):
             return Reading(None, None, None, READ_FAILED, NO_VALUE, NO_VALUE, None)
 
+    def watch(self, card: int) -> None:
+        """Nothing to look at beside the counter."""
+
     def close(self) -> None:
         self._files = []
 

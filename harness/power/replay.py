@@ -108,5 +108,8 @@ class ReplaySource:
         rc = OK if energy is not None else READ_FAILED
         return Reading(energy, power, None, rc, rc, NO_VALUE, None)
 
+    def watch(self, card: int) -> None:
+        """Nothing to look at beside the counter."""
+
     def close(self) -> None:
         self._trace = None

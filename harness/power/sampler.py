@@ -17,12 +17,14 @@ import hashlib
 import json
 import math
 import os
+import queue
 import random
 import select
 import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from harness.power.rapl import RaplSource
 from harness.power.replay import ReplaySource
 from harness.power.segment import SEGMENT_SCHEMA, Recorder, Writer, boot_id
 from harness.power.source import GPU_GONE, OK, Refused, Source
+from harness.power.watch import owners
 from harness.units import S_PER_NS
 
 NS = 1_000_000_000
@@ -103,10 +106,13 @@ class Sampler:
         self._ticked: set[int] = set()  # cards whose counter was seen to move
         self._step_ns = time.time_ns() - time.monotonic_ns()
         self._next_slow = self._next_anchor = 0
+        self._looks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def run(self) -> str:
         start = time.monotonic_ns()
         self._next_slow, self._next_anchor = start + NS, start + ANCHOR_NS
+        # Its calls may take milliseconds each; in the polling loop they would delay a deadline
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
         ready, k = False, 0
         stop_at: int | None = None
         while True:
@@ -115,6 +121,8 @@ class Sampler:
                 self._ticked = set()
                 self._first_energy = [None] * self.cards
             self._poll_cards()
+            while not self._looks.empty():
+                self.writer.put(self._looks.get())
             now = time.monotonic_ns()
             if not ready and (len(self._ticked) == self.cards or now - start > READY_WAIT_NS):
                 ready = True
@@ -149,6 +157,18 @@ class Sampler:
         if rows:
             self.rows += len(rows)
             self.writer.put(*rows)
+
+    def _watch(self) -> None:
+        """A look at every card once a second, until the process ends or no card has anything to look at."""
+        cards = list(range(self.cards))
+        while cards and not self.stop:
+            for card in list(cards):
+                seen = self.source.watch(card)
+                if seen is None:
+                    cards.remove(card)
+                    continue
+                self._looks.put(look_line(card, time.monotonic_ns(), seen, self.spec.parent_pid))
+            time.sleep(1.0)
 
     def _note_tick(self, card: int, energy: float | None) -> None:
         if not self.waits[card]:
@@ -198,6 +218,13 @@ class Sampler:
         cpu = time.process_time()
         line = {"kind": "stats", "mono_ns": now, "polls": self.polls, "missed": self.missed, "rows": self.rows}
         self.writer.put({**line, "lost_lines": self.writer.lost_lines, "cpu_s": cpu, "gap_hist": self.gaps})
+
+
+def look_line(card: int, mono_ns: int, seen: dict[str, Any], run_pid: int) -> dict[str, Any]:
+    """One look as a line of the segment: process ids become those that are not the run's own."""
+    pids = seen.pop("pids")
+    foreign, hidden = (None, 0) if pids is None else owners(pids, run_pid)
+    return {"kind": "watch", "card": card, "mono_ns": mono_ns, **seen, "foreign": foreign, "hidden": hidden}
 
 
 def lock_card(uuid: str, wait_s: float) -> Path | None:

@@ -1,7 +1,7 @@
 """Segments: the append-only files that a sampler writes and a meter reads. Standard library only.
 
 One file per life of a sampler, JSON lines. The first is the header (an object: source, boot id, cards, units, period). An
-array is one poll of one card (`Row`); an object with `kind` is anything else (ready, refused, stats, event, anchor, end).
+array is one poll of one card (`Row`); an object with `kind` is anything else (ready, refused, stats, watch, event, anchor, end).
 A poll is written when a value or a status differs from the card's last row, when it came late, and as a heartbeat; so
 between two rows of a card nothing changed, and `prev_ns` tells when that was last seen. A torn last line (killed while
 writing) is dropped and counted.
@@ -117,6 +117,7 @@ class Reader:
         self.refused: dict[str, Any] | None = None
         self.stats: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
+        self.looks: list[dict[str, Any]] = []
         self.end: dict[str, Any] | None = None
         self.damaged = 0  # whole lines that are no JSON
         self._offset = 0
@@ -160,6 +161,8 @@ class Reader:
             self.refused = value
         elif kind == "stats":
             self.stats = value
+        elif kind == "watch":
+            self.looks.append(value)
         elif kind == "event":
             self.events.append(value)
         elif kind == "end":

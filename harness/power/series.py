@@ -15,6 +15,7 @@ from typing import Any
 from harness.power.replay import Trace
 from harness.power.segment import Row
 from harness.power.source import GPU_GONE, OK
+from harness.power.watch import Look
 from harness.units import S_PER_NS
 
 UNKNOWN_LIMIT_W = 5000.0  # no board draws this; the bound where a card does not tell its power limit
@@ -108,6 +109,8 @@ class Series:
         self.lost: list[list[float | None]] = []  # [from, to], `to` None while it lasts
         self.bad_reads = 0  # zeros, spikes and power beyond the bound, dropped
         self.denied = False  # a read was refused for lack of permission
+        self.looks: list[Look] = []
+        self.look_s: float | None = None  # window of an instant reading, from the card's sensor card
         self._doubt: tuple[float, float, float] | None = None  # lo, hi, value of a counter read that does not fit
         self._was_good = False  # the last row's counter read
         self._seq = 0
@@ -115,6 +118,9 @@ class Series:
 
     def time_s(self, ns: int) -> float:
         return (ns - self.origin_ns) * S_PER_NS
+
+    def look(self, line: dict[str, Any]) -> None:
+        self.looks.append(Look.of(line, self.origin_ns))
 
     # --- folding -------------------------------------------------------------------------------------------------------
     def add(self, row: Row) -> None:

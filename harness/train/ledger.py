@@ -36,7 +36,7 @@ class Ledger:
     ) -> SpendRow:
         """Book one window. `tokens` are those trained, or fed forward in phase eval; FLOP follow from them."""
         flop = {"train": self.fpt, "eval": self.fpt / 3}.get(phase, 0.0) * tokens
-        energy = self.meter.energy(t_a_ns, t_b_ns)
+        energy = self.meter.energy(t_a_ns, t_b_ns, steps=step_to - step_from)
         row = SpendRow(
             self.progress.attempt,
             phase,

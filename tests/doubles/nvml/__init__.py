@@ -114,6 +114,8 @@ class Card:
     reset_when: Path | None = None  # resets, or freezes, when this file appears
     freeze_when: Path | None = None
     mig: str | None = None  # UUID of its one instance
+    # (seconds, what, value) of settings that change: limit_w, mask (of clock reasons), clock, temp, pid (negative: it leaves)
+    events: list[tuple[float, str, float]] = field(default_factory=list)
 
     def lines(self, index: int) -> list[str]:
         numbers = ["limit_w", "period_s", "phase_s", "jitter_s", "window_s", "boxcar_s", "gain", "offset_w"]
@@ -121,6 +123,7 @@ class Card:
         settings = [("uuid", self.uuid), ("name", self.name), ("counter", self.counter)]
         settings += [(n, repr(getattr(self, n))) for n in numbers if getattr(self, n) is not None]
         settings += [(n, str(getattr(self, n))) for n in ("reset_when", "freeze_when", "mig") if getattr(self, n)]
+        settings += [("at", f"{t!r} {what} {value!r}") for t, what, value in sorted(self.events, key=lambda e: e[0])]
         settings += [("knot", f"{t!r} {w!r}") for t, w in self.trace]
         return [f"gpu {index} {key} {value}" for key, value in settings]
 

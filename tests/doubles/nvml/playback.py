@@ -18,7 +18,7 @@ import pynvml
 from doubles.nvml import Script
 from harness.power import segment
 from harness.power.nvml import NvmlSource
-from harness.power.sampler import JITTER, LATE, STRIDE, Spec, header
+from harness.power.sampler import JITTER, LATE, STRIDE, Spec, header, look_line
 from harness.power.series import Series
 
 
@@ -50,12 +50,17 @@ class Player:
         head = json.loads(json.dumps(header(spec, source, cards, True))) | {"origin_ns": 0}
         series = [Series(head, i) for i in range(len(cards))]
         recorder = segment.Recorder(round(LATE * period_s * 1e9))
+        next_look_s = 0.0
         chance = random.Random(seed)
         for k in range(1, int(until_s / (period_s * STRIDE))):
             t = period_s * STRIDE * (k + chance.uniform(-JITTER, JITTER))
             if skip(t):
                 continue
             self.library.scripted_set_time(t)
+            if t >= next_look_s:
+                next_look_s += 1.0
+                for card in range(len(cards)):
+                    series[card].look(look_line(card, round(t * 1e9), source.watch(card) or {}, os.getpid()))
             for card in range(len(cards)):
                 row = recorder.offer(card, round(t * 1e9), round(t * 1e9), source.read(card))
                 if row is not None:

@@ -32,6 +32,8 @@ typedef struct {
     double limit_w, period_s, phase_s, jitter_s, window_s, boxcar_s, gain, offset_w, counter_start_j, reset_at_s, freeze_at_s;
     int n, cap;
     double *t, *w, *e; /* knots of the trace: time, power, integral since the first knot */
+    int n_events;
+    struct { double t; char key[16]; double value; } events[64]; /* settings that change: limit_w, mask, clock, temp, pid (negative: gone) */
     long looked; /* "looks" counter: updates summed so far */
     double looks_j;
 } gpu_t;
@@ -173,6 +175,10 @@ static void gpu_setting(int index, char *rest, const char *line) {
     else if (!strcmp(key, "freeze_when")) snprintf(g->freeze_when, sizeof g->freeze_when, "%s", value);
     else if (!strcmp(key, "arch")) g->arch = atoi(value);
     else if (!strcmp(key, "counter")) g->looks = !strcmp(value, "looks");
+    else if (!strcmp(key, "at")) {
+        if (g->n_events == 64 || sscanf(value, "%lf %15s %lf", &g->events[g->n_events].t, g->events[g->n_events].key, &g->events[g->n_events].value) != 3) bad(line);
+        g->n_events++;
+    }
     else if (!strcmp(key, "knot") && sscanf(value, "%lf %lf", &t, &w) == 2) knot(g, t, w);
     else bad(line);
 }
@@ -222,6 +228,26 @@ void scripted_reset(void) {
     for (int i = 0; i < n_gpus; i++) { free(gpus[i].t); free(gpus[i].w); free(gpus[i].e); }
     n_gpus = n_faults = loaded = init_error = slow_us = 0;
     virtual_s = 0;
+}
+
+/* What a setting is at time t: the value of its last event, else `otherwise`. */
+static double setting(const gpu_t *g, const char *key, double t, double otherwise) {
+    double value = otherwise;
+    for (int i = 0; i < g->n_events; i++)
+        if (!strcmp(g->events[i].key, key) && g->events[i].t <= t) value = g->events[i].value;
+    return value;
+}
+
+/* Seconds up to t during which a bit of the mask was set. */
+static double masked_s(const gpu_t *g, unsigned bit, double t) {
+    double total = 0, since = -INFINITY;
+    for (int i = 0; i < g->n_events; i++) {
+        if (strcmp(g->events[i].key, "mask") || g->events[i].t > t) continue;
+        int on = ((unsigned)g->events[i].value & bit) != 0;
+        if (on && isinf(since)) since = g->events[i].t;
+        if (!on && !isinf(since)) { total += g->events[i].t - since; since = -INFINITY; }
+    }
+    return isinf(since) ? total : total + t - since;
 }
 
 /* --- NVML ------------------------------------------------------------------------------------------------------------ */
@@ -282,7 +308,11 @@ int nvmlDeviceGetUUID(void *h, char *out, unsigned n) {
 
 int nvmlDeviceGetName(void *h, char *out, unsigned n) { CARD(h) TEXT(out, n, g->name); return SUCCESS; }
 int nvmlDeviceGetArchitecture(void *h, unsigned *out) { CARD(h) *out = (unsigned)g->arch; return SUCCESS; }
-int nvmlDeviceGetEnforcedPowerLimit(void *h, unsigned *out) { CARD(h) *out = milliwatt(g->limit_w); return SUCCESS; }
+int nvmlDeviceGetEnforcedPowerLimit(void *h, unsigned *out) { CARD(h) *out = milliwatt(setting(g, "limit_w", now_s(), g->limit_w)); return SUCCESS; }
+int nvmlDeviceGetApplicationsClock(void *h, int kind, unsigned *out) { CARD(h) *out = kind == 2 ? 2619 : (unsigned)setting(g, "clock", now_s(), 1980); return SUCCESS; }
+int nvmlDeviceGetClockInfo(void *h, int kind, unsigned *out) { CARD(h) (void)kind; *out = (unsigned)setting(g, "clock", now_s(), 1980); return SUCCESS; }
+int nvmlDeviceGetCurrentClocksEventReasons(void *h, unsigned long long *out) { CARD(h) *out = (unsigned long long)setting(g, "mask", now_s(), 0); return SUCCESS; }
+int nvmlDeviceGetTemperature(void *h, int kind, unsigned *out) { CARD(h) (void)kind; *out = (unsigned)setting(g, "temp", now_s(), 40); return SUCCESS; }
 int nvmlDeviceGetMigMode(void *h, unsigned *now, unsigned *next) { CARD(h) *now = *next = (unsigned)g->mig; return SUCCESS; }
 int nvmlDeviceGetMaxMigDeviceCount(void *h, unsigned *out) { CARD(h) *out = (unsigned)g->mig; return SUCCESS; }
 
@@ -321,6 +351,11 @@ int nvmlDeviceGetFieldValues(void *h, int n, field_t *v) {
         case 83: case 191: v[i].type = 3; v[i].value.u64 = counter_mj(g, t); break;
         case 185: v[i].type = 1; v[i].value.u32 = milliwatt(mean_w(g, at, g->boxcar_s)); break;
         case 186: v[i].type = 1; v[i].value.u32 = milliwatt(mean_w(g, at, g->window_s)); break;
+        case 74: case 75: case 269: case 270: case 271: {
+            unsigned bit = v[i].id == 74 ? 0x4 : v[i].id == 75 ? 0x60 : v[i].id == 269 ? 0x20 : v[i].id == 270 ? 0x40 : 0x80;
+            v[i].type = 3; v[i].value.u64 = (uint64_t)(masked_s(g, bit, t) * 1e9); break;
+        }
+        case 82: v[i].type = 1; v[i].value.u32 = (uint32_t)setting(g, "temp", t, 40) + 5; break;
         default: v[i].code = NOT_SUPPORTED; continue;
         }
         any = 1;
@@ -328,4 +363,21 @@ int nvmlDeviceGetFieldValues(void *h, int n, field_t *v) {
     return any || n < 1 ? SUCCESS : v[0].code;
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(void *h, unsigned *n, process_t *out) { CARD(h) (void)out; *n = 0; return SUCCESS; }
+int nvmlDeviceGetComputeRunningProcesses_v3(void *h, unsigned *n, process_t *out) {
+    CARD(h)
+    uint32_t pids[64];
+    unsigned count = 0;
+    double t = now_s();
+    for (int i = 0; i < g->n_events; i++) { /* there from its event on, until one of the negative pid */
+        if (strcmp(g->events[i].key, "pid") || g->events[i].value < 0 || g->events[i].t > t) continue;
+        int gone = 0;
+        for (int j = i + 1; j < g->n_events; j++)
+            gone |= !strcmp(g->events[j].key, "pid") && g->events[j].value == -g->events[i].value && g->events[j].t <= t;
+        if (!gone) pids[count++] = (uint32_t)g->events[i].value;
+    }
+    unsigned room = out ? *n : 0;
+    *n = count;
+    if (count > room) return INSUFFICIENT_SIZE;
+    for (unsigned i = 0; i < count; i++) out[i] = (process_t){.pid = pids[i], .bytes = 1 << 20, .gi = 0xFFFFFFFF, .ci = 0xFFFFFFFF};
+    return SUCCESS;
+}

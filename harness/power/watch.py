@@ -1,0 +1,144 @@
+"""Looks at a card once a second, and what they say about a window: others on the card, throttling, changed settings. Pure.
+
+A look holds what polls of power do not: the process list, the power limit and clock settings, the mask of reasons for lower
+clocks, accumulated throttle times, temperatures. Between two looks nothing is known, so a window is judged by those inside it and
+the one before it. What a card does not tell is None, and no code follows from it, except FOREIGN_UNKNOWN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.units import S_PER_NS
+
+# Bits of nvmlClocksEventReasons
+SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, HW_POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
+HW_BITS = HW_SLOWDOWN | HW_THERMAL | HW_POWER_BRAKE
+# Fields of accumulated throttle time, in the order in which a look holds them
+THROTTLE_FIELDS = {"power_cap": 74, "thermal": 75, "sw_thermal": 269, "hw_thermal": 270, "hw_power_brake": 271}
+SW_THERMAL_SHARE = 0.01  # of a window, from which on software thermal slowdown is told
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at one card; None where the card does not tell."""
+
+    t_s: float
+    limit_w: float | None
+    clock_setting_mhz: list[int] | None  # application clocks: graphics, memory
+    sm_clock_mhz: int | None
+    mask: int | None
+    throttle_ns: list[int | None]  # as `THROTTLE_FIELDS`
+    temp_c: int | None
+    memory_temp_c: int | None
+    foreign: list[int] | None  # processes on the card that do not belong to the run; None: no process list
+    hidden: int  # processes whose owner cannot be seen from here (another pid namespace)
+
+    @classmethod
+    def of(cls, line: dict[str, Any], origin_ns: int) -> Look:
+        values = {k: v for k, v in line.items() if k not in ("kind", "card", "mono_ns")}
+        return cls(t_s=(line["mono_ns"] - origin_ns) * S_PER_NS, **values)
+
+
+def judge(looks: Sequence[Look], a: float, b: float) -> list[tuple[str, str]]:
+    """(code, evidence) pairs that hold for the window [a, b], seconds of the segment."""
+    before = [x for x in looks if x.t_s <= a][-1:]
+    seen = [*before, *(x for x in looks if a < x.t_s <= b)]
+    if not seen:
+        return []
+    out: list[tuple[str, str]] = []
+
+    def told(code: str, where: list[Look], evidence: str) -> None:
+        span = (
+            f"at {where[0].t_s - a:.3g} s"
+            if len(where) == 1
+            else f"{where[0].t_s - a:.3g} to {where[-1].t_s - a:.3g} s"
+        )
+        out.append((code, f"{code}: {len(where)} of {len(seen)} looks ({span} into the window), {evidence}"))
+
+    if others := [x for x in seen if x.foreign]:
+        pids = sorted({p for x in others for p in x.foreign or []})
+        told("FOREIGN_PROCESS", others, f"process {', '.join(map(str, pids))} used the card too")
+    elif unknown := [x for x in seen if x.foreign is None or x.hidden]:
+        hidden = max(x.hidden for x in unknown)
+        why = f"{hidden} processes of another pid namespace" if hidden else "the card gives no process list"
+        told("FOREIGN_UNKNOWN", unknown, why)
+    first, last = seen[0], seen[-1]
+    hot = [x for x in seen if (x.mask or 0) & HW_BITS]
+    moved = [n for n in ("hw_thermal", "hw_power_brake") if _advance_ns(first, last, n) > 0]
+    if hot or moved:
+        masks = "mask " + ", ".join(sorted({f"{(x.mask or 0):#x}" for x in hot})) if hot else ""
+        told(
+            "HW_THROTTLE",
+            hot or [last],
+            "; ".join([*([masks] if masks else []), *(f"{n} time advanced" for n in moved)]),
+        )
+    warm = [x for x in seen if (x.mask or 0) & SW_THERMAL]
+    share = _advance_ns(first, last, "sw_thermal") * S_PER_NS / max(b - a, 1e-9)
+    if warm or share > SW_THERMAL_SHARE:
+        told("SW_THERMAL", warm or [last], f"for {share:.1%} of the window by the card's own time")
+    capped = [x for x in seen if (x.mask or 0) & SW_POWER_CAP]
+    if capped:
+        told("POWER_CAPPED", capped, f"at the power limit in {len(capped) / len(seen):.0%} of looks")
+    start = looks[0]
+    for code, name, value in _SETTINGS:
+        was = value(start)
+        changed = [x for x in seen if was is not None and value(x) is not None and value(x) != was]
+        if changed:
+            told(code, changed, f"{name} {value(changed[0])} instead of {was} at the start")
+    return out
+
+
+_SETTINGS: tuple[tuple[str, str, Callable[[Look], Any]], ...] = (
+    ("POWER_LIMIT_CHANGED", "power limit (W)", lambda x: x.limit_w),
+    ("CLOCKS_CHANGED", "clock setting (MHz)", lambda x: x.clock_setting_mhz),
+)
+
+
+def _advance_ns(first: Look, last: Look, name: str) -> int:
+    i = list(THROTTLE_FIELDS).index(name)
+    a, b = first.throttle_ns[i], last.throttle_ns[i]
+    return 0 if a is None or b is None else b - a
+
+
+def phase_coverage(ticks: int, period_s: float, look_s: float, step_s: float) -> float:
+    """Share of a step that instant readings see at some time, when every step takes `step_s`: the union of the looks modulo it.
+
+    `ticks` looks of `look_s` each, `period_s` apart. 1 where a look is as long as a step.
+    """
+    if look_s >= step_s:
+        return 1.0
+    phases = sorted((k * period_s) % step_s for k in range(ticks))
+    gaps = [b - a for a, b in zip(phases, [*phases[1:], phases[0] + step_s], strict=True)]
+    return sum(min(look_s, g) for g in gaps) / step_s
+
+
+def owners(pids: Sequence[int], root_pid: int, proc: Path = Path("/proc")) -> tuple[list[int], int]:
+    """Of the processes on a card: those that are no descendants of `root_pid`, and how many cannot be seen from here."""
+    foreign, hidden = [], 0
+    for pid in pids:
+        chain, here = set(), pid
+        while here not in chain and here not in (0, root_pid):
+            chain.add(here)
+            parent = _parent(here, proc)
+            if parent is None:
+                break
+            here = parent
+        if here == root_pid:
+            continue
+        if _parent(pid, proc) is None:
+            hidden += 1
+        else:
+            foreign.append(pid)
+    return foreign, hidden
+
+
+def _parent(pid: int, proc: Path) -> int | None:
+    try:
+        status = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1])
