@@ -4,7 +4,7 @@ Value (E1): the counter, interpolated between the two ticks around each edge, so
 the ticks happened comes from a comb fitted through many (`comb`); the line between two is bent towards the instant readings
 at its ends as far as these are seen to follow the counter (`errorbar.trust`). Integrals of instant (E2) and average power
 (E3) are set beside it and never mixed in; they take over only where a card has no counter. Standard error, J, one sigma:
-    sub-tick   dP u / sqrt(168) per edge    dP: power levels around the edge, highest minus lowest; u: tick interval there
+    sub-tick   0.435 dP u x (1 - x) per edge    x: share of the tick interval u gone by; dP: power levels around, highest minus lowest
     ticks      P dt per edge                dt: standard error of the comb, or of a tick's bracket where there is no comb
     cold edge  (u_a step_a + u_b step_b) / 6   bias where the power steps at an edge; added as an allowance, not corrected
 The gain of the card (about 5 % until calibrated) is common to all its windows and is not in the standard error.
@@ -200,14 +200,14 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
         where = "at an edge of the window" if at_edge else f"for {missing:.3g} s of the window's {b - a:.3g} s"
         return _fail(out, "SAMPLER_GAP", f"no counter readings {where}; at least {rising_j(s, a, b):.4g} J were used")
 
-    (ea, sa, ka), (eb, sb, kb) = errorbar.interpolate(s, ka, a, u), errorbar.interpolate(s, kb - 1, b, u)
+    (ea, sa, ka, xa), (eb, sb, kb, xb) = errorbar.interpolate(s, ka, a, u), errorbar.interpolate(s, kb - 1, b, u)
     energy = eb - ea
     out.ticks = kb - ka
     out.energy_j = energy
     mean = energy / (b - a)
     if out.ticks < 3:
         out.codes.append("WINDOW_TOO_SHORT")
-    edges = [errorbar.edge(s, k, mean, u) for k in (ka, kb)]
+    edges = [errorbar.edge(s, k, x, mean, u) for k, x in ((ka, xa), (kb, xb))]
     out.se_j = math.hypot(*(scatter for scatter, _ in edges), sa, sb, sum(bias for _, bias in edges))
     if s.facts.get("range_j") and energy <= 0:
         return _fail(out, "STUCK", "the RAPL counter did not move during the window")
