@@ -1,4 +1,4 @@
-"""Records to arrays: the table that the laws are fitted to, its frontier, its noise, and the fits of a study.
+"""Records to arrays: the table that the laws are fitted to, its frontier, its noise, what is known of its floor.
 
 Loss in nat per scored token, compute in FLOP (causal count), energy in joule, sizes in parameters. Inside arrays a
 missing number is NaN, because numpy has no None; it leaves this module as None with a reason. A row enters the loss
@@ -15,25 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness import laws
-from harness.errors import FitError
-from harness.laws.result import Fit, Warn
 from harness.records import RunRecord
 
 Array = np.ndarray
 CONVENTIONS = ("n_total", "n_nonemb", "n_head")
 N_DEFAULT = "n_total"
-FIT_NAMES = {
-    "loss_nd": "L(N, D), all rungs",
-    "loss_nd_heldout": "L(N, D), largest rung held out",
-    "loss_nd_floor_fixed": "L(N, D), floor fixed at the known entropy",
-    "loss_nd_nonemb": "L(N, D) with N = n_nonemb",
-    "loss_nd_head": "L(N, D) with N = n_head",
-    "loss_compute": "L(C) on the frontier",
-    "energy_compute": "E(C), training energy",
-    "loss_energy": "L(J) on the energy frontier",
-}
-MIN_FRONTIER = 4  # points of a frontier below which three parameters are not worth fitting
 
 
 @dataclass
@@ -43,6 +29,7 @@ class PointTable:
     run_id: Array
     name: Array
     study: Array
+    device: Array
     seed: Array
     rung: Array  # label, e.g. "width 64"
     width: Array
@@ -59,6 +46,10 @@ class PointTable:
     oracle_nat: Array  # NaN where unknown
     energy_j: Array  # NaN where unmeasured or invalid
     energy_se_j: Array
+    energy_net_j: Array  # minus idle_power_w over the point's windows; NaN where no idle power was measured
+    energy_net_se_j: Array  # the reading's error and that of the idle power, which grows with the time
+    idle_power_w: Array  # of the device with a context resident and no work
+    idle_bare_w: Array  # of the device without a context
     verdict: Array
     wall_s: Array
     tokens_per_s: Array
@@ -84,7 +75,8 @@ class PointTable:
 
 
 _ARRAYS = [n for n, f in PointTable.__dataclass_fields__.items() if f.type == "Array"]
-_TEXT = {"run_id", "name", "study", "rung", "verdict"}
+_TEXT = {"run_id", "name", "study", "device", "rung", "verdict"}
+_ENERGY = ("energy_j", "energy_se_j", "energy_net_j", "idle_power_w")
 
 
 def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
@@ -101,6 +93,20 @@ def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
     return labels
 
 
+def baselines(r: RunRecord) -> tuple[float | None, float | None]:
+    """Idle power of the run's cards without a CUDA context, and the standard error of that with one, W; from their sensor
+    cards, added up. None where a card was not measured.
+    """
+    cards = r.meter.get("sensor_cards") or [None]
+
+    def known(name: str) -> list[float] | None:
+        values = [None if c is None else c.get(name) for c in cards]
+        return None if None in values else [float(v) for v in values if v is not None]
+
+    bare, sd = known("idle_bare_w"), known("idle_context_sd_w")
+    return None if bare is None else math.fsum(bare), None if sd is None else math.hypot(*sd)
+
+
 def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> PointTable:
     """The table of fit points. `excluded` (state -> runs, from `records.load`) is carried into the counts."""
     labels = rung_labels(records)
@@ -109,7 +115,9 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
     columns: dict[str, list] = {n: [] for n in _ARRAYS}
     for r in records:
         of_run = vars(r.counts) | {"run_id": r.run_id, "name": r.name, "study": r.study, "seed": r.seed}
-        of_run |= {"rung": labels[r.counts.n_total], "width": r.shape.get("width")}
+        bare_w, idle_sd_w = baselines(r)
+        of_run |= {"rung": labels[r.counts.n_total], "width": r.shape.get("width"), "idle_bare_w": bare_w}
+        of_run |= {"device": str(r.provenance.get("device"))}
         for p in r.points:
             if r.state != "done":
                 out[f"points of a run that is {r.state}"] += 1
@@ -119,10 +127,12 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
                 out["not annealed"] += 1
             else:
                 e = p.energy
-                of_energy = {"energy_j": e.energy_j, "energy_se_j": e.energy_se_j, "verdict": e.verdict}
+                of_energy = {k: getattr(e, k) for k in _ENERGY} | {"verdict": e.verdict, "energy_net_se_j": None}
                 if e.energy_j is None or e.verdict == "invalid":
                     no_energy[e.reason or f"verdict {e.verdict}: {', '.join(e.codes) or 'no code'}"] += 1
-                    of_energy |= {"energy_j": None, "energy_se_j": None}
+                    of_energy |= dict.fromkeys(_ENERGY)
+                elif e.energy_se_j is not None and idle_sd_w is not None:
+                    of_energy["energy_net_se_j"] = math.hypot(e.energy_se_j, idle_sd_w * p.wall_s)
                 for values in (of_run, vars(p), of_energy):
                     for n in values.keys() & columns.keys():
                         columns[n].append(values[n])
@@ -256,141 +266,6 @@ def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
         return None
     (a,) = found
     return {"alpha": float(a), "beta": float(a) / (1 + float(a))}
-
-
-# --- fits of a study -------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Job:
-    """One law to be fitted: symbol -> column of `table`, what is fixed, and the rung that is held out."""
-
-    law: str
-    table: PointTable
-    columns: dict[str, str]
-    fixed: dict[str, float] = field(default_factory=dict)
-    hold_out: str | None = None
-    notes: list[Warn] = field(default_factory=list)
-
-
-def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> dict[str, Job | str]:
-    """What would be fitted, or the reason why not, for every name of `FIT_NAMES`."""
-    t = points(records, excluded)
-    reasons = _unusable(records, t)
-    if reasons:
-        return dict.fromkeys(FIT_NAMES, reasons)
-    nd = {"N": N_DEFAULT, "D": "tokens", "loss": "loss_nat"}
-    known = floor(records)
-    oracle = known.oracle_nat if known.oracle_nat is not None else known.entropy_nat
-    out: dict[str, Job | str] = {
-        "loss_nd": Job("chinchilla", t, nd),
-        "loss_nd_heldout": Job("chinchilla", t, nd, hold_out=t.rungs()[-1]),
-        "loss_nd_floor_fixed": Job("chinchilla", t, nd, {"E": oracle}) if oracle is not None else str(known.reason),
-        "loss_nd_nonemb": Job("chinchilla", t, nd | {"N": "n_nonemb"}),
-        "loss_nd_head": Job("chinchilla", t, nd | {"N": "n_head"}),
-        "loss_compute": _frontier_job(t, "train_flop", {"C": "train_flop"}, "loss_compute"),
-    }
-    measured = t.where(np.isfinite(t.energy_j))
-    if len(measured) < MIN_FRONTIER:
-        why = "; ".join(f"{reason} ({n} points)" for reason, n in t.energy_excluded.items())
-        out["energy_compute"] = out["loss_energy"] = f"energy of {len(measured)} of {len(t)} points: {why}"
-    elif len(devices := {str(r.provenance.get("device")) for r in records}) > 1:
-        out["energy_compute"] = out["loss_energy"] = (
-            f"points of different devices are not pooled: {', '.join(sorted(devices))}"
-        )
-    else:
-        out["energy_compute"] = Job("energy_power", measured, {"C": "train_flop", "energy": "energy_j"})
-        out["loss_energy"] = _frontier_job(measured, "energy_j", {"J": "energy_j"}, "loss_energy")
-    return out
-
-
-def _unusable(records: Sequence[RunRecord], t: PointTable) -> str | None:
-    """Why nothing can be fitted at all: no points, or losses that cannot be compared."""
-    if not len(t):
-        left_out = ", ".join(f"{reason}: {n}" for reason, n in t.excluded.items())
-        return "no point to fit" + (f" (left out: {left_out})" if left_out else "")
-    for what in ("corpus_id", "tokenizer"):
-        found = {str(r.corpus.get(what)) for r in records if r.role == "fit"}
-        if len(found) > 1:
-            return f"losses on different scales cannot be fitted together: {what} is {', '.join(sorted(found))}"
-    contexts = {str(r.shape.get("context")) for r in records if r.role == "fit"}
-    if len(contexts) > 1:
-        return f"losses over different contexts cannot be fitted together: context is {', '.join(sorted(contexts))}"
-    return None
-
-
-def _frontier_job(t: PointTable, x: str, symbol: dict[str, str], law: str) -> Job | str:
-    front, interior = frontier_points(t, x)
-    if len(front) < MIN_FRONTIER:
-        return f"{len(front)} points on the frontier of loss against {x}; at least {MIN_FRONTIER} are needed"
-    if interior.sum() >= MIN_FRONTIER + 1:
-        return Job(law, front.where(interior), symbol | {"loss": "loss_nat"})
-    edge = int((~interior).sum())
-    text = (
-        f"{edge} of {len(front)} frontier points are of the smallest or largest rung; the true frontier may lie lower"
-    )
-    return Job(law, front, symbol | {"loss": "loss_nat"}, notes=[Warn("FRONTIER_EDGE", text)])
-
-
-def fit_study(
-    records: Sequence[RunRecord],
-    excluded: dict[str, int] | None = None,
-    *,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    delta: float = 1e-3,
-) -> dict[str, Fit]:
-    """Every law that the records allow, by the names of `FIT_NAMES`; what is absent is explained by `unfitted`.
-
-    Intervals resample whole trunks (`run_id`), because the points of one trunk share its noise. No weights.
-    """
-    fits: dict[str, Fit] = {}
-    for name, job in jobs(records, excluded).items():
-        if isinstance(job, str):
-            continue
-        try:
-            fits[name] = _run(job, bootstrap=bootstrap, seed=seed, delta=delta)
-        except FitError:
-            continue  # `unfitted` gives the reason
-        fits[name].warnings.extend(job.notes)
-    return fits
-
-
-def _run(job: Job, *, bootstrap: int, seed: int, delta: float) -> Fit:
-    t = job.table
-    return laws.fit(
-        job.law,
-        {symbol: getattr(t, column) for symbol, column in job.columns.items()},
-        delta=delta,
-        bootstrap=bootstrap,
-        seed=seed,
-        cluster=t.run_id,
-        strata=t.rung,
-        fixed=job.fixed,
-        hold_out=None if job.hold_out is None else t.rung == job.hold_out,
-        hold_out_label=job.hold_out,
-        columns=job.columns,
-        excluded=t.excluded,
-    )
-
-
-def unfitted(
-    records: Sequence[RunRecord], fits: dict[str, Fit], excluded: dict[str, int] | None = None
-) -> dict[str, str]:
-    """Name -> reason for every law of `FIT_NAMES` that `fits` lacks."""
-    reasons: dict[str, str] = {}
-    if fits.keys() >= FIT_NAMES.keys():
-        return reasons
-    for name, job in jobs(records, excluded).items():
-        if name in fits:
-            continue
-        if isinstance(job, str):
-            reasons[name] = job
-            continue
-        try:
-            _run(job, bootstrap=0, seed=0, delta=1e-3)
-            reasons[name] = "not fitted yet; run harness fit"
-        except FitError as e:
-            reasons[name] = str(e)
-    return reasons
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import curves, laws, records
+from harness import laws, records, study_fits
 from harness.errors import RecordError
 from harness.laws.result import Fit
 from harness.records import RunRecord
@@ -76,7 +76,7 @@ def make_reference(ladder: str, found: list[RunRecord], seed: int, bootstrap: in
     per_seed = {}
     for s in seeds:
         mine = [r for r in found if r.role == "fit" and r.seed == s]
-        per_seed[s] = quantities(mine, curves.fit_study(mine, {}, bootstrap=bootstrap))
+        per_seed[s] = quantities(mine, study_fits.fit_study(mine, {}, bootstrap=bootstrap))
     out = Reference(ladder, seed, seeds, str(found[0].provenance["device"]), bootstrap)
     for name, value in per_seed[seed].items():
         values = [per_seed[s][name] for s in seeds]

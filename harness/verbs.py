@@ -163,17 +163,19 @@ def fit(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.bootstrap < 0 or not 0 < given.delta < math.inf:
         raise FitError(f"--bootstrap {given.bootstrap} must be 0 or more, --delta {given.delta:g} a number above 0.")
-    from harness import curves, laws
+    from harness import curves, joules, laws, study_fits
 
     fetched = given.study.startswith(WANDB)
     folder = _fetched(given.study) if fetched else _study(given.study)
     found, excluded = records.load(folder)
-    fits = curves.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
+    fits = study_fits.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
     write_fits(folder, fits)
     for name, one in fits.items():
         print(f"{name}\n{laws.summary(one)}\n")
-    for name, reason in curves.unfitted(found, fits, excluded).items():
+    for name, reason in study_fits.unfitted(found, fits, excluded).items():
         print(f"{name}: not fitted: {reason}")
+    if joules_text := joules.text(curves.points(found, excluded), fits):
+        print(f"\n{joules_text}\n")
     if excluded:
         print("left out: " + ", ".join(f"{n} {state}" for state, n in excluded.items()))
     print(f"written: {folder / 'fits.json'}")
@@ -225,7 +227,7 @@ def reproduce(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     import time
 
-    from harness import curves
+    from harness import study_fits
     from harness.reproduce import compare, load_reference, quantities
     from harness.sweep import enumerate_runs, quoted
 
@@ -236,7 +238,7 @@ def reproduce(arguments: list[str]) -> int:
         return code
     folder = enumerate_runs(settings)[0][0].run_dir.parent
     found, excluded = records.load(folder)
-    fits = curves.fit_study(found, excluded, bootstrap=reference.bootstrap)
+    fits = study_fits.fit_study(found, excluded, bootstrap=reference.bootstrap)
     write_fits(folder, fits)
     text, same = compare(reference, quantities(found, fits))
     print(text)

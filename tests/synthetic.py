@@ -31,6 +31,7 @@ class Truth:
     idle_w: float = 30.0
     j_per_flop: float = 2.0e-12
     flop_per_s: float = 4.0e10
+    noise_energy: float = 0.0  # sd of ln energy, per point
 
     def loss(self, n: float, d: float) -> float:
         return self.E + self.A / n**self.alpha + self.B / d**self.beta
@@ -63,6 +64,7 @@ def record(
     budgets: tuple[int, ...] = (262_144, 524_288, 1_048_576, 2_097_152, 4_194_304),
     truth: Truth = TRUTH,
     energy: bool = False,
+    idle: bool = False,  # with idle power measured
     corpus: str = "facts",
     role: str = "fit",
     lr_scale: float = 1.0,
@@ -82,6 +84,7 @@ def record(
         rate = truth.flop_per_s * width / (width + 32)
         wall = flop / rate
         energy_j = truth.idle_w * wall + truth.j_per_flop * flop
+        energy_j *= float(np.exp(np.random.default_rng([width, seed, d]).normal(0, truth.noise_energy)))
         points.append(
             Point(
                 branch=f"d{d}",
@@ -106,6 +109,8 @@ def record(
                 energy=Measured(
                     energy_j=energy_j,
                     energy_se_j=0.01 * energy_j,
+                    energy_net_j=energy_j - truth.idle_w * wall if idle else None,
+                    idle_power_w=truth.idle_w if idle else None,
                     power_w=energy_j / wall,
                     source="nvml-counter",
                     verdict="valid",

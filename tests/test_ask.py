@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from harness import answers, cli, curves, fitfiles, laws, nextruns, prices, records
+from harness import answers, cli, curves, fitfiles, laws, nextruns, prices, records, study_fits
 from harness.errors import FitError
 from harness.laws.forms import LAWS, Bound, value
 from harness.laws.result import Fit
@@ -43,7 +43,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for r in found:
         (folder / r.run_id).mkdir(parents=True)
         records.write_json(folder / r.run_id / "record.json", r)
-    fitfiles.write_fits(folder, curves.fit_study(found, bootstrap=100))
+    fitfiles.write_fits(folder, study_fits.fit_study(found, bootstrap=100))
     return folder
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness import curves
+from harness import curves, study_fits
 from tests import synthetic
 from tests.synthetic import TRUTH, Truth
 
@@ -122,7 +122,7 @@ def test_floor_and_theory() -> None:
 
 def test_fits_recover_the_law_without_noise() -> None:
     records = synthetic.ladder(truth=EXACT, energy=True)
-    fits = curves.fit_study(records, bootstrap=0)
+    fits = study_fits.fit_study(records, bootstrap=0)
     for name in ("loss_nd", "loss_nd_heldout", "loss_nd_floor_fixed"):
         for symbol in ("A", "B", "E", "alpha", "beta"):
             assert fits[name].params[symbol] == pytest.approx(getattr(EXACT, symbol), rel=1e-5), (name, symbol)
@@ -134,11 +134,11 @@ def test_fits_recover_the_law_without_noise() -> None:
     assert fits["loss_nd"].columns["N"] == "n_total"
     assert fits["loss_nd_nonemb"].columns["N"] == "n_nonemb"
     assert fits["loss_nd_nonemb"].params["alpha"] < 0.9 * fits["loss_nd"].params["alpha"]
-    assert set(fits) | set(curves.unfitted(records, fits)) == set(curves.FIT_NAMES)
+    assert set(fits) | set(study_fits.unfitted(records, fits)) == set(study_fits.FIT_NAMES)
 
 
 def test_intervals_resample_trunks_and_hold_the_truth() -> None:
-    fits = curves.fit_study(synthetic.ladder(seeds=2), bootstrap=200)
+    fits = study_fits.fit_study(synthetic.ladder(seeds=2), bootstrap=200)
     fit = fits["loss_nd"]
     assert fit.n_points == 70
     assert fit.n_clusters <= 14
@@ -148,8 +148,8 @@ def test_intervals_resample_trunks_and_hold_the_truth() -> None:
 
 def test_unmeasured_energy_is_not_fitted_and_says_why() -> None:
     records = synthetic.ladder()
-    fits = curves.fit_study(records, bootstrap=0)
-    reasons = curves.unfitted(records, fits)
+    fits = study_fits.fit_study(records, bootstrap=0)
+    reasons = study_fits.unfitted(records, fits)
     assert "energy_compute" not in fits
     assert synthetic.NO_METER in reasons["energy_compute"]
     assert synthetic.NO_METER in reasons["loss_energy"]
@@ -158,7 +158,7 @@ def test_unmeasured_energy_is_not_fitted_and_says_why() -> None:
 def test_cards_are_not_pooled() -> None:
     records = synthetic.ladder(energy=True)
     records[0].provenance = records[0].provenance | {"device": "another card"}
-    job = curves.jobs(records)["energy_compute"]
+    job = study_fits.jobs(records)["energy_compute"]
     assert isinstance(job, str)
     assert "not pooled" in job
 
@@ -166,17 +166,17 @@ def test_cards_are_not_pooled() -> None:
 def test_losses_on_different_scales_are_not_fitted() -> None:
     records = synthetic.ladder()
     records[0].corpus = records[0].corpus | {"tokenizer": "bpe"}
-    fits = curves.fit_study(records, bootstrap=0)
+    fits = study_fits.fit_study(records, bootstrap=0)
     assert fits == {}
-    assert "tokenizer is bpe, none" in curves.unfitted(records, fits)["loss_nd"]
+    assert "tokenizer is bpe, none" in study_fits.unfitted(records, fits)["loss_nd"]
 
 
 @pytest.mark.parametrize("records", [[], [synthetic.record(16, budgets=(262_144,))], synthetic.ladder(widths=(16, 32))])
 def test_too_little_to_fit_gives_reasons_for_every_law(records: list) -> None:
-    fits = curves.fit_study(records, {"failed": 1}, bootstrap=0)
-    reasons = curves.unfitted(records, fits, {"failed": 1})
+    fits = study_fits.fit_study(records, {"failed": 1}, bootstrap=0)
+    reasons = study_fits.unfitted(records, fits, {"failed": 1})
     assert "loss_nd" not in fits
-    assert set(fits) | set(reasons) == set(curves.FIT_NAMES)
+    assert set(fits) | set(reasons) == set(study_fits.FIT_NAMES)
     assert all(reasons.values())
 
 
@@ -196,5 +196,5 @@ def test_losses_over_different_contexts_are_not_pooled() -> None:
     found = synthetic.ladder()
     for i, record in enumerate(found):
         record.shape = {**record.shape, "context": 63 if i else 66}
-    reasons = curves.unfitted(found, {})
+    reasons = study_fits.unfitted(found, {})
     assert all("losses over different contexts cannot be fitted together" in r for r in reasons.values())

@@ -12,10 +12,23 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "harness"
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "host", "stop", "conditions"},
+    {"errors", "units", "host", "gpus", "stop", "conditions"},
     {"schema", "records", "ttc_records", "flops", "spending"},
     {"models", "data", "tasks", "power", "track", "laws"},
-    {"ladder", "compose", "curves", "train", "ttc", "projection", "forecast", "tables", "prices", "fitfiles"},
+    {
+        "ladder",
+        "compose",
+        "curves",
+        "study_fits",
+        "joules",
+        "train",
+        "ttc",
+        "projection",
+        "forecast",
+        "tables",
+        "prices",
+        "fitfiles",
+    },
     {
         "sweep",
         "watch",
@@ -34,11 +47,13 @@ LAYERS: list[set[str]] = [
 ]
 SIBLINGS = LAYERS[2]  # these never import each other
 TORCH_FREE = {
-    *("errors", "units", "host", "stop", "schema", "records", "ttc_records", "flops", "conditions", "spending"),
+    *("errors", "units", "host", "gpus", "stop", "schema", "records", "ttc_records", "flops", "conditions", "spending"),
     *(
         "compose",
         "ladder",
         "curves",
+        "study_fits",
+        "joules",
         "laws",
         "power",
         "report",

@@ -87,10 +87,10 @@ def test_verbs_and_ladders_are_those_that_exist() -> None:
 def test_names_in_conventions_are_those_of_the_code() -> None:
     import dataclasses
 
-    from harness import curves, records
+    from harness import records, study_fits
 
     text = (ROOT / "docs/conventions.md").read_text(encoding="utf-8")
-    for name in curves.FIT_NAMES:
+    for name in study_fits.FIT_NAMES:
         assert f"`{name}`" in text, f"fits.json holds {name}"
     for f in dataclasses.fields(records.Counts):
         assert f"`{f.name}`" in text, f"records hold {f.name}"

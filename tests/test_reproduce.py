@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness import curves, mirror_study, records, reproduce
+from harness import mirror_study, records, reproduce, study_fits
 from harness.errors import RecordError
 from harness.records import RunRecord
 from harness.reproduce import Quantity, Reference
@@ -35,14 +35,14 @@ def test_bounds_are_three_standard_deviations_over_seeds(reference: Reference) -
 
 def test_the_same_records_reproduce_and_others_do_not(found: list[RunRecord], reference: Reference) -> None:
     mine = [r for r in found if r.seed == 0]
-    text, same = reproduce.compare(reference, reproduce.quantities(mine, curves.fit_study(mine, bootstrap=0)))
+    text, same = reproduce.compare(reference, reproduce.quantities(mine, study_fits.fit_study(mine, bootstrap=0)))
     assert same
     assert "OUTSIDE" not in text
     worse = synthetic.ladder()
     for record in worse:
         for point in record.points:
             point.loss_nat *= 1.05
-    text, same = reproduce.compare(reference, reproduce.quantities(worse, curves.fit_study(worse, bootstrap=0)))
+    text, same = reproduce.compare(reference, reproduce.quantities(worse, study_fits.fit_study(worse, bootstrap=0)))
     assert not same
     assert "OUTSIDE" in text
 
@@ -67,7 +67,7 @@ def test_the_committed_reference_is_what_its_records_say() -> None:
     stored, excluded = records.load(folder)
     assert not excluded
     mine = [r for r in stored if r.role == "fit" and r.seed == shipped.seed]
-    values = reproduce.quantities(mine, curves.fit_study(mine, bootstrap=0))
+    values = reproduce.quantities(mine, study_fits.fit_study(mine, bootstrap=0))
     assert values == pytest.approx({k: q.value for k, q in shipped.quantities.items()}, rel=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_the_summary_run_carries_points_curves_and_fits(
     monkeypatch.setattr(
         mirror_study, "mirror_fit", lambda config, **given: sent.update(given, config=config) or "offline"
     )
-    fits = curves.fit_study(found, bootstrap=0)
+    fits = study_fits.fit_study(found, bootstrap=0)
     assert mirror_study.mirror_study(tmp_path, found, fits, "as-recorded") is None, (
         "runs without a mirror have no summary run"
     )

@@ -81,6 +81,32 @@ def test_a_sweep_stops_when_its_joules_reach_the_budget_and_goes_on_with_more(
     assert "2 of 2 runs done" in capsys.readouterr().out
 
 
+def test_a_run_in_progress_is_interrupted_at_the_budget_and_resumes_when_it_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the account read at every update, the first booked window ends the run; its checkpoint is where the next attempt starts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spending, "EVERY_S", 0.0)
+    given = [*TINY, f"power.path={_trace(tmp_path)}", f"paths.runs={tmp_path / 'runs'}"]
+    planned, _ = enumerate_runs(given)
+    first, second = (p.run_dir for p in planned)
+    assert cli.main(["run", *given, "run.checkpoint_every_s=0.02", "budget.kwh=1e-9"]) == 1
+    state = records.load_state(first)
+    assert state is not None
+    assert (state.state, state.attempt) == ("interrupted", 1)
+    assert 0 < state.step < state.steps
+    assert "budget.kwh=1e-09 is used up" in (state.reason or "")
+    assert not (first / "record.json").exists()
+    assert records.load_state(second) is None
+    capsys.readouterr()
+    assert cli.main(["run", *given, "budget.kwh=10"]) == 0
+    state = records.load_state(first)
+    assert state is not None
+    assert (state.state, state.attempt) == ("done", 2)
+    rows = list(records.read_rows(first / "steps.jsonl", records.StepRow))
+    assert len({(r.branch, r.step) for r in rows}) == len(rows) >= state.steps
+
+
 def _trace(folder: Path) -> Path:
     path = folder / "trace.csv"
     path.write_text("t_s,power_w\n0,300\n1000,300\n")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import synthetic
 
-from harness import cli, curves, fitfiles, laws, tables
+from harness import cli, fitfiles, laws, study_fits, tables
 from harness.errors import FitError, RecordError
 from harness.table_fit import fit_table
 
@@ -145,7 +145,7 @@ def test_the_exported_table_of_a_study_needs_no_names(tmp_path: Path) -> None:
         records.write_json(tmp_path / "s" / r.run_id / "record.json", r)
     exporting.to_parquet(tmp_path / "s", tmp_path / "t.parquet")
     fit = fit_table(tables.read_table(tmp_path / "t.parquet"), "chinchilla", {}, bootstrap=0)
-    mine = curves.fit_study(found, bootstrap=0)["loss_nd"]
+    mine = study_fits.fit_study(found, bootstrap=0)["loss_nd"]
     assert fit.params == pytest.approx(mine.params, rel=1e-9)
     assert fit.n_clusters == len(found)
     assert fit.columns["cluster"] == "run_id"

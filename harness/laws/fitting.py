@@ -13,6 +13,7 @@ from harness.errors import FitError
 from harness.laws.bootstrap import METHODS, Draws, labels, resample
 from harness.laws.catalogue import AnyBound, AnyLaw, bind, law_named
 from harness.laws.curve import Curve
+from harness.laws.energy import BALANCE
 from harness.laws.forms import Array, Table, column, data_hash
 from harness.laws.heldout import held_out
 from harness.laws.result import Certificate, Fit, Warn
@@ -144,7 +145,7 @@ def evaluate(
 
 def derive(law: AnyLaw, params: Mapping[str, float]) -> dict[str, float]:
     """Quantities that follow from the parameters. chinchilla: a, G of N* = G (C/6)^a, and g of L* = E + c C^-g; the
-    Kaplan forms: N_c, D_c, C_c, S_c; over_training: the exponent alpha = 2 eta of N and D.
+    Kaplan forms: N_c, D_c, C_c, S_c; energy_idle: the FLOP/s at which P_idle t = e C; over_training: the exponent alpha = 2 eta of N and D.
     """
     many = derive_many(law, {n: np.array([v]) for n, v in params.items()})
     return {n: float(v[0]) for n, v in many.items() if len(v)}
@@ -161,6 +162,8 @@ def derive_many(law: AnyLaw, params: Mapping[str, Array]) -> dict[str, Array]:
             out["a"] = beta / (alpha + beta)
             out["G"] = np.exp((np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta))
             out["g"] = alpha * beta / (alpha + beta)
+        elif law.name == "energy_idle":
+            out[BALANCE] = params["P_idle"] / params["e"]
         elif law.name == "over_training":
             out["alpha"] = 2 * params["eta"]
         elif law.name.startswith("kaplan_"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.laws.catalogue import law_named
+from harness.laws.energy import proportional
 from harness.laws.result import Fit
 
 
@@ -25,6 +26,8 @@ def summary(fit: Fit) -> str:
         lines.append(f"  {name:<8}= {value:<12.5g} {note}".rstrip())
     for name, value in fit.derived.items():
         lines.append(f"  {name:<8}= {value:<12.5g} {_interval(fit.derived_interval.get(name))}".rstrip())
+    if (test := proportional(fit)) is not None:
+        lines.append(f"  {test}")
     if fit.law == "pass_at_k" and not fit.residuals:
         lines.append(f"  negative log posterior {fit.objective:.6g}")
     elif law_named(fit.law).plain:

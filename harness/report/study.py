@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness import curves
+from harness import curves, study_fits
 from harness.curves import Floor, PointTable, RateCheck, SeedNoise
 from harness.laws.result import Fit
 from harness.records import RunRecord
@@ -50,5 +50,5 @@ def view(name: str, records: Sequence[RunRecord], excluded: dict[str, int], fits
         theory=curves.theory(records),
         noise=noise,
         rates=curves.rate_check(records, noise),
-        unfitted=curves.unfitted(records, fits, excluded),
+        unfitted=study_fits.unfitted(records, fits, excluded),
     )

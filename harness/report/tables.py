@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
-from harness.curves import FIT_NAMES
+from harness import joules
 from harness.report.study import StudyView
 from harness.report.words import checklist, greek, number, percent, verdict, with_interval
+from harness.study_fits import FIT_NAMES
 from harness.units import duration, si
 
 MAX_ROWS = 200  # of a table on the page; the whole is exported as parquet
@@ -177,6 +178,16 @@ def points(v: StudyView) -> Table:
     )
 
 
+def rung_joules(v: StudyView) -> Table | None:
+    """Joules per token and per FLOP of each rung, how much of them is idle, and how they stand to the card's floor."""
+    rows = joules.by_rung(v.table)
+    if not rows:
+        return None
+    said = "; ".join(joules.context(v.table, rows, v.fits))
+    note = f"Gross, all measured points of a rung. {said[0].upper()}{said[1:]}."
+    return Table("Joules by rung", joules.HEAD, [joules.cells(r) for r in rows], note, text=True)
+
+
 def _cell(value: float, digits: int) -> str:
     return number(None if value != value else float(value), digits)
 
@@ -284,6 +295,7 @@ def tables(v: StudyView) -> list[Table]:
         conventions(v),
         held_out(v),
         rates(v),
+        rung_joules(v),
         spend(v),
         reporting(v),
         runs(v),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
-from harness.curves import CONVENTIONS, FIT_NAMES
+from harness import joules
+from harness.curves import CONVENTIONS
+from harness.laws.energy import proportional
 from harness.laws.result import Fit
 from harness.report.study import StudyView
+from harness.study_fits import FIT_NAMES
 from harness.units import si
 
 # True of nearly every power law with a free coefficient; listed below the tables, not on the first screen
 ROUTINE = {"STRONGLY_CORRELATED", "A_NOT_PINNED", "B_NOT_PINNED", "K_NOT_PINNED"}
-HEADLINE_FITS = {"loss_nd", "loss_nd_heldout", "loss_compute", "energy_compute", "loss_energy"}
+HEADLINE_FITS = {"loss_nd", "loss_nd_heldout", "loss_compute", "energy_compute", "energy_idle_fixed", "loss_energy"}
 NOT_SHOWN = (
     "Nothing beyond the sizes, tokens and compute that were run: the laws are drawn inside the span of their data.",
     "Transfer to other corpora, architectures, optimisers or hardware: one study holds all of these fixed.",
@@ -92,7 +95,12 @@ def findings(v: StudyView) -> list[str]:
         out.append(f"Along the frontier L(C) has exponent g = {with_interval(fit, 'g')}{cut}.")
     if fit := v.trusted("energy_compute"):
         b = with_interval(fit, "b")
-        out.append(f"Energy grows as C^b with b = {b}; b < 1 means that larger runs use the device better.")
+        test = proportional(fit)
+        tested = f" ({test})" if test else ""
+        out.append(f"Energy grows as C^b with b = {b}{tested}; b < 1 means that larger runs use the device better.")
+    if rows := joules.by_rung(v.table):
+        said = joules.crossover(rows, v.fits)
+        out.append(f"{said[0].upper()}{said[1:]}.")
     if fit := v.trusted("loss_energy"):
         out.append(f"Against joules the loss above its floor falls with exponent g = {with_interval(fit, 'g')}.")
     if not out:
@@ -159,6 +167,7 @@ def warnings(v: StudyView) -> list[str]:
             f"{int(repeated.sum())} points saw tokens more than once (up to {number(float(v.table.epochs.max()))} times); "
             "D counts them each time, which L(N, D) does not allow for."
         )
+    out += [f"Energy of {r.rung}: {r.flag}." for r in joules.by_rung(v.table) if r.flag]
     for state, count in v.excluded.items():
         out.append(f"{count} {'run is' if count == 1 else 'runs are'} {state} and left out.")
     if v.noise is None and len(v.table):

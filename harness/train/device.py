@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import time
 from dataclasses import dataclass
 
 import torch
 
 from harness.errors import DeviceError
+from harness.gpus import bf16_peak_flop_per_s
 from harness.host import cpu_model
 from harness.schema import DeviceConfig, DeviceKind, Precision, Toggle
-
-# Dense bf16 tensor-core peak in FLOP/s by words of the name that the driver reports, special cases first; vendor data sheets,
-# without sparsity.
-BF16_PEAK_FLOP_PER_S = {
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "L40": 181e12,
-    "RTX 4090": 165e12,  # with fp32 accumulation
-    "V100": 125e12,  # fp16; the card has no bf16
-}
 
 
 @dataclass(frozen=True)
@@ -89,12 +72,6 @@ def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
         source,
         str(torch.cuda.get_device_properties(0).uuid),
     )
-
-
-def bf16_peak_flop_per_s(name: str) -> float | None:
-    """Peak of the card that the driver calls `name`, by whole words: an L40 is no L4. None where it is not in the table."""
-    words = set(re.split(r"[\s-]+", name))
-    return next((v for k, v in BF16_PEAK_FLOP_PER_S.items() if words.issuperset(k.split())), None)
 
 
 @functools.cache

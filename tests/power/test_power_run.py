@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from doubles import nvml as double
 
-from harness import compose, curves, records
+from harness import compose, records, study_fits
 from harness.records import RunRecord, SpendRow
 from harness.schema import (
     AdamwConfig,
@@ -87,4 +87,4 @@ def test_points_without_a_driver_say_so_and_stay_out_of_the_energy_law(tmp_path:
     record, _ = _train(tmp_path / "runs")
     assert all(p.energy.energy_j is None for p in record.points)
     assert "driver" in str(record.points[0].energy.reason)
-    assert "energy_compute" not in curves.fit_study([record], bootstrap=0)
+    assert "energy_compute" not in study_fits.fit_study([record], bootstrap=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness import curves
+from harness import study_fits
 from harness.report import axes, build_report, charts, layers, study, tables, words
 from harness.report.layers import Figure
 from harness.report.page import Study
@@ -23,7 +23,7 @@ from tests import synthetic
 def make(name: str, **kw: Any) -> Study:
     records = synthetic.ladder(study=name, **kw)
     excluded = {"failed": 1}
-    return name, records, excluded, curves.fit_study(records, excluded, bootstrap=60)
+    return name, records, excluded, study_fits.fit_study(records, excluded, bootstrap=60)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_names_and_events_are_escaped(tmp_path: Path) -> None:
     for r in records:
         r.name = evil
         r.events = [evil]
-    fits = curves.fit_study(records, bootstrap=0)
+    fits = study_fits.fit_study(records, bootstrap=0)
     html = build_report([(evil, records, {evil: 1}, fits)], tmp_path).read_text(encoding="utf-8")
     assert "img" not in Tags(html).names
     assert html.count("</script>") == 3  # vega, specs, script
@@ -204,7 +204,7 @@ def test_axis_titles_carry_units(measured: Study) -> None:
 
 def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None:
     name, records, excluded, _ = plain
-    fits = curves.fit_study(records, excluded, bootstrap=0)
+    fits = study_fits.fit_study(records, excluded, bootstrap=0)
     for fit in fits.values():
         fit.certificate.passed = False
         fit.certificate.reason = "the starts disagree"

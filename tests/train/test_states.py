@@ -15,11 +15,11 @@ import pytest
 import tiny
 import torch
 
-from harness import records
+from harness import gpus, records
 from harness.errors import BusyError, DeviceError, RecordError
 from harness.records import RunState
 from harness.schema import Retry, RunControl, Toggle
-from harness.train import checkpoint, device, ledger, lock, loop, run
+from harness.train import checkpoint, ledger, lock, loop, run
 from harness.watch import describe
 
 
@@ -253,7 +253,7 @@ def test_a_compiled_model_accumulates_into_memory_of_our_own(tmp_path: Path) -> 
     ],
 )
 def test_peak_of_a_card_by_whole_words(name: str, peak: float | None) -> None:
-    assert device.bf16_peak_flop_per_s(name) == peak
+    assert gpus.bf16_peak_flop_per_s(name) == peak
 
 
 # --- divergence --------------------------------------------------------------------------------------------------------------
