@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import forecast, ladder
-from harness.data import corpus_vocab, open_corpus
+from harness.corpora import open_corpus, sizes
 from harness.errors import ConfigError
 from harness.host import cpu_model
 from harness.ladder import Rung
@@ -20,7 +20,7 @@ def check_rungs(planned: list[Planned]) -> list[Rung]:
     rungs, problems = [], []
     for p in planned:
         try:
-            rungs.append(ladder.resolve(p.config, corpus_vocab(p.config.corpus)))
+            rungs.append(ladder.resolve(p.config, *sizes(p.config.corpus)))
             _check_text(p, rungs[-1])
         except ConfigError as e:
             problems += [x for x in e.problems if x not in problems]
