@@ -48,7 +48,9 @@ def shape_of(model: PreTrainedModel) -> Shape:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if windows or window:
         what = ", ".join(sorted(windows)) or f"a window of {window} positions"
-        raise ConfigError(f"FLOP of {name} are not counted: it attends by {what}, and the count knows full attention only.")
+        raise ConfigError(
+            f"FLOP of {name} are not counted: it attends by {what}, and the count knows full attention only."
+        )
     try:
         heads = int(config.num_attention_heads)
         shape = Shape(

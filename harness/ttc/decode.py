@@ -72,14 +72,18 @@ class Drawn:
     tokens: np.ndarray  # (R, T) int64, padded with the task's pad
     lengths: np.ndarray  # (R,) tokens that count, the end token included
     forced: np.ndarray  # (R,) forced ones among them
-    logprob: np.ndarray  # (R,) float64, sum of the model's own ln p (temperature 1, nothing banned) of the tokens that it chose
+    logprob: (
+        np.ndarray
+    )  # (R,) float64, sum of the model's own ln p (temperature 1, nothing banned) of the tokens that it chose
     prefill_tokens: int = 0  # every prompt once
     prefill_flop: float = 0.0  # useful: causal count, head on the last position
     decode_flop: float = 0.0  # useful
     executed_flop: float = 0.0  # dense prefill with padding, and every row of every pass
     passes: int = 0  # of decoding, prefill not counted
     row_passes: int = 0  # sum over passes of the rows in them
-    context_sum: float = 0.0  # sum over passes and rows of the positions held in the cache, the fed one and padding included
+    context_sum: float = (
+        0.0  # sum over passes and rows of the positions held in the cache, the fed one and padding included
+    )
 
     def book_prefill(self, shape: Shape, lengths: np.ndarray) -> None:
         """One prefill of prompts of these lengths, side by side."""
@@ -87,9 +91,9 @@ class Drawn:
         self.prefill_flop += sum(prefill_flop(shape, n, last_head=True) for n in lengths.tolist())
         self.executed_flop += len(lengths) * prefill_flop(shape, int(lengths.max()), causal=False, last_head=True)
 
-    def book_pass(self, shape: Shape, prompt: np.ndarray, fed: int, alive: np.ndarray) -> None:
-        """One pass over rows with `prompt` (R,) prompt tokens that feeds their token number `fed`; `alive` (R,) rows needed it."""
-        context = len(prompt) * (int(prompt.max()) + fed)
+    def book_pass(self, shape: Shape, prompt: np.ndarray, width: int, fed: int, alive: np.ndarray) -> None:
+        """One pass over rows with `prompt` (R,) tokens before, padded to `width`, that feeds their `fed`-th token; `alive` (R,) needed it."""
+        context = len(prompt) * (width + fed)
         self.passes += 1
         self.row_passes += len(prompt)
         self.context_sum += context
@@ -117,10 +121,11 @@ def pick(
     if temperature == 0:
         chosen = allowed.argmax(-1, keepdim=True)
     else:
-        total = torch.softmax(allowed / temperature if temperature != 1 else allowed, dim=-1).cumsum(-1)
-        at = torch.from_numpy(uniform).to(logits.device)[:, None] * total[:, -1:]
+        cumulative = torch.softmax(allowed / temperature if temperature != 1 else allowed, dim=-1).cumsum(-1)
+        total = cumulative[:, -1:].contiguous()
+        at = torch.from_numpy(np.ascontiguousarray(uniform)).to(logits.device)[:, None] * total
         # Rounding may lift a number to the total itself: the last token with any probability is meant
-        chosen = torch.minimum(torch.searchsorted(total, at, right=True), torch.searchsorted(total, total[:, -1:]))
+        chosen = torch.minimum(torch.searchsorted(cumulative, at, right=True), torch.searchsorted(cumulative, total))
     logprob = logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)
     forced = rule.forced != NONE
     tokens = np.where(forced, rule.forced, chosen[:, 0].cpu().numpy())
@@ -187,67 +192,77 @@ def draw(
         for first in range(0, samples, batch_rows):
             each = min(batch_rows, samples - first)
             rows = (prompts.problems[:, None] * samples + np.arange(first, first + each)).ravel()
-            cache = decoder.expand(prefix, each, room - 1)
-            _decode(
-                decoder,
-                task,
-                problems,
-                control,
-                out,
-                rows,
-                np.repeat(prompts.lengths, each),
-                logits.repeat_interleave(each, 0),
-                cache,
-                temperature,
-                chances,
-            )
+            batch = Lockstep(decoder, task, problems, control, prompts, each, logits, prefix, out)
+            _finish(batch, rows, temperature, chances)
     return out
 
 
-def _decode(
-    decoder: Decoder,
-    task: Task,
-    problems: Problems,
-    control: Control,
-    out: Drawn,
-    rows: np.ndarray,
-    prompt: np.ndarray,
-    logits: torch.Tensor,
-    cache: Any,
-    temperature: float,
-    chances: np.ndarray,
-) -> None:
+class Lockstep:
+    """Rows that are fed side by side: `each` of every problem of `prompts` to begin with. `of` are their problems, `logits` (R, V) their next."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        task: Task,
+        problems: Problems,
+        control: Control,
+        prompts: Prompts,
+        each: int,
+        logits: torch.Tensor,
+        prefix: Any,
+        books: Drawn,
+    ) -> None:
+        self.task, self.control, self._decoder, self._problems, self.books = task, control, decoder, problems, books
+        self.room = task.max_new(control)
+        self._width = prompts.tokens.shape[1]
+        self._place(np.repeat(prompts.problems, each), np.repeat(prompts.lengths, each))
+        self.logits = logits.repeat_interleave(each, 0)
+        self._cache = decoder.expand(prefix, each, self.room - 1)
+
+    def _place(self, index: np.ndarray, prompt: np.ndarray) -> None:
+        self.index, self._prompt, self.of = index, prompt, self._problems.take(index)
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on with the rows at `rows`, ascending by problem, repetitions allowed. `logits` stay those of before until the next `feed`."""
+        self._cache = self._decoder.select(self._cache, rows)
+        self._place(self.index[rows], self._prompt[rows])
+
+    def feed(self, generated: np.ndarray, alive: np.ndarray) -> None:
+        """Feed the last token of `generated` (R, t); rows that are not `alive` are carried along."""
+        positions = self.task.position(self.of, self.control, generated)
+        self.books.book_pass(self._decoder.shape, self._prompt, self._width, generated.shape[1], alive)
+        self.logits = self._decoder.step(self._cache, generated[:, -1], positions)
+
+
+def _finish(batch: Lockstep, rows: np.ndarray, temperature: float, chances: np.ndarray) -> None:
     """Generate the rows `rows` of `out` until each has ended; rows that ended leave the batch when they are more than half of it."""
-    room = out.tokens.shape[1]
-    of = problems.take(out.problem[rows])
+    out, task = batch.books, batch.task
     alive = np.ones(len(rows), dtype=bool)
-    for t in range(room):
-        rule = task.rule(of, control, out.tokens[rows, :t])
-        token, forced, logprob = pick(logits, rule, temperature, chances[rows, t])
-        token[~alive] = task.pad
-        out.tokens[rows, t] = token
+    for t in range(batch.room):
+        rule = task.rule(batch.of, batch.control, out.tokens[rows, :t])
+        token, forced, logprob = pick(batch.logits, rule, temperature, chances[rows, t])
         now = rows[alive]
+        out.tokens[now, t] = token[alive]
         out.lengths[now] = t + 1
         out.forced[now] += forced[alive]
         out.logprob[now] += logprob[alive]
         alive &= token != task.eos
-        if t + 1 == room or not alive.any():
+        if t + 1 == batch.room or not alive.any():
             return
         if 2 * alive.sum() < len(alive):
             keep = np.flatnonzero(alive)
-            cache = decoder.select(cache, keep)
-            rows, prompt, token, alive = rows[keep], prompt[keep], token[keep], alive[keep]
-            of = problems.take(out.problem[rows])
-        positions = task.position(of, control, out.tokens[rows, : t + 1])
-        out.book_pass(decoder.shape, prompt, t + 1, alive)
-        logits = decoder.step(cache, token, positions)
+            batch.select(keep)
+            rows, alive = rows[keep], alive[keep]
+        batch.feed(out.tokens[rows, : t + 1], alive)
 
 
 def likelihood(decoder: Decoder, task: Task, problems: Problems, control: Control) -> tuple[np.ndarray, np.ndarray]:
     """Teacher-forced ln p (P, T) of the tokens of `task.trace`, and their Brier scores sum_v (p_v - [v is right])^2; NaN where not scored."""
     trace = task.trace(problems, control)
     if trace is None:
-        raise ConfigError(f"task {task.name} has no reference trace, so no likelihood. Leave likelihoods out for this task.")
+        raise ConfigError(
+            f"task {task.name} has no reference trace, so no likelihood. Leave likelihoods out for this task."
+        )
     length = trace.tokens.shape[1]
     size = max(1, SCORED_NUMBERS // (length * decoder.shape.vocab))
     logprob, brier = np.full(trace.tokens.shape, np.nan), np.full(trace.tokens.shape, np.nan)
