@@ -115,18 +115,20 @@ def pick(
     Temperature 0 takes the largest logit that is allowed, the first of equal ones; else the inverse of the cumulative distribution at
     `uniform` (R,). Forced tokens win over banned ones.
     """
-    allowed = logits
+    lnp = torch.log_softmax(logits, dim=-1)
+    allowed = lnp
     if rule.banned is not None:
-        allowed = logits.masked_fill(torch.from_numpy(rule.banned).to(logits.device), -torch.inf)
+        allowed = lnp.masked_fill(torch.from_numpy(rule.banned).to(lnp.device), -torch.inf)
     if temperature == 0:
         chosen = allowed.argmax(-1, keepdim=True)
     else:
-        cumulative = torch.softmax(allowed / temperature if temperature != 1 else allowed, dim=-1).cumsum(-1)
+        plain = temperature == 1 and rule.banned is None
+        cumulative = (lnp.exp() if plain else torch.softmax(allowed / temperature, dim=-1)).cumsum(-1)
         total = cumulative[:, -1:].contiguous()
-        at = torch.from_numpy(np.ascontiguousarray(uniform)).to(logits.device)[:, None] * total
+        at = torch.from_numpy(np.ascontiguousarray(uniform)).to(lnp.device)[:, None] * total
         # Rounding may lift a number to the total itself: the last token with any probability is meant
         chosen = torch.minimum(torch.searchsorted(cumulative, at, right=True), torch.searchsorted(cumulative, total))
-    logprob = logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)
+    logprob = lnp.gather(-1, chosen)
     forced = rule.forced != NONE
     tokens = np.where(forced, rule.forced, chosen[:, 0].cpu().numpy())
     return tokens, forced, np.where(forced, 0.0, logprob[:, 0].double().cpu().numpy())
