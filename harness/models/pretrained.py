@@ -43,6 +43,8 @@ def shape_of(model: PreTrainedModel) -> Shape:
     the embedding. That refuses mixtures of experts, learned positions, convolutions and state spaces; sliding windows are refused by name.
     """
     config: Any = model.config
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     name = type(model).__name__
     windows = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -62,12 +64,12 @@ def shape_of(model: PreTrainedModel) -> Shape:
             head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
             ffn=int(config.intermediate_size),
             context=int(config.max_position_embeddings),
-            tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+            tied=head.weight is embedding.weight,
         )
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"FLOP of {name} are not counted: its config has no Llama-like shape ({error}).") from error
     linear = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)}
-    known = linear.keys() | {id(model.get_input_embeddings().weight)}
+    known = linear.keys() | {id(embedding.weight)}
     other = [k for k, p in model.named_parameters() if p.dim() > 1 and id(p) not in known]
     expected = counts(shape).n_matmul
     if other or sum(linear.values()) != expected:

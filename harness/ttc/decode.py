@@ -2,8 +2,8 @@
 
 P problems, R rows (one sample of one problem, row-major by problem), L prompt tokens, T the most that a row may generate. A row's first
 token comes from the prefill; each further one costs a pass that feeds the token before it, so T tokens take T - 1 passes.
-Every row has its own uniform numbers, fixed by (seed, row): what a row draws depends on neither the batch it is in nor on rows beside it,
-to rounding of the logits.
+Every row has its own uniform numbers, fixed by (seed, T, row): what a row draws depends on neither `batch_rows` nor on the rows beside it, to
+rounding of the logits.
 """
 
 from __future__ import annotations
