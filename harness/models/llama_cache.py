@@ -57,7 +57,7 @@ class LlamaDecoder:
         self.shape, self.device = shape, device
 
         def ready(*weights: torch.Tensor) -> torch.Tensor:
-            return torch.cat([w.detach().float() for w in weights]).to(device, dtype).t().contiguous()
+            return torch.cat([w.detach().float() for w in weights]).to(device, dtype).t()
 
         decoder: Any = model.model
         half = shape.head_dim // 2
