@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def counted(work) -> tuple[object, int]:
+def counted(work: Callable[[], Any]) -> tuple[Any, int]:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         found = work()
     return found, counter.get_total_flops()
