@@ -195,7 +195,7 @@ def draw(
             each = min(batch_rows, samples - first)
             rows = (prompts.problems[:, None] * samples + np.arange(first, first + each)).ravel()
             batch = Lockstep(decoder, task, problems, control, prompts, each, logits, prefix, out)
-            _finish(batch, rows, temperature, chances)
+            finish(batch, rows, temperature, chances)
     return out
 
 
@@ -236,7 +236,7 @@ class Lockstep:
         self.logits = self._decoder.step(self._cache, generated[:, -1], positions)
 
 
-def _finish(batch: Lockstep, rows: np.ndarray, temperature: float, chances: np.ndarray) -> None:
+def finish(batch: Lockstep, rows: np.ndarray, temperature: float, chances: np.ndarray) -> None:
     """Generate the rows `rows` of `out` until each has ended; rows that ended leave the batch when they are more than half of it."""
     out, task = batch.books, batch.task
     alive = np.ones(len(rows), dtype=bool)
