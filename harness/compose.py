@@ -28,6 +28,7 @@ from harness.schema import (
     GroupFormat,
     LlamaConfig,
     MultiplyConfig,
+    PretrainedConfig,
     NvmlConfig,
     RaplConfig,
     ReplayConfig,
@@ -128,6 +129,15 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "evaluation.batch_tokens": _at_least(1),
     "budget.kwh": _ABOVE_0,
     "power.tolerance": _ABOVE_0,
+    **{
+        f"ttc.{k}": _at_least(1)
+        for k in ("problems", "samples", "beam_keep", "max_new_tokens", "batch_rows", "meter_samples")
+    },
+    **{f"ttc.{k}": (lambda v: 0 <= v <= 1, "a share from 0 to 1") for k in ("verifier_tpr", "verifier_fpr")},
+    "ttc.temperatures": _ABOVE_0,
+    "ttc.beam_width": _at_least(0),
+    "ttc.meter_s": _ABOVE_0,
+    "ttc.seed": (lambda v: 0 <= v < 2**63, "at least 0 and below 2^63"),
     "tracker.init_timeout_s": _ABOVE_0,
     "tracker.finish_timeout_s": _ABOVE_0,
 }
@@ -165,7 +175,7 @@ def check_run(run: RunConfig) -> list[str]:
     b = run.budget
     given = [k for k in ("tokens", "flop", "tokens_per_param") if getattr(b, k) is not None]
     need(
-        len(given) == 1,
+        len(given) == 1 or (not given and isinstance(run.model, PretrainedConfig)),
         f"budget: {' and '.join(given) or 'none'} set, exactly one is needed. Use one of budget.tokens=2_000_000, budget.flop=1e12, "
         "budget.tokens_per_param=20 (unset the others with =null).",
     )
@@ -343,6 +353,10 @@ def run_name(run: RunConfig) -> str:
     """A readable name for tables and W&B; never parsed for meaning."""
     size = f"w{run.model.width}" if isinstance(run.model, LlamaConfig) else "pretrained"
     parts = [size, f"s{run.seed}"]
+    if isinstance(run.corpus, GroupConfig):
+        parts.insert(1, run.corpus.format.value)
+    if isinstance(run.corpus, TaskConfig):
+        parts.insert(1, run.corpus.arm.value)
     if run.optim.lr_scale != 1.0:
         parts.append(f"lr×{run.optim.lr_scale:g}")
     return " ".join(parts)

@@ -10,8 +10,9 @@ from harness.errors import ConfigError
 from harness.host import cpu_model
 from harness.ladder import Rung
 from harness.records import load_record
-from harness.schema import DeviceKind, TextConfig
+from harness.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
 from harness.sweep import Planned
+from harness.tasks import open_task
 from harness.units import duration, sci, si
 
 
@@ -27,6 +28,29 @@ def check_rungs(planned: list[Planned]) -> list[Rung]:
     if problems:
         raise ConfigError(problems)
     return rungs
+
+
+def check_tests(planned: list[Planned]) -> list[Rung]:
+    """The rungs of a sweep that `harness ttc` trains, none where the models are pretrained. ConfigError lists all that cannot be tested."""
+    problems = []
+    for p in planned:
+        corpus, ttc = p.config.corpus, p.config.ttc
+        if not isinstance(corpus, TaskConfig):
+            problems.append(
+                f"study={p.config.study}: its corpus is no task, so there is nothing to test. Use corpus=group, countdown or multiply, "
+                "or corpus=qa with model=pretrained."
+            )
+        elif not isinstance(corpus, QaConfig):
+            try:
+                open_task(corpus).controls(ttc.strides, ttc.max_states, ttc.min_states)
+            except ConfigError as e:
+                problems += e.problems
+    pretrained = {isinstance(p.config.model, PretrainedConfig) for p in planned}
+    if len(pretrained) == 2:
+        problems.append("model: a sweep tests pretrained models or trains its own, not both. Launch two sweeps.")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return [] if pretrained == {True} else check_rungs(planned)
 
 
 def _check_text(planned: Planned, rung: Rung) -> None:

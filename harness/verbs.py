@@ -126,6 +126,30 @@ def run(arguments: list[str]) -> int:
     return launch(arguments, planned, rungs)
 
 
+def ttc(arguments: list[str]) -> int:
+    """Train a sweep of tasks where needed, evaluate every end point, fit and report; exit code 0 when all of it is done."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            _hydra_help(
+                "ttc",
+                "Train the runs that are not done, test every end point at every control and number of samples (ttc.*), fit, and write "
+                "the report. Killed or stopped, it draws only what is missing; asked for more samples, it draws only those. "
+                "A pretrained model (model=pretrained model.path=PATH corpus=qa) is only tested.",
+            )
+        )
+        return 0
+    from harness.planning import check_tests
+    from harness.sweep import enumerate_runs, launch_tests
+
+    planned, _ = enumerate_runs(arguments)
+    code = launch_tests(arguments, planned, check_tests(planned))
+    folder = str(planned[0].run_dir.parent)
+    if code == 0:
+        fit([folder])
+        report([folder])
+    return code
+
+
 def status(arguments: list[str]) -> int:
     """The runs of a study folder and how each stands; exit code 1 when any is not done."""
     parser = _help("status", "The runs of a study folder and their states.")

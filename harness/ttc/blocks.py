@@ -34,7 +34,7 @@ class Unit:
     name: str  # of its file, without the suffix
     kind: str  # greedy | seen | sample | search | smooth
     problems: slice  # of the cell's problems
-    samples: slice = slice(0, 1)
+    samples: slice
 
     @property
     def count(self) -> int:

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from harness.flops import prefill_flop
 from harness.power.meter import Meter
-from harness.records import Measured
+from harness.records import Measured, SpendRow
 from harness.tasks.task import Control, Problems, Task
 from harness.ttc.blocks import PROBLEMS
 from harness.ttc.decode import Decoder, Drawn, Lockstep, batches, finish, uniforms
@@ -85,14 +85,6 @@ class CostModel:
         return prefill.energy_j + float(self.pass_j @ load.numbers()), None, "modelled"
 
 
-@dataclass
-class Done:
-    """What metering itself used, warm-up and repetitions included."""
-
-    tokens: int = 0
-    flop: float = 0.0
-
-
 def meter_windows(
     decoder: Decoder,
     task: Task,
@@ -107,20 +99,30 @@ def meter_windows(
     meter: Meter,
     sync: Callable[[], None],
     stop: Callable[[], None],
-) -> tuple[list[Window], list[Load], Done]:
+    books: SpendRow,
+) -> tuple[list[Window], list[Load]]:
     """Metered windows of one control, with the load of each per repetition; `windows[0]` is the prefill of a block of queries.
 
     Wall seconds and joules of a window are per repetition. Decoding starts from the prompts' cache each time. `stop` raises to interrupt.
+    Tokens and FLOP of everything, warm-up and repetitions included, are added to `books` as they are spent.
     """
     block = problems.take(np.arange(min(PROBLEMS, len(problems))))
-    done, windows, loads = Done(), [], []
+    windows: list[Window] = []
+    room = task.max_new(control)
+    loads: list[Load] = []
 
     def repeat(work: Callable[[], Drawn | None], phase: str, n: int, queries: int, context: float) -> Drawn | None:
-        work()  # warm-up
+        def spend() -> Drawn | None:
+            drawn = work()
+            books.flop += dense if drawn is None else drawn.executed_flop
+            books.tokens += int(prompts.lengths.sum()) if drawn is None else drawn.row_passes
+            return drawn
+
+        spend()  # warm-up
         sync()
         began, times, last = time.monotonic_ns(), 0, None
         while True:
-            last = work()
+            last = spend()
             times += 1
             sync()
             ended = time.monotonic_ns()
@@ -134,8 +136,6 @@ def meter_windows(
         wall_s = (ended - began) * S_PER_NS / times
         windows.append(Window(phase, n, queries * n, queries, passes, context, wall_s, _share(energy, times)))
         loads.append(Load() if last is None else Load(last.passes, last.row_passes, last.context_sum))
-        done.flop += (times + 1) * (last.executed_flop if last is not None else dense)
-        done.tokens += (times + 1) * (int(last.lengths.sum()) if last is not None else int(prompts.lengths.sum()))
         return last
 
     prompts = next(batches(task, block, control, len(block)))
@@ -152,7 +152,8 @@ def meter_windows(
         part = block.take(np.arange(queries))
         few = next(batches(task, part, control, queries))
         logits, prefix = decoder.prefill(few.tokens, few.positions, few.pads)
-        room = task.max_new(control)
+        books.flop += queries * prefill_flop(decoder.shape, few.tokens.shape[1], causal=False, last_head=True)
+        books.tokens += int(few.lengths.sum())
         chances = uniforms(seed, queries * n, room)
         order = (few.problems[:, None] * n + np.arange(n)).ravel()
 
@@ -171,11 +172,12 @@ def meter_windows(
             return out
 
         repeat(decode, "decode", n, queries, 0.0)
-    return windows, loads, done
+    return windows, loads
 
 
 def _share(energy: Measured, times: int) -> Measured:
     """A window's energy per repetition."""
+
     def part(value: float | None) -> float | None:
         return None if value is None else value / times
 
@@ -195,7 +197,9 @@ def cost_model(windows: list[Window], loads: list[Load], *, exact: bool) -> Cost
     model = CostModel(windows, exact)
     model.prefill_s = first.wall_s / first.queries
     model.prefill_energy = _share(first.energy, first.queries)
-    model.energy_reason = next((w.energy.reason or "a window's energy was refused" for w in windows if w.energy.energy_j is None), None)
+    model.energy_reason = next(
+        (w.energy.reason or "a window's energy was refused" for w in windows if w.energy.energy_j is None), None
+    )
     if not decode:  # one token per answer: nothing is ever fed
         model.pass_s = np.zeros(3)
         model.pass_j = None if model.energy_reason else np.zeros(3)

@@ -90,7 +90,7 @@ def rows(
     """Every strategy at every n. Deterministic: the noisy verifier and the subsets of majority are seeded."""
     stats = statistics(s)
     m = s.samples["correct"].shape[1]
-    correct, lengths = s.samples["correct"], s.samples["length"]
+    correct = s.samples["correct"]
     drawn = np.full(len(correct), m)
     right, traced = np.array(stats.correct), np.array(stats.trace_ok)
     noise = np.random.default_rng([seed, 1]).random(correct.shape)  # (P, M); row-major, so it depends on M
@@ -129,7 +129,11 @@ class _Price:
         self._s, self._shape, self._cost = s, shape, cost
         self._loads: dict[tuple[int, int], Load] = {}
         self.prefill = float(np.mean([prefill_flop(shape, n, last_head=True) for n in s.prompt.tolist()]))
-        padded = [s.prompt[i : i + PROBLEMS].max() for i in range(0, len(s.prompt), PROBLEMS) for _ in s.prompt[i : i + PROBLEMS]]
+        padded = [
+            s.prompt[i : i + PROBLEMS].max()
+            for i in range(0, len(s.prompt), PROBLEMS)
+            for _ in s.prompt[i : i + PROBLEMS]
+        ]
         self._dense = float(np.mean([prefill_flop(shape, int(n), causal=False, last_head=True) for n in padded]))
 
     def _load(self, table: Arrays, n: int) -> Load:
@@ -204,7 +208,8 @@ class _Price:
             prefill_flop=self.prefill,
             decode_flop=decode,
             verify_flop=0.0,
-            executed_flop=self._dense + passes_flop(self._shape, 1, 0) * load.row_passes
+            executed_flop=self._dense
+            + passes_flop(self._shape, 1, 0) * load.row_passes
             + (passes_flop(self._shape, 0, 1) * load.context),
             passes=load.passes * min(PROBLEMS, len(value)),
             wall_s=seconds[0],
