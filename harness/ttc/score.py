@@ -49,17 +49,18 @@ def lockstep(prompt: np.ndarray, lengths: np.ndarray) -> Load:
     return load
 
 
-def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int) -> Load:
-    """Mean load per query of n samples side by side, over the disjoint groups of n among the samples drawn (P, M)."""
+def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int) -> tuple[Load, float]:
+    """Mean load per query of n samples side by side, over the disjoint groups of n among the samples drawn (P, M); mean passes of a batch."""
     p, m = lengths.shape
-    total, queries = Load(), 0
+    total, queries, batches = Load(), 0, 0
     for start in range(0, p, PROBLEMS):
         part = slice(start, start + PROBLEMS)
         for first in range(0, m - n + 1, n):
             chosen = lengths[part, first : first + n]
             total += lockstep(np.repeat(prompt[part], n), chosen.ravel())
             queries += len(chosen)
-    return total.per(queries)
+            batches += 1
+    return total.per(queries), total.passes / batches
 
 
 def accuracy_of(chance: float, samples: int) -> str:
@@ -127,7 +128,7 @@ class _Price:
 
     def __init__(self, s: Sampled, shape: Shape, cost: CostModel) -> None:
         self._s, self._shape, self._cost = s, shape, cost
-        self._loads: dict[tuple[int, int], Load] = {}
+        self._loads: dict[tuple[int, int], tuple[Load, float]] = {}
         self.prefill = float(np.mean([prefill_flop(shape, n, last_head=True) for n in s.prompt.tolist()]))
         padded = [
             s.prompt[i : i + PROBLEMS].max()
@@ -136,7 +137,7 @@ class _Price:
         ]
         self._dense = float(np.mean([prefill_flop(shape, int(n), causal=False, last_head=True) for n in padded]))
 
-    def _load(self, table: Arrays, n: int) -> Load:
+    def _load(self, table: Arrays, n: int) -> tuple[Load, float]:
         key = (id(table["length"]), n)
         if key not in self._loads:
             self._loads[key] = load_of(self._s.prompt, table["length"], n)
@@ -159,7 +160,7 @@ class _Price:
         lone = np.vectorize(lambda p, t: sample_flop(self._shape, int(p), int(t)), otypes=[float])
         flop = lone(self._s.prompt[:, None], length).mean(1)
         turns = 1.0 if arm == "batched" else float(each.mean())
-        load = self._load(table, batch if arm == "batched" else 1).times(turns)
+        load, passes = self._load(table, batch if arm == "batched" else 1)
         return self._finish(
             strategy,
             n,
@@ -168,16 +169,18 @@ class _Price:
             tokens=float((each * length.mean(1)).mean()),
             forced=float((each * forced.mean(1)).mean()),
             decode=float((each * flop).mean()),
-            load=load,
+            load=load.times(turns),
+            passes=passes * turns,
             metered=n if arm == "batched" and strategy != "greedy" else None,
         )
 
     def searched(self, width: int, value: np.ndarray, table: Arrays, lengths: np.ndarray) -> TtcRow:
         load = Load(*(float(table[k].mean()) for k in ("passes", "row_passes", "context")))
         forced = float(table["forced"].mean())
+        passes = np.mean([table["passes"][i : i + PROBLEMS].sum() for i in range(0, len(value), PROBLEMS)])
         decode = float(table["flop"].mean())
         return self._finish(
-            "step_search", width, value, "batched", float(lengths.mean()), forced, decode, load, metered=None
+            "step_search", width, value, "batched", float(lengths.mean()), forced, decode, load, float(passes), metered=None
         )
 
     def _finish(
@@ -190,6 +193,7 @@ class _Price:
         forced: float,
         decode: float,
         load: Load,
+        passes: float,
         metered: int | None,
     ) -> TtcRow:
         low, high = estimates.interval(value, self._s.problems.cluster)
@@ -211,7 +215,7 @@ class _Price:
             executed_flop=self._dense
             + passes_flop(self._shape, 1, 0) * load.row_passes
             + (passes_flop(self._shape, 0, 1) * load.context),
-            passes=load.passes * min(PROBLEMS, len(value)),
+            passes=passes,
             wall_s=seconds[0],
             wall_basis=seconds[1],
             energy_j=energy,
