@@ -15,7 +15,21 @@ LAYERS: list[set[str]] = [
     {"errors", "units", "host", "stop", "conditions"},
     {"schema", "records", "ttc_records", "flops", "spending"},
     {"models", "data", "tasks", "power", "track", "laws"},
-    {"ladder", "compose", "curves", "train", "ttc", "projection", "forecast", "tables", "prices", "fitfiles"},
+    {
+        "ladder",
+        "compose",
+        "curves",
+        "train",
+        "ttc",
+        "projection",
+        "forecast",
+        "tables",
+        "prices",
+        "fitfiles",
+        "testtime",
+        "exchange",
+        "emergence",
+    },
     {
         "sweep",
         "watch",
@@ -50,7 +64,7 @@ TORCH_FREE = {
         "projection",
     ),
     *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
-    *("tables", "prices", "fitfiles", "table_fit", "answers", "nextruns", "asking"),
+    *("tables", "prices", "fitfiles", "testtime", "table_fit", "answers", "nextruns", "asking"),
 }
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
