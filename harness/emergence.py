@@ -80,7 +80,8 @@ def broken_gain(x: Array, y: Array) -> float | None:
         inner = x[keep][1:-1]
         misses = [_miss(x[keep], y[keep], k) for k in inner]
         two += (_line(x[keep], y[keep], float(inner[int(np.argmin(misses))]), x[i]) - y[i]) ** 2
-    return float(1 - two / one) if one > 0 else 0.0
+    rounding = 1e-20 * float((y**2).sum())  # below it a straight line is exact and nothing can be better
+    return float(1 - two / one) if one > rounding else 0.0
 
 
 def _design(x: Array, knot: float | None) -> Array:

@@ -128,7 +128,8 @@ def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed
         else f"{len(seeds)} seed{'s' * (len(seeds) > 1)}: the interval holds problems only"
     )
     if first is None:
-        return Exchange(basis, None, None, None, len(seeds), draws - len(found), points, "no accuracy is reached by two lines of different test cost", note)  # fmt: skip
+        why = "no accuracy is reached by two lines of different test cost"
+        return Exchange(basis, None, None, None, len(seeds), draws - len(found), points, why, note)
     failed = draws - len(found)
     ends = np.percentile(found, [2.5, 97.5]).tolist() if len(found) >= 0.9 * draws > 0 else [None, None]
     return Exchange(basis, first, ends[0], ends[1], len(seeds), failed, points, note=note)

@@ -163,15 +163,22 @@ def fit(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.bootstrap < 0 or not 0 < given.delta < math.inf:
         raise FitError(f"--bootstrap {given.bootstrap} must be 0 or more, --delta {given.delta:g} a number above 0.")
-    from harness import curves, laws
+    from harness import curves, laws, testtime, testtime_study, ttc_records
 
     fetched = given.study.startswith(WANDB)
     folder = _fetched(given.study) if fetched else _study(given.study)
     found, excluded = records.load(folder)
     fits = curves.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
+    evaluations = ttc_records.load(folder)
+    test_fits, no_test_fits = testtime.fit_study_ttc(evaluations, bootstrap=given.bootstrap, seed=given.seed)
+    fits |= test_fits
     write_fits(folder, fits)
     for name, one in fits.items():
         print(f"{name}\n{laws.summary(one)}\n")
+    if evaluations:
+        said = testtime_study.answers(evaluations, no_test_fits, seed=given.seed)
+        testtime_study.write(folder, said)
+        print("\n".join(testtime_study.lines(said)))
     for name, reason in curves.unfitted(found, fits, excluded).items():
         print(f"{name}: not fitted: {reason}")
     if excluded:

@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
         "fitfiles",
         "testtime",
         "exchange",
+        "testtime_study",
         "emergence",
     },
     {
@@ -64,7 +65,19 @@ TORCH_FREE = {
         "projection",
     ),
     *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
-    *("tables", "prices", "fitfiles", "testtime", "table_fit", "answers", "nextruns", "asking"),
+    *(
+        "tables",
+        "prices",
+        "fitfiles",
+        "testtime",
+        "testtime_study",
+        "exchange",
+        "emergence",
+        "table_fit",
+        "answers",
+        "nextruns",
+        "asking",
+    ),
 }
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
