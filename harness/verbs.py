@@ -208,6 +208,7 @@ def report(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
     given = parser.parse_args(arguments)
+    from harness import ttc_records
     from harness.report.page import build_report
 
     folders = [_study(s) for s in given.studies]
@@ -217,7 +218,8 @@ def report(arguments: list[str]) -> int:
         names = [f.resolve().name for f in folders]
     studies = [(name, *records.load(f), load_fits(f)) for name, f in zip(names, folders, strict=True)]
     out = given.out or (folders[0] if len(folders) == 1 else Path("runs/compare"))
-    print(f"report: {build_report(studies, out)}")
+    evaluations = ttc_records.load(folders[0]) if len(folders) == 1 else []
+    print(f"report: {build_report(studies, out, evaluations)}")
     return 0
 
 

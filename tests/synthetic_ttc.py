@@ -65,8 +65,19 @@ def exchange_ladder(g: float, *, seeds: int = 3, problems: int = 150, joules: bo
                 logit = np.log(decode / 1e6) + g * np.log(train / 1e12)
                 spread = np.random.default_rng([seed, 7]).normal(0, 0.05, problems)
                 p = np.clip(1 / (1 + np.exp(-logit)) + spread, 0.001, 0.999)
-                more = {"train_j": train * 1e-12, "query_j": decode * 1e-9} if joules else {}
-                out.append(record(p, seed=seed, train_flop=train, tokens=i + 1, decode=decode, stride=stride, **more))
+                train_j, query_j = (train * 1e-12, decode * 1e-9) if joules else (None, None)
+                out.append(
+                    record(
+                        p,
+                        seed=seed,
+                        train_flop=train,
+                        tokens=i + 1,
+                        decode=decode,
+                        stride=stride,
+                        train_j=train_j,
+                        query_j=query_j,
+                    )
+                )
     return out
 
 

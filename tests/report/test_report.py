@@ -17,7 +17,7 @@ from harness import curves
 from harness.report import axes, build_report, charts, layers, study, tables, words
 from harness.report.layers import Figure
 from harness.report.page import Study
-from tests import synthetic
+from tests import synthetic, synthetic_ttc
 
 
 def make(name: str, **kw: Any) -> Study:
@@ -316,3 +316,13 @@ def test_long_tables_are_cut_and_say_so() -> None:
     table = tables.Table("long", ["a"], [[str(i)] for i in range(5000)])
     assert table.html().count("<tr>") == tables.MAX_ROWS + 1
     assert "200 of 5,000 rows" in table.html()
+
+
+def test_evaluations_add_figures_and_a_table(measured: Study, tmp_path: Path) -> None:
+    evaluations = synthetic_ttc.emergent(12)
+    page = build_report([measured], tmp_path, evaluations)
+    text = page.read_text(encoding="utf-8")
+    drawn = {f.stem for f in (tmp_path / "figures").glob("ttc_*.png")}
+    assert drawn == {"ttc_accuracy_test_flop", "ttc_accuracy_tokens", "ttc_emergence"}
+    assert "Not drawn: no meter: power=unmetered" in text
+    assert "Test-time compute, per problem" in text
