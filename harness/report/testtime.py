@@ -83,8 +83,50 @@ def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
     return figure(key, title, caption, [band(null, x, y), Layer(null, line), _marks(dots, x, y)])
 
 
+def forcing(records: Sequence[TtcRecord]) -> list[Figure]:
+    """Silent depth S(r), and greedy accuracy against the mean tokens used, of forced budgets; largest training of each size."""
+    keys = (
+        ("ttc_silent_depth", "Silent depth: accuracy with r products still to do"),
+        ("ttc_budget", "Accuracy under forced budgets"),
+    )
+    last: dict[int, int] = {}
+    for r in records:
+        if r.control.get("max_states") is not None:
+            last[r.n_total] = max(last.get(r.n_total, 0), r.tokens or 0)
+    if not last:
+        return [Figure(k, t, "", None, "no budget of thought was forced (ttc.max_states)") for k, t in keys]
+    deep, used = [], []
+    for n, tokens in sorted(last.items()):
+        own = [
+            r
+            for r in records
+            if r.n_total == n and (r.tokens or 0) == tokens and r.control.get("max_states") is not None
+        ]
+        name = f"width {own[0].width}" if own[0].width else f"N {n:,}"
+        for k, (value, count) in testtime.silent_depth(own).items():
+            deep.append({"x": k, "y": value, "series": name, "cell": f"{count} problems", "n": k})
+        for r in own:
+            for x in r.rows:
+                if x.strategy == "greedy" and x.accuracy is not None:
+                    used.append({"x": x.tokens, "y": x.accuracy, "series": name, "cell": testtime.cell_name(r), "n": 1})
+    captions = (
+        "Greedy, pooled over forced budgets and seeds; end point of the most training of each size.",
+        "Tokens used, not allowed; forced ones count. The line's shape reflects the law of the problems' sizes, not the model.",
+    )
+    titles = "products still to do r", "mean generated tokens per problem"
+    out = []
+    for (key, title), rows, caption, x_title in zip(keys, (deep, used), captions, titles, strict=True):
+        if not rows:
+            out.append(Figure(key, title, "", None, "no greedy row under a forced budget"))
+            continue
+        x = axis(x_title, (r["x"] for r in rows), log=False)
+        y = axis("greedy accuracy", (r["y"] for r in rows), log=False)
+        out.append(figure(key, title, caption, [_marks(rows, x, y)]))
+    return out
+
+
 def figures(records: Sequence[TtcRecord]) -> list[Figure]:
-    return [*(against(records, c) for c in AXES), emergence_pair(records)] if records else []
+    return [*(against(records, c) for c in AXES), emergence_pair(records), *forcing(records)] if records else []
 
 
 def cells(records: Sequence[TtcRecord]) -> Table:
