@@ -187,15 +187,22 @@ def fit(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.bootstrap < 0 or not 0 < given.delta < math.inf:
         raise FitError(f"--bootstrap {given.bootstrap} must be 0 or more, --delta {given.delta:g} a number above 0.")
-    from harness import curves, laws
+    from harness import curves, laws, testtime, testtime_study, ttc_records
 
     fetched = given.study.startswith(WANDB)
     folder = _fetched(given.study) if fetched else _study(given.study)
     found, excluded = records.load(folder)
     fits = curves.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
+    evaluations = ttc_records.load(folder)
+    test_fits, no_test_fits = testtime.fit_study_ttc(evaluations, bootstrap=given.bootstrap, seed=given.seed)
+    fits |= test_fits
     write_fits(folder, fits)
     for name, one in fits.items():
         print(f"{name}\n{laws.summary(one)}\n")
+    if evaluations:
+        said = testtime_study.answers(evaluations, no_test_fits, seed=given.seed)
+        testtime_study.write(folder, said)
+        print("\n".join(testtime_study.lines(said)))
     for name, reason in curves.unfitted(found, fits, excluded).items():
         print(f"{name}: not fitted: {reason}")
     if excluded:
@@ -225,6 +232,7 @@ def report(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
     given = parser.parse_args(arguments)
+    from harness import ttc_records
     from harness.report.page import build_report
 
     folders = [_study(s) for s in given.studies]
@@ -234,7 +242,8 @@ def report(arguments: list[str]) -> int:
         names = [f.resolve().name for f in folders]
     studies = [(name, *records.load(f), load_fits(f)) for name, f in zip(names, folders, strict=True)]
     out = given.out or (folders[0] if len(folders) == 1 else Path("runs/compare"))
-    print(f"report: {build_report(studies, out)}")
+    evaluations = ttc_records.load(folders[0]) if len(folders) == 1 else []
+    print(f"report: {build_report(studies, out, evaluations)}")
     return 0
 
 

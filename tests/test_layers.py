@@ -27,6 +27,10 @@ LAYERS: list[set[str]] = [
         "tables",
         "prices",
         "fitfiles",
+        "testtime",
+        "exchange",
+        "testtime_study",
+        "emergence",
     },
     {
         "sweep",
@@ -64,7 +68,19 @@ TORCH_FREE = {
         "projection",
     ),
     *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
-    *("tables", "prices", "fitfiles", "table_fit", "answers", "nextruns", "asking"),
+    *(
+        "tables",
+        "prices",
+        "fitfiles",
+        "testtime",
+        "testtime_study",
+        "exchange",
+        "emergence",
+        "table_fit",
+        "answers",
+        "nextruns",
+        "asking",
+    ),
 }
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
@@ -157,8 +173,10 @@ def test_torch_free_parts(path: Path) -> None:
         "exporting.py": {"harness.models", "harness.models.llama", "safetensors.torch", "transformers.utils"},
     }
     for module, inside in imports(path):
-        heavy = module.split(".")[0] in ("torch", "transformers", "safetensors") or module.startswith(
-            ("harness.models", "harness.train", "harness.ttc")
+        heavy = module.split(".")[0] in ("torch", "transformers", "safetensors") or module.split(".")[:2] in (
+            ["harness", "models"],
+            ["harness", "train"],
+            ["harness", "ttc"],
         )
         if not heavy or module in ("harness.train", "harness.train.lock"):
             continue
