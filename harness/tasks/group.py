@@ -136,11 +136,13 @@ class GroupTask:
 
     def problems(self, count: int, seed: int = 0, *, held_out: bool = True) -> Problems:
         """Distinct problems, as many of each size as there are up to an equal share."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, 2 + held_out], dtype=np.uint64)))
         pools = []
         for k in range(1, self.steps + 1) if self.budget else [self.steps]:
+            # A stream per size: asked for more problems, the first ones stay
+            key = np.array([seed % 2**64, 2 + held_out], dtype=np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, k, 0], dtype=np.uint64)))
             total = len(self.operators) ** k
-            if total <= max(_ENUMERATE, 32 * count):
+            if total <= _ENUMERATE:
                 digits = rng.permutation(total)[:, None] // len(self.operators) ** np.arange(k)
                 payload = np.full((total, self.steps), NONE)
                 payload[:, :k] = self.operators[digits % len(self.operators)]

@@ -180,7 +180,16 @@ class _Price:
         passes = np.mean([table["passes"][i : i + PROBLEMS].sum() for i in range(0, len(value), PROBLEMS)])
         decode = float(table["flop"].mean())
         return self._finish(
-            "step_search", width, value, "batched", float(lengths.mean()), forced, decode, load, float(passes), metered=None
+            "step_search",
+            width,
+            value,
+            "batched",
+            float(lengths.mean()),
+            forced,
+            decode,
+            load,
+            float(passes),
+            metered=None,
         )
 
     def _finish(
