@@ -28,7 +28,7 @@ def config(runs: Path, **ttc: Any) -> RunConfig:
     run = RunConfig(
         model=LlamaConfig(width=8, depth=1),
         corpus=GroupConfig(group="S3", operators=[], steps=6, strides=[1, 6], val_tokens=128),
-        budget=BudgetConfig(tokens=12_000, cooldowns=[0.5]),
+        budget=BudgetConfig(tokens=24_000, cooldowns=[0.5]),
         schedule=WsdConfig(warmup_tokens=1_000),
         device=DeviceConfig(kind=DeviceKind.cpu, threads=1),
         study="small",

@@ -205,7 +205,7 @@ def test_an_evaluation_is_a_run_of_its_own_in_wandb(
 # --- the verb ------------------------------------------------------------------------------------------------------------
 TINY = [
     *("corpus=group", "corpus.group=S3", "corpus.operators=[]", "corpus.steps=4", "corpus.strides=[1,4]"),
-    *("model.width=8", "model.depth=1", "budget.tokens=8000", "optim.batch_tokens=400", "schedule.warmup_tokens=800"),
+    *("model.width=8", "model.depth=1", "budget.tokens=16000", "optim.batch_tokens=400", "schedule.warmup_tokens=800"),
     *("device.kind=cpu", "device.threads=1", "study=tiny", "ttc.problems=64", "ttc.samples=4", "ttc.meter_s=0.01"),
 ]
 
