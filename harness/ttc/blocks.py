@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +86,15 @@ def write(folder: Path, unit: Unit, arrays: Arrays) -> None:
         ) from e
 
 
-def read(folder: Path, unit: Unit) -> Arrays:
-    """The arrays of a unit. DeviceError where its file is damaged."""
+def read(file: Path) -> Arrays:
+    """The arrays of a unit's file. DeviceError where it is damaged."""
     try:
-        with np.load(path(folder, unit)) as stored:
+        with np.load(file) as stored:
             return {k: stored[k] for k in stored.files}
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise DeviceError(
-            f"{path(folder, unit).name} in {folder} cannot be read: {e}. Remove it and launch again; it alone is drawn again."
+            f"samples in {file.parent.parent.name}/blocks/{file.name} cannot be read: {e}. Remove the file and launch again with "
+            "run.retry=failed; it alone is drawn again."
         ) from e
 
 
@@ -101,7 +103,7 @@ def merge(folder: Path, found: list[Unit], names: tuple[str, ...]) -> Arrays:
     rows, columns = max(u.problems.stop for u in found), max(u.samples.stop for u in found)
     out: Arrays = {}
     for unit in found:
-        arrays = read(folder, unit)
+        arrays = read(path(folder, unit))
         for name in names:
             whole = out.setdefault(name, np.zeros((rows, columns), dtype=arrays[name].dtype))
             whole[unit.problems, unit.samples] = arrays[name]

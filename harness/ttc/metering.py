@@ -7,8 +7,8 @@ c0 passes + c1 row passes + c2 context sum. One metered window is held out of th
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import nnls

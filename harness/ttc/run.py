@@ -63,9 +63,10 @@ def evaluate(config: RunConfig, run_id: str, name: str, resolved: Json, *, paral
             pid=os.getpid(),
             host=socket.gethostname(),
         )
+        killed = before is not None and before.state == "running"  # every other end has booked all it spent
         try:
             with stop.listening():
-                _Evaluation(config, run_id, name, resolved, run_dir, state, parallel_runs).run()
+                _Evaluation(config, run_id, name, resolved, run_dir, state, parallel_runs, killed).run()
             return _end(folder, state, "done", None)
         except (HarnessError, torch.OutOfMemoryError) as e:
             return _end(folder, state, "failed", str(e))
@@ -113,9 +114,10 @@ class _Evaluation:
         run_dir: Path,
         state: RunState,
         parallel_runs: int,
+        killed: bool,
     ) -> None:
         self.config, self.ttc, self.run_id, self.name, self.resolved = config, config.ttc, run_id, name, resolved
-        self.run_dir, self.folder, self.state = run_dir, run_dir / FOLDER, state
+        self.run_dir, self.folder, self.state, self.killed = run_dir, run_dir / FOLDER, state, killed
         self.device = devices.choose(config.device, parallel_runs)
         self.dtype = self.device.autocast or torch.float32
         self.reason = spending.guard(config.budget.kwh, run_dir.parent, stop.reason)
@@ -145,7 +147,8 @@ class _Evaluation:
         )
         self.meter.start()
         try:
-            self._book_lost()
+            if self.killed:
+                self._book_lost()
             mirror.start()
             subjects = list(self._subjects(whole))
             grid = [(s, c, t) for s in subjects for c in controls for t in self.ttc.temperatures]
@@ -229,7 +232,7 @@ class _Evaluation:
             if search
             else None,
         )
-        parts = [blocks.read(cell.folder, u) for u in likely]
+        parts = [blocks.read(blocks.path(cell.folder, u)) for u in likely]
         record = self._record(subject, cell, drawn, metering.cost_model(windows, loads, exact=exact))
         record.seen_greedy = float(blocks.merge(cell.folder, seen, ("correct",))["correct"].mean())
         if parts:
@@ -383,8 +386,6 @@ class _Evaluation:
     def _book_lost(self) -> None:
         """Book, once, what the attempt before spent after its last booked window: killed, it could not do so itself."""
         before = self.state.attempt - 1
-        if before == 0:
-            return
         path = self.folder / "spend.jsonl"
         rows = [r for r in records.read_rows(path, SpendRow) if r.attempt == before]
         if any(r.phase == "lost" for r in rows):
@@ -395,11 +396,11 @@ class _Evaluation:
         booked_ns = max((r.t_b_ns for r in rows), default=0)
         lost = SpendRow(before, "lost", "", 0, 0, 0, 0.0, 0.0, booked_ns, booked_ns)
         for file in sorted(self.folder.glob("*/blocks/*.npz")):
-            with np.load(file) as block:
-                if int(block["attempt"]) == before and int(block["t_b_ns"]) > booked_ns:
-                    lost.tokens += int(block["tokens"])
-                    lost.flop += float(block["spent_flop"])
-                    lost.wall_s += (int(block["t_b_ns"]) - int(block["t_a_ns"])) * S_PER_NS
+            block = blocks.read(file)
+            if int(block["attempt"]) == before and int(block["t_b_ns"]) > booked_ns:
+                lost.tokens += int(block["tokens"])
+                lost.flop += float(block["spent_flop"])
+                lost.wall_s += (int(block["t_b_ns"]) - int(block["t_a_ns"])) * S_PER_NS
         lost.energy = self.meter.recover(before, booked_ns)
         if lost.flop or lost.energy.energy_j:
             append(path, lost)

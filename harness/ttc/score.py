@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.flops import Shape, passes_flop, prefill_flop, sample_flop
+from harness.flops import Shape, passes_flop, prefill_flop
 from harness.laws import samples as estimates
 from harness.tasks.task import NONE, Problems
 from harness.ttc.blocks import PROBLEMS, Arrays
@@ -129,6 +129,9 @@ class _Price:
     def __init__(self, s: Sampled, shape: Shape, cost: CostModel) -> None:
         self._s, self._shape, self._cost = s, shape, cost
         self._loads: dict[tuple[int, int], tuple[Load, float]] = {}
+        # `flops.sample_flop` of thousands of rows at once: it is linear in the rows fed and the positions they attend to
+        self._per_row, self._per_position = passes_flop(shape, 1, 0), passes_flop(shape, 0, 1)
+        self._last: tuple[np.ndarray, tuple[float, float]] | None = None
         self.prefill = float(np.mean([prefill_flop(shape, n, last_head=True) for n in s.prompt.tolist()]))
         padded = [
             s.prompt[i : i + PROBLEMS].max()
@@ -157,8 +160,9 @@ class _Price:
         """`draws` (P,): expected draws per problem where they are fewer than n."""
         each = np.full(len(value), float(n)) if draws is None else draws
         length, forced = table["length"], table["forced"]
-        lone = np.vectorize(lambda p, t: sample_flop(self._shape, int(p), int(t)), otypes=[float])
-        flop = lone(self._s.prompt[:, None], length).mean(1)
+        fed = np.maximum(length - 1, 0)
+        attended = fed * self._s.prompt[:, None] + fed * (fed + 1) // 2
+        flop = (fed * self._per_row + attended * self._per_position).mean(1)
         turns = 1.0 if arm == "batched" else float(each.mean())
         load, passes = self._load(table, batch if arm == "batched" else 1)
         return self._finish(
@@ -173,6 +177,12 @@ class _Price:
             passes=passes * turns,
             metered=n if arm == "batched" and strategy != "greedy" else None,
         )
+
+    def _interval(self, value: np.ndarray) -> tuple[float, float]:
+        """The two arms of a strategy share their answers, so their interval too."""
+        if self._last is None or self._last[0] is not value:
+            self._last = value, estimates.interval(value, self._s.problems.cluster)
+        return self._last[1]
 
     def searched(self, width: int, value: np.ndarray, table: Arrays, lengths: np.ndarray) -> TtcRow:
         load = Load(*(float(table[k].mean()) for k in ("passes", "row_passes", "context")))
@@ -205,7 +215,7 @@ class _Price:
         passes: float,
         metered: int | None,
     ) -> TtcRow:
-        low, high = estimates.interval(value, self._s.problems.cluster)
+        low, high = self._interval(value)
         undefined = not np.isfinite(value).all()
         seconds = self._cost.seconds(load, metered)
         energy, energy_se, basis = self._cost.joules(load, metered)
@@ -221,9 +231,7 @@ class _Price:
             prefill_flop=self.prefill,
             decode_flop=decode,
             verify_flop=0.0,
-            executed_flop=self._dense
-            + passes_flop(self._shape, 1, 0) * load.row_passes
-            + (passes_flop(self._shape, 0, 1) * load.context),
+            executed_flop=self._dense + self._per_row * load.row_passes + self._per_position * load.context,
             passes=passes,
             wall_s=seconds[0],
             wall_basis=seconds[1],

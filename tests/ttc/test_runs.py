@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import pickle
 import signal
@@ -19,7 +17,7 @@ from harness import cli, records, ttc_records
 from harness.errors import ConfigError, DeviceError
 from harness.planning import check_tests
 from harness.records import SpendRow
-from harness.schema import ReplayConfig, Retry, TrackerConfig, WandbMode
+from harness.schema import BudgetConfig, PretrainedConfig, ReplayConfig, Retry, TrackerConfig, WandbMode
 from harness.sweep import enumerate_runs
 from harness.ttc import blocks
 from harness.ttc import run as evaluation
@@ -77,8 +75,8 @@ def test_killed_after_a_block_and_resumed_is_one_pass(trained: Path, tmp_path: P
     lost = [r for r in spend(run) if r.phase == "lost"]
     with_costs = [np.load(small.folder(run) / name) for name in before]
     assert [r.flop for r in lost] == [sum(float(b["spent_flop"]) for b in with_costs)]
-    drawn = [r.flop for r in spend(calm)][0]
-    assert lost[0].flop + [r for r in spend(run) if r.phase == "ttc"][0].flop == pytest.approx(drawn, rel=1e-12)
+    drawn = spend(calm)[0].flop
+    assert lost[0].flop + next(r for r in spend(run) if r.phase == "ttc").flop == pytest.approx(drawn, rel=1e-12)
 
 
 def test_extending_draws_only_what_is_missing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +135,7 @@ def test_a_failed_block_is_failed_and_never_zeros(
 def test_a_damaged_block_is_named(trained: Path, tmp_path: Path) -> None:
     run = small.beside(trained, tmp_path / "runs")
     assert small.evaluated(run).state == "done"
-    name = sorted(k for k in small.block_files(run) if "sample" in k)[0]
+    name = min(k for k in small.block_files(run) if "sample" in k)
     (small.folder(run) / name).write_bytes(b"PK torn")
     state = small.evaluated(run)
     assert state.state == "failed"
@@ -152,7 +150,7 @@ def test_joules_of_a_constant_power_are_power_times_seconds(trained: Path, tmp_p
     trace.write_text("t_s,power_w\n0,100\n1000,100\n")
     run = small.beside(trained, tmp_path / "runs", meter_s=0.5, meter_samples=[1, 2, 4], samples=4)
     run.power = ReplayConfig(path=str(trace))
-    os.rename(next((tmp_path / "runs" / "small").iterdir()), small.folder(run))  # power is part of a run's identity
+    next((tmp_path / "runs" / "small").iterdir()).rename(small.folder(run))  # power is part of a run's identity
     assert small.evaluated(run).state == "done"
     shortest, longest = sorted(small.found(run), key=lambda r: r.tokens or 0)
     for w in longest.windows:
@@ -200,6 +198,24 @@ def test_an_evaluation_is_a_run_of_its_own_in_wandb(
     history = [r for r in mirrored.rows if "ttc/accuracy" in r]
     assert len(history) == sum(len(r.rows) for r in found)
     assert all({"test_flop", "tokens", "ttc/strategy", "ttc/n"} <= set(r) for r in history)
+
+
+def test_a_pretrained_model_is_only_tested_and_scores_what_its_own_run_did(trained: Path, tmp_path: Path) -> None:
+    from harness.exporting import to_hf
+
+    own = small.beside(trained, tmp_path / "runs")
+    assert small.evaluated(own).state == "done"
+    to_hf(trained, tmp_path / "hf")
+    run = small.config(tmp_path / "other")
+    run.model, run.budget = PretrainedConfig(path=str(tmp_path / "hf")), BudgetConfig()
+    assert small.evaluated(run).state == "done"
+    (record,) = small.found(run)
+    longest = max(small.found(own), key=lambda r: r.tokens or 0)
+    assert record.stats.greedy == longest.stats.greedy
+    assert (record.train_flop, record.train_source, record.train_energy.energy_j) == (None, "unknown", None)
+    assert record.n_total == longest.n_total
+    flop = {(r.strategy, r.n): r.decode_flop for r in record.rows if r.strategy == "greedy"}
+    assert flop == {(r.strategy, r.n): r.decode_flop for r in longest.rows if r.strategy == "greedy"}
 
 
 # --- the verb ------------------------------------------------------------------------------------------------------------
@@ -262,4 +278,3 @@ def test_ttc_settings_are_no_part_of_a_run(tmp_path: Path) -> None:
 
     run = small.config(tmp_path)
     assert compose.run_id(small.changed(run, samples=64)) == compose.run_id(run)
-    assert json.dumps(dataclasses.asdict(run.ttc))
