@@ -28,12 +28,17 @@ class CopyTask:
     vocab: int = SHAPE.vocab
     context: int = 0
     chance: float = 0.1
+    floor_nat: float | None = 0.0
+    floor_reason: str = "a copy follows from the prompt"
+    distinct_rows: int = 0
     eos: int = END
     pad: int = PAD
     thought_end: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
-    def rows(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def rows(
+        self, rng: np.random.Generator, n: int, *, held_out: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         raise NotImplementedError
 
     def problems(self, count: int, seed: int = 0, *, held_out: bool = True) -> Problems:
