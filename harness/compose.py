@@ -136,6 +136,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     **{f"ttc.{k}": (lambda v: 0 <= v <= 1, "a share from 0 to 1") for k in ("verifier_tpr", "verifier_fpr")},
     "ttc.temperatures": _ABOVE_0,
     "ttc.beam_width": _at_least(0),
+    "ttc.min_states": _at_least(0),
+    "ttc.max_states": _at_least(0),
     "ttc.meter_s": _ABOVE_0,
     "ttc.seed": (lambda v: 0 <= v < 2**63, "at least 0 and below 2^63"),
     "tracker.init_timeout_s": _ABOVE_0,
