@@ -14,6 +14,7 @@ usage: harness VERB [ARGUMENTS]
 
   plan    [+ladder=NAME] [key=value …]   what a sweep would train: N, tokens, steps, FLOP, seconds, joules, disk
   run     [+ladder=NAME] [key=value …]   train it; launching again resumes, finished runs are skipped
+  ttc     [+ladder=NAME] [key=value …]   train what is missing, test it with chain of thought, fit, report
   status  STUDY                          the runs of a study folder and their states
   fit     STUDY|TABLE --law LAW          fit a study's records, into fits.json, or one law to a CSV or parquet table
   ask     FITS|STUDY --flop C|--loss L   the best run for a budget, the cheapest for a loss, the runs to do --next
@@ -57,6 +58,7 @@ def _verb(name: str) -> Callable[[list[str]], int]:
     known: dict[str, Callable[[list[str]], int]] = {
         "plan": verbs.plan,
         "run": verbs.run,
+        "ttc": verbs.ttc,
         "status": verbs.status,
         "fit": verbs.fit,
         "ask": verbs.ask,

@@ -21,12 +21,19 @@ from harness import records, schema
 from harness.errors import ConfigError
 from harness.records import Json
 from harness.schema import (
+    Arm,
+    CountdownConfig,
     FactsConfig,
+    GroupConfig,
+    GroupFormat,
     LlamaConfig,
+    MultiplyConfig,
     NvmlConfig,
+    PretrainedConfig,
     RaplConfig,
     ReplayConfig,
     RunConfig,
+    TaskConfig,
     TextConfig,
     UnmeteredConfig,
     WsdConfig,
@@ -108,6 +115,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "model.ffn": _at_least(1),
     "model.rope_theta": _ABOVE_0,
     "corpus.vocab": _at_least(2),
+    "corpus.val_tokens": _at_least(1),
     "corpus.table_seed": (lambda v: 0 <= v < 2**63, "at least 0 and below 2^63"),
     "schedule.warmup_tokens": _at_least(0),
     "schedule.final": (lambda v: 0 <= v <= 1, "a share from 0 to 1"),
@@ -121,6 +129,17 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "evaluation.batch_tokens": _at_least(1),
     "budget.kwh": _ABOVE_0,
     "power.tolerance": _ABOVE_0,
+    **{
+        f"ttc.{k}": _at_least(1)
+        for k in ("problems", "samples", "beam_keep", "max_new_tokens", "batch_rows", "meter_samples")
+    },
+    **{f"ttc.{k}": (lambda v: 0 <= v <= 1, "a share from 0 to 1") for k in ("verifier_tpr", "verifier_fpr")},
+    "ttc.temperatures": _ABOVE_0,
+    "ttc.beam_width": _at_least(0),
+    "ttc.min_states": _at_least(0),
+    "ttc.max_states": _at_least(0),
+    "ttc.meter_s": _ABOVE_0,
+    "ttc.seed": (lambda v: 0 <= v < 2**63, "at least 0 and below 2^63"),
     "tracker.init_timeout_s": _ABOVE_0,
     "tracker.finish_timeout_s": _ABOVE_0,
 }
@@ -158,7 +177,7 @@ def check_run(run: RunConfig) -> list[str]:
     b = run.budget
     given = [k for k in ("tokens", "flop", "tokens_per_param") if getattr(b, k) is not None]
     need(
-        len(given) == 1,
+        len(given) == 1 or (not given and isinstance(run.model, PretrainedConfig)),
         f"budget: {' and '.join(given) or 'none'} set, exactly one is needed. Use one of budget.tokens=2_000_000, budget.flop=1e12, "
         "budget.tokens_per_param=20 (unset the others with =null).",
     )
@@ -193,7 +212,10 @@ def check_run(run: RunConfig) -> list[str]:
     need(o.weight_decay >= 0, f"optim.weight_decay={o.weight_decay} must not be negative.")
     need(o.grad_clip > 0, f"optim.grad_clip={o.grad_clip} must be above 0.")
     c = run.corpus
-    need(c.context >= 3, f"corpus.context={c.context} must be at least 3.")
+    if isinstance(c, TaskConfig):
+        problems += _task_problems(c)
+    else:
+        need(c.context >= 3, f"corpus.context={c.context} must be at least 3.")
     if isinstance(c, (FactsConfig, TextConfig)):
         need(
             c.unique_tokens is None or c.unique_tokens >= c.context,
@@ -241,6 +263,57 @@ def check_run(run: RunConfig) -> list[str]:
     return problems
 
 
+def _task_problems(c: TaskConfig) -> list[str]:
+    problems: list[str] = []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    need(c.context == 0, f"corpus.context={c.context} cannot be set: the task's format decides it. Leave it out.")
+    if isinstance(c, GroupConfig):
+        order = _group_order(c.group)
+        need(order is not None, f"corpus.group={c.group!r} is unknown. Use S3, S4, S5, A4, A5, or Z2 to Z120.")
+        outside = [g for g in c.operators if order is not None and not 0 <= g < order]
+        need(
+            not outside,
+            f"corpus.operators has {outside}: {c.group} has the elements 0 to {(order or 0) - 1}. [] takes them all.",
+        )
+        need(
+            len(set(c.operators)) == len(c.operators) != 1,
+            f"corpus.operators={c.operators} must be two or more different elements, or [] for all.",
+        )
+        need(2 <= c.steps <= 256, f"corpus.steps={c.steps} must lie between 2 and 256.")
+        if c.format is GroupFormat.stride:
+            long = [s for s in c.strides if not 1 <= s <= c.steps]
+            need(not long, f"corpus.strides has {long}: a stride lies between 1 and corpus.steps={c.steps}.")
+            need(
+                0 < len(set(c.strides)) == len(c.strides),
+                f"corpus.strides={c.strides} must be one or more different strides.",
+            )
+    if isinstance(c, CountdownConfig):
+        need(2 <= c.numbers <= 6, f"corpus.numbers={c.numbers} must lie between 2 and 6.")
+        need(1 <= c.ceiling <= 999, f"corpus.ceiling={c.ceiling} must lie between 1 and 999.")
+        need(
+            0 <= c.low < c.high <= c.ceiling,
+            f"corpus.low={c.low}, corpus.high={c.high}: needed is 0 <= low < high <= corpus.ceiling={c.ceiling}.",
+        )
+        need(
+            c.arm is not Arm.filler,
+            "corpus.arm=filler does not exist for countdown: every token of its answer is the answer. Use cot or direct.",
+        )
+    if isinstance(c, MultiplyConfig):
+        need(2 <= c.digits <= 9, f"corpus.digits={c.digits} must lie between 2 and 9: products are 64-bit integers.")
+    return problems
+
+
+def _group_order(name: str) -> int | None:
+    """Elements of a group, None for an unknown name."""
+    if name[:1] == "Z" and name[1:].isdecimal() and 2 <= int(name[1:]) <= 120 and name[1] != "0":
+        return int(name[1:])
+    return {"S3": 6, "S4": 24, "S5": 120, "A4": 12, "A5": 60}.get(name)
+
+
 def resolved(run: RunConfig) -> Json:
     """The config as JSON, with `kind` beside each family's fields and paths cut to base names: records hold no local path."""
     value = records.to_json(run)
@@ -282,6 +355,10 @@ def run_name(run: RunConfig) -> str:
     """A readable name for tables and W&B; never parsed for meaning."""
     size = f"w{run.model.width}" if isinstance(run.model, LlamaConfig) else "pretrained"
     parts = [size, f"s{run.seed}"]
+    if isinstance(run.corpus, GroupConfig):
+        parts.insert(1, run.corpus.format.value)
+    if isinstance(run.corpus, TaskConfig):
+        parts.insert(1, run.corpus.arm.value)
     if run.optim.lr_scale != 1.0:
         parts.append(f"lr×{run.optim.lr_scale:g}")
     return " ".join(parts)

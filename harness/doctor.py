@@ -208,7 +208,7 @@ def _wandb() -> tuple[str, str, str | None]:
 
 
 def _corpus() -> tuple[str, str, str | None]:
-    from harness.data import open_corpus
+    from harness.corpora import open_corpus
     from harness.schema import FactsConfig
 
     try:

@@ -59,14 +59,29 @@ def counts(shape: Shape, window: int | None = None) -> Counts:
     )
 
 
-def prefill_flop(shape: Shape, tokens: int, causal: bool = True) -> int:
-    """Forward FLOP of one sequence of `tokens` positions; causal counts only positions attended to, else all."""
+def prefill_flop(shape: Shape, tokens: int, causal: bool = True, last_head: bool = False) -> int:
+    """Forward FLOP of one sequence of `tokens` positions; causal counts only positions attended to, else all.
+
+    `last_head`: the head runs on the last position only, as in decoding; else on every position, as in training.
+    """
     q = shape.heads * shape.head_dim
     attended = tokens * (tokens + 1) // 2 if causal else tokens * tokens
-    return 2 * counts(shape).n_matmul * tokens + 4 * q * shape.depth * attended
+    unheaded = 2 * shape.vocab * shape.width * (tokens - 1) if last_head else 0
+    return 2 * counts(shape).n_matmul * tokens + 4 * q * shape.depth * attended - unheaded
 
 
 def decode_flop(shape: Shape, position: int) -> int:
     """Forward FLOP of decoding one token that attends to `position` positions, itself included (KV cache)."""
+    return passes_flop(shape, 1, position)
+
+
+def passes_flop(shape: Shape, row_passes: int, context_sum: int) -> int:
+    """Forward FLOP of feeding `row_passes` single tokens that attend to `context_sum` positions between them."""
     q = shape.heads * shape.head_dim
-    return 2 * counts(shape).n_matmul + 4 * q * shape.depth * position
+    return 2 * counts(shape).n_matmul * row_passes + 4 * q * shape.depth * context_sum
+
+
+def sample_flop(shape: Shape, prompt: int, tokens: int) -> int:
+    """Useful FLOP of `tokens` tokens generated after a prefilled prompt: the first comes of the prefill, the last is never fed."""
+    fed = max(0, tokens - 1)
+    return passes_flop(shape, fed, fed * prompt + fed * (fed + 1) // 2)

@@ -146,15 +146,15 @@ def budget_tokens(run: RunConfig, n: Counts) -> float:
     )
 
 
-def resolve(run: RunConfig, vocab: int) -> Rung:
-    """The rung of a run on a corpus with `vocab` embedding rows. ConfigError when the budget buys too little."""
+def resolve(run: RunConfig, vocab: int, context: int) -> Rung:
+    """The rung of a run on a corpus with `vocab` embedding rows and sequences of `context` positions. ConfigError when the budget buys too little."""
     if not isinstance(run.model, LlamaConfig):
         raise ConfigError(
             "model=pretrained cannot be trained from scratch. Use model=llama, or `harness ttc` to evaluate it."
         )
-    form = shape(run.model, vocab, run.corpus.context)
+    form = shape(run.model, vocab, context)
     n = counts(form)
-    hyper = hyperparameters(run, n, run.corpus.context)
+    hyper = hyperparameters(run, n, context)
     longest = budget_tokens(run, n)
     warmup_steps = round(hyper.warmup_tokens / hyper.batch_tokens)
     wsd = isinstance(run.schedule, WsdConfig)

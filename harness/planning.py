@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import forecast, ladder
-from harness.data import corpus_vocab, open_corpus
+from harness.corpora import open_corpus, sizes
 from harness.errors import ConfigError
 from harness.host import cpu_model
 from harness.ladder import Rung
 from harness.records import load_record
-from harness.schema import DeviceKind, TextConfig
+from harness.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
 from harness.sweep import Planned
+from harness.tasks import open_task
 from harness.units import duration, sci, si
 
 
@@ -20,13 +21,36 @@ def check_rungs(planned: list[Planned]) -> list[Rung]:
     rungs, problems = [], []
     for p in planned:
         try:
-            rungs.append(ladder.resolve(p.config, corpus_vocab(p.config.corpus)))
+            rungs.append(ladder.resolve(p.config, *sizes(p.config.corpus)))
             _check_text(p, rungs[-1])
         except ConfigError as e:
             problems += [x for x in e.problems if x not in problems]
     if problems:
         raise ConfigError(problems)
     return rungs
+
+
+def check_tests(planned: list[Planned]) -> list[Rung]:
+    """The rungs of a sweep that `harness ttc` trains, none where the models are pretrained. ConfigError lists all that cannot be tested."""
+    problems = []
+    for p in planned:
+        corpus, ttc = p.config.corpus, p.config.ttc
+        if not isinstance(corpus, TaskConfig):
+            problems.append(
+                f"study={p.config.study}: its corpus is no task, so there is nothing to test. Use corpus=group, countdown or multiply, "
+                "or corpus=qa with model=pretrained."
+            )
+        elif not isinstance(corpus, QaConfig):
+            try:
+                open_task(corpus).controls(ttc.strides, ttc.max_states, ttc.min_states)
+            except ConfigError as e:
+                problems += e.problems
+    pretrained = {isinstance(p.config.model, PretrainedConfig) for p in planned}
+    if len(pretrained) == 2:
+        problems.append("model: a sweep tests pretrained models or trains its own, not both. Launch two sweeps.")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return [] if pretrained == {True} else check_rungs(planned)
 
 
 def _check_text(planned: Planned, rung: Rung) -> None:

@@ -30,12 +30,12 @@ class Spent:
 
 
 def spent(study: Path) -> Spent:
-    """Everything below a study folder: every run and attempt, whether or not it ended in a point.
+    """Everything below a study folder: every run, evaluation and attempt, whether or not it ended in a point.
 
     Windows overlap where a run books lost work, and then count twice: a budget errs on the side of stopping early.
     """
     joules, dark_s, highest_w = [0.0], 0.0, 0.0
-    for path in sorted(study.glob("*/spend.jsonl")):
+    for path in sorted([*study.glob("*/spend.jsonl"), *study.glob("*/ttc/spend.jsonl")]):
         for row in records.read_rows(path, SpendRow):
             if row.energy.energy_j is None:
                 dark_s += row.wall_s

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING
 from harness import compose, records, spending, stop
 from harness.errors import BusyError, ConfigError
 from harness.ladder import Rung
-from harness.schema import RunConfig
+from harness.schema import PretrainedConfig, RunConfig, TtcPoints
+from harness.ttc_records import FOLDER, answered
 from harness.units import duration
 from harness.watch import Progress, describe, table
 
@@ -235,8 +237,65 @@ def job(config: DictConfig) -> str:
     return state.state
 
 
-def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> int:
-    """Run a sweep, unless all of it is done, and print its table. Exit code 0 when every run is done, else 1."""
+def job_and_test(config: DictConfig) -> str:
+    """Hydra's task function of `harness ttc`: train the run, unless it is done or pretrained, then evaluate it in the same worker."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    run_config = compose.load_run(config)
+    if not isinstance(run_config.model, PretrainedConfig) and (trained := job(config)) != "done":
+        return trained
+    stop.install()
+    if stop.reason() is not None:
+        return "not started"
+    hydra_config = HydraConfig.get()
+    workers = getattr(hydra_config.launcher, "n_jobs", 1) if hydra_config.mode is RunMode.MULTIRUN else 1
+    from harness.ttc.run import evaluate
+
+    try:
+        state = evaluate(
+            run_config,
+            compose.run_id(run_config),
+            compose.run_name(run_config),
+            compose.resolved(run_config),
+            parallel_runs=workers if workers > 0 else len(os.sched_getaffinity(0)),
+        )
+    except BusyError as e:
+        print(e, file=sys.stderr)
+        return "busy"
+    return state.state
+
+
+def launch_tests(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> int:
+    """Train and evaluate a sweep, unless all of it is done, and print its table. Exit code as `launch`.
+
+    `rungs` is empty for pretrained models, which are only evaluated.
+    """
+    trained = bool(rungs)
+    tests = [(f"{p.name} ttc", p.run_dir / FOLDER) for p in planned]
+    runs = [r for p, t in zip(planned, tests, strict=True) for r in ([(p.name, p.run_dir), t] if trained else [t])]
+    _make_folders(planned)
+    began_s = time.monotonic()
+    if not all(_tested(p, rungs[i] if trained else None) for i, p in enumerate(planned)):
+        with Progress(runs, [1.0] * len(runs), sys.stdout):
+            _launch_hydra(arguments, len(planned), job_and_test)
+    print(table(runs))
+    return _tell(runs, planned, began_s)
+
+
+def _tested(planned: Planned, rung: Rung | None) -> bool:
+    """Whether nothing is left to train or to evaluate."""
+    if rung is not None and not _finished(planned, rung):
+        return False
+    branches = ["pretrained"]
+    if rung is not None:
+        points = records.load_record(planned.run_dir).points
+        branches = [p.branch for p in (points if planned.config.ttc.points is TtcPoints.all else points[-1:])]
+    done = describe(planned.run_dir / FOLDER)[0] == "done"
+    return done and answered(planned.run_dir, compose.resolved(planned.config), branches)
+
+
+def _make_folders(planned: list[Planned]) -> None:
     for p in planned:
         try:
             p.run_dir.mkdir(parents=True, exist_ok=True)
@@ -246,18 +305,29 @@ def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> i
             ) from e
         if not p.config.run.force:  # which discards whatever is there
             records.load_state(p.run_dir)  # refuses a damaged one
+
+
+def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> int:
+    """Run a sweep, unless all of it is done, and print its table. Exit code 0 when every run is done, else 1."""
+    _make_folders(planned)
     runs = [(p.name, p.run_dir) for p in planned]
     began_s = time.monotonic()
     if not all(_finished(p, rung) for p, rung in zip(planned, rungs, strict=True)):
         with Progress(runs, [r.spent_flop for r in rungs], sys.stdout):
-            _launch_hydra(arguments, len(planned))
+            _launch_hydra(arguments, len(planned), job)
     print(table(runs))
-    states = [describe(p.run_dir)[0] for p in planned]
+    return _tell(runs, planned, began_s)
+
+
+def _tell(runs: list[tuple[str, Path]], planned: list[Planned], began_s: float) -> int:
+    """How many are done, and what to do about the others; the exit code."""
+    states = [describe(folder)[0] for _, folder in runs]
     done = states.count("done")
+    what = "runs and evaluations" if any(folder.name == FOLDER for _, folder in runs) else "runs"
     print(
-        f"{done} of {len(planned)} runs done in {duration(time.monotonic() - began_s)}; files in {planned[0].run_dir.parent}"
+        f"{done} of {len(runs)} {what} done in {duration(time.monotonic() - began_s)}; files in {planned[0].run_dir.parent}"
     )
-    if done == len(planned):
+    if done == len(runs):
         return 0
     if why := spending.exhausted(planned[0].config.budget.kwh, planned[0].run_dir.parent):
         print(f"stopped: {why}. Raise budget.kwh and launch again to go on.")
@@ -283,8 +353,8 @@ def _finished(planned: Planned, rung: Rung) -> bool:
     return all(p.branch in have for p in rung.points)
 
 
-def _launch_hydra(arguments: list[str], runs: int) -> None:
-    """Hand the command line to Hydra, whose launcher calls `job` once per run, in whatever process it chooses."""
+def _launch_hydra(arguments: list[str], runs: int, task: Callable[[DictConfig], str]) -> None:
+    """Hand the command line to Hydra, whose launcher calls `task` once per run, in whatever process it chooses."""
     import hydra
 
     flags, overrides = split_flags(arguments)
@@ -295,7 +365,7 @@ def _launch_hydra(arguments: list[str], runs: int) -> None:
         sys.argv.append("--multirun")  # a ladder sets the mode itself, a list of values on the command line does not
     try:
         with stop.forwarding():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
     except SystemExit as e:
         if e.code not in (0, None):
             print("a worker died; the table below says which runs it left behind", file=sys.stderr)

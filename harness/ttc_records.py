@@ -15,6 +15,8 @@ from pathlib import Path
 from harness import records
 from harness.records import SCHEMA_VERSION, Json, Measured
 
+FOLDER = "ttc"  # of an evaluation, inside its run's folder
+
 
 @dataclass
 class TtcRow:
@@ -136,3 +138,14 @@ def load(folder: Path) -> list[TtcRecord]:
     """All evaluations below a study folder, or of a committed reference (`ttc/*.json`), in a fixed order."""
     paths = [*folder.glob("*/ttc/*/record.json"), *folder.glob("ttc/*.json")]
     return [records.from_json(TtcRecord, records.read_json(p), str(p)) for p in sorted(paths)]
+
+
+def asked(resolved: Json, branches: list[str]) -> Json:
+    """What an evaluation was asked, as it stands in its `asked.json` once all of it is done: equal questions are not asked again."""
+    return {"ttc": resolved["ttc"], "corpus": resolved["corpus"], "power": resolved["power"], "points": branches}
+
+
+def answered(run_dir: Path, resolved: Json, branches: list[str]) -> bool:
+    """Whether the evaluation of a run has all that is asked now."""
+    path = run_dir / FOLDER / "asked.json"
+    return path.exists() and records.read_json(path) == asked(resolved, branches)

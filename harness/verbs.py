@@ -126,6 +126,30 @@ def run(arguments: list[str]) -> int:
     return launch(arguments, planned, rungs)
 
 
+def ttc(arguments: list[str]) -> int:
+    """Train a sweep of tasks where needed, evaluate every end point, fit and report; exit code 0 when all of it is done."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            _hydra_help(
+                "ttc",
+                "Train the runs that are not done, test every end point at every control and number of samples (ttc.*), fit, and write "
+                "the report. Killed or stopped, it draws only what is missing; asked for more samples, it draws only those. "
+                "A pretrained model (model=pretrained model.path=PATH corpus=qa) is only tested.",
+            )
+        )
+        return 0
+    from harness.planning import check_tests
+    from harness.sweep import enumerate_runs, launch_tests
+
+    planned, _ = enumerate_runs(arguments)
+    code = launch_tests(arguments, planned, check_tests(planned))
+    folder = str(planned[0].run_dir.parent)
+    if code == 0:
+        fit([folder])
+        report([folder])
+    return code
+
+
 def status(arguments: list[str]) -> int:
     """The runs of a study folder and how each stands; exit code 1 when any is not done."""
     parser = _help("status", "The runs of a study folder and their states.")
@@ -163,15 +187,22 @@ def fit(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.bootstrap < 0 or not 0 < given.delta < math.inf:
         raise FitError(f"--bootstrap {given.bootstrap} must be 0 or more, --delta {given.delta:g} a number above 0.")
-    from harness import curves, joules, laws, study_fits
+    from harness import curves, joules, laws, study_fits, testtime, testtime_study, ttc_records
 
     fetched = given.study.startswith(WANDB)
     folder = _fetched(given.study) if fetched else _study(given.study)
     found, excluded = records.load(folder)
     fits = study_fits.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
+    evaluations = ttc_records.load(folder)
+    test_fits, no_test_fits = testtime.fit_study_ttc(evaluations, bootstrap=given.bootstrap, seed=given.seed)
+    fits |= test_fits
     write_fits(folder, fits)
     for name, one in fits.items():
         print(f"{name}\n{laws.summary(one)}\n")
+    if evaluations:
+        said = testtime_study.answers(evaluations, no_test_fits, seed=given.seed)
+        testtime_study.write(folder, said)
+        print("\n".join(testtime_study.lines(said)))
     for name, reason in study_fits.unfitted(found, fits, excluded).items():
         print(f"{name}: not fitted: {reason}")
     if joules_text := joules.text(curves.points(found, excluded), fits):
@@ -203,6 +234,7 @@ def report(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
     given = parser.parse_args(arguments)
+    from harness import ttc_records
     from harness.report.page import build_report
 
     folders = [_study(s) for s in given.studies]
@@ -212,7 +244,8 @@ def report(arguments: list[str]) -> int:
         names = [f.resolve().name for f in folders]
     studies = [(name, *records.load(f), load_fits(f)) for name, f in zip(names, folders, strict=True)]
     out = given.out or (folders[0] if len(folders) == 1 else Path("runs/compare"))
-    print(f"report: {build_report(studies, out)}")
+    evaluations = ttc_records.load(folders[0]) if len(folders) == 1 else []
+    print(f"report: {build_report(studies, out, evaluations)}")
     return 0
 
 

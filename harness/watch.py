@@ -13,6 +13,7 @@ from harness import records
 from harness.errors import RecordError
 from harness.records import RunState
 from harness.train.lock import is_held
+from harness.ttc_records import FOLDER
 from harness.units import duration, si
 
 
@@ -30,8 +31,8 @@ def describe(run_dir: Path) -> tuple[str, RunState | None]:
 
 
 def folder_table(folder: Path) -> tuple[str, bool]:
-    """The table of every run below a study folder, and whether all of them are done."""
-    run_dirs = sorted(p.parent for p in folder.glob("*/state.json"))
+    """The table of every run and evaluation below a study folder, and whether all of them are done."""
+    run_dirs = sorted(p.parent for pattern in ("*/state.json", "*/ttc/state.json") for p in folder.glob(pattern))
     if not run_dirs:
         raise RecordError(f"{folder} holds no runs. A study folder has one folder per run, such as runs/cpu.")
     names = {d: s.name for d in run_dirs if (s := describe(d)[1]) is not None}
@@ -46,7 +47,7 @@ def table(runs: list[tuple[str, Path]]) -> str:
         rows.append(
             (
                 run_name,
-                run_dir.name,
+                run_dir.parent.name if run_dir.name == FOLDER else run_dir.name,
                 name,
                 f"{s.step:,}/{s.steps:,}" if s and s.steps else "–",
                 f"{s.loss_nat:.4f}" if s and s.loss_nat is not None else "–",

@@ -210,7 +210,7 @@ def test_exit_codes_of_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 # --- plan --------------------------------------------------------------------------------------------------------------------
 def test_plan_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from harness import ladder
-    from harness.data import corpus_vocab
+    from harness.corpora import sizes
     from harness.sweep import enumerate_runs
 
     monkeypatch.chdir(tmp_path)
@@ -220,7 +220,7 @@ def test_plan_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     lines = text.splitlines()
     assert lines[0].split()[:3] == ["run", "id", "N"]
     runs = enumerate_runs(arguments)[0]
-    rungs = [ladder.resolve(r.config, corpus_vocab(r.config.corpus)) for r in runs]
+    rungs = [ladder.resolve(r.config, *sizes(r.config.corpus)) for r in runs]
     for line, one in zip(lines[1:3], runs, strict=True):
         assert one.run_id in line
         assert "unknown" in line, "nothing was measured on this machine below this folder"

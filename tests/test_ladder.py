@@ -139,7 +139,7 @@ def run_config(**budget) -> RunConfig:
 
 
 def test_points_of_a_trunk() -> None:
-    rung = ladder.resolve(run_config(tokens=63_000, cooldowns=[0.5, 0.25]), vocab=512)
+    rung = ladder.resolve(run_config(tokens=63_000, cooldowns=[0.5, 0.25]), vocab=512, context=63)
     assert [(p.branch, p.steps, p.branch_step, p.tokens) for p in rung.points] == [
         ("d15750", 25, 20, 15_750),
         ("d31500", 50, 40, 31_500),
@@ -153,17 +153,17 @@ def test_points_of_a_trunk() -> None:
 
 
 def test_the_three_budgets_agree() -> None:
-    by_tokens = ladder.resolve(run_config(tokens=63_000), 512)
+    by_tokens = ladder.resolve(run_config(tokens=63_000), 512, 63)
     n = by_tokens.counts
     for budget in ({"flop": 63_000.0 * n.fpt_causal}, {"tokens_per_param": 63_000 / n.n_head}):
-        assert ladder.resolve(run_config(**budget), 512) == by_tokens
+        assert ladder.resolve(run_config(**budget), 512, 63) == by_tokens
 
 
 def test_schedules_of_one_path_have_one_point() -> None:
     run = run_config(tokens=63_000)
     for schedule, annealed in ((CosineConfig(warmup_tokens=3150), True), (ConstantConfig(warmup_tokens=3150), False)):
         run.schedule = schedule
-        (point,) = ladder.resolve(run, 512).points
+        (point,) = ladder.resolve(run, 512, 63).points
         assert (point.branch, point.steps, point.branch_step, point.annealed) == ("trunk", 100, 100, annealed)
 
 
@@ -180,7 +180,7 @@ def test_points_are_sorted_distinct_and_inside_their_budget(
     run.schedule = WsdConfig(decay_fraction=phi, warmup_tokens=0)
     run.optim.batch_tokens = batch
     run.budget.drop_short = True
-    rung = ladder.resolve(run, 512)
+    rung = ladder.resolve(run, 512, 63)
     steps = [p.steps for p in rung.points]
     assert steps == sorted(set(steps))
     assert abs(rung.points[-1].tokens - tokens) <= rung.hyper.batch_tokens / 2
@@ -190,13 +190,13 @@ def test_points_are_sorted_distinct_and_inside_their_budget(
 
 def test_a_budget_that_buys_too_little_says_what_would_do() -> None:
     with pytest.raises(ConfigError) as e:
-        ladder.resolve(run_config(tokens=63_000, cooldowns=[0.1, 0.15]), 512)
+        ladder.resolve(run_config(tokens=63_000, cooldowns=[0.1, 0.15]), 512, 63)
     assert len(e.value.problems) == 2, "every point that is too short, at once"
     assert "model.width=16" in str(e.value)
     assert "buys 10 steps" in str(e.value)
     assert "shortest useful run is 20" in str(e.value)
     run = run_config(tokens=12_600, cooldowns=[])  # what it says would do does
-    assert ladder.resolve(run, 512).points[0].steps == 20
+    assert ladder.resolve(run, 512, 63).points[0].steps == 20
 
 
 @given(warmup=st.integers(0, 400), phi=st.floats(0.05, 0.9))
@@ -204,29 +204,29 @@ def test_the_shortest_useful_run_that_is_named_is_accepted(warmup: int, phi: flo
     run = run_config(tokens=630)
     run.schedule = WsdConfig(decay_fraction=phi, warmup_tokens=warmup * 630)
     with pytest.raises(ConfigError) as e:
-        ladder.resolve(run, 512)
+        ladder.resolve(run, 512, 63)
     named = int(str(e.value).split("shortest useful run is ")[1].split(".")[0])
     run.budget.tokens = named * 630
-    assert ladder.resolve(run, 512).points[0].steps == named
+    assert ladder.resolve(run, 512, 63).points[0].steps == named
 
 
 def test_short_points_can_be_dropped() -> None:
     run = run_config(tokens=63_000, cooldowns=[0.1, 0.5], drop_short=True)
-    assert [p.steps for p in ladder.resolve(run, 512).points] == [50, 100]
+    assert [p.steps for p in ladder.resolve(run, 512, 63).points] == [50, 100]
     run.budget.tokens = 630
     with pytest.raises(ConfigError, match="too small"):
-        ladder.resolve(run, 512)
+        ladder.resolve(run, 512, 63)
 
 
 def test_pretrained_models_are_not_trained() -> None:
     run = run_config(tokens=63_000)
     run.model = PretrainedConfig(path="x")
     with pytest.raises(ConfigError, match="model=pretrained"):
-        ladder.resolve(run, 512)
+        ladder.resolve(run, 512, 63)
 
 
 def test_disk_is_what_the_checkpoints_take() -> None:
-    rung = ladder.resolve(run_config(tokens=63_000, cooldowns=[0.5]), 512)
+    rung = ladder.resolve(run_config(tokens=63_000, cooldowns=[0.5]), 512, 63)
     weights = 4 * rung.counts.n_total
     assert rung.disk_bytes >= 2 * weights + 3 * weights * 2, "two end points, and two branch points with their moments"
     assert math.isfinite(rung.disk_bytes)

@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
         "curves",
         "study_fits",
         "joules",
+        "corpora",
         "train",
         "ttc",
         "projection",
@@ -28,6 +29,10 @@ LAYERS: list[set[str]] = [
         "tables",
         "prices",
         "fitfiles",
+        "testtime",
+        "exchange",
+        "testtime_study",
+        "emergence",
     },
     {
         "sweep",
@@ -50,6 +55,8 @@ TORCH_FREE = {
     *("errors", "units", "host", "gpus", "stop", "schema", "records", "ttc_records", "flops", "conditions", "spending"),
     *(
         "compose",
+        "corpora",
+        "tasks",
         "ladder",
         "curves",
         "study_fits",
@@ -65,7 +72,19 @@ TORCH_FREE = {
         "projection",
     ),
     *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
-    *("tables", "prices", "fitfiles", "table_fit", "answers", "nextruns", "asking"),
+    *(
+        "tables",
+        "prices",
+        "fitfiles",
+        "testtime",
+        "testtime_study",
+        "exchange",
+        "emergence",
+        "table_fit",
+        "answers",
+        "nextruns",
+        "asking",
+    ),
 }
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
@@ -154,12 +173,14 @@ def test_imports_go_down(path: Path) -> None:
 def test_torch_free_parts(path: Path) -> None:
     """Not even inside functions, but where a worker or an export begins: then torch is what was asked for."""
     late = {
-        "sweep.py": {"harness.train.run"},
+        "sweep.py": {"harness.train.run", "harness.ttc.run"},
         "exporting.py": {"harness.models", "harness.models.llama", "safetensors.torch", "transformers.utils"},
     }
     for module, inside in imports(path):
-        heavy = module.split(".")[0] in ("torch", "transformers", "safetensors") or module.startswith(
-            ("harness.models", "harness.train", "harness.ttc")
+        heavy = module.split(".")[0] in ("torch", "transformers", "safetensors") or module.split(".")[:2] in (
+            ["harness", "models"],
+            ["harness", "train"],
+            ["harness", "ttc"],
         )
         if not heavy or module in ("harness.train", "harness.train.lock"):
             continue

@@ -155,7 +155,7 @@ def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pyte
     monkeypatch.setattr(reproduce, "load_reference", parsed)
     monkeypatch.setattr("harness.track.wandb.fetch_records", parsed)
     verb, rest = arguments[0], arguments[1:]
-    if verb in ("plan", "run") and "--help" not in rest:
+    if verb in ("plan", "run", "ttc") and "--help" not in rest:
         from harness.planning import check_rungs
         from harness.sweep import enumerate_runs
 

@@ -57,8 +57,11 @@ def build(shape: Shape, seed: int, rope_theta: float = 10_000.0) -> LlamaForCaus
     return model
 
 
-def eager_logits(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+def eager_logits(model: LlamaForCausalLM, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """`model(input_ids=tokens).logits` of a model that `build` made: tokens (B, S) to logits (B, S, V), and their gradients, bit for bit.
+
+    `positions` (B, S) are the ids that the rotary embedding takes, in any order; attention stays causal in the order of the tokens.
+    (transformers' forward reads ids that do not rise as sequences packed into one row, and cuts attention between them.)
 
     The same operations in the same order, without the masks, caches, hooks, module calls and output objects of transformers' forward: on
     narrow models, where every kernel is short, those are a fifth of the time of forward and backward together.
@@ -66,7 +69,8 @@ def eager_logits(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
     decoder = model.model
     batch, length = tokens.shape
     x = F.embedding(tokens, decoder.embed_tokens.weight)
-    cos, sin = (t[:, :, None] for t in decoder.rotary_emb(x, torch.arange(length, device=x.device)[None]))
+    places = torch.arange(length, device=x.device)[None] if positions is None else positions
+    cos, sin = (t[:, :, None] for t in decoder.rotary_emb(x, places))
     for layer in cast(Iterable[LlamaDecoderLayer], decoder.layers):
         attention, mlp = layer.self_attn, layer.mlp
         normed = _rms_norm(layer.input_layernorm, x)
@@ -93,6 +97,6 @@ def _rms_norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions in transformers' layout: pairs are (i, i + head_dim / 2). x (B, S, heads, head_dim); cos, sin (1, S, 1, head_dim)."""
+    """Rotary positions in transformers' layout: pairs are (i, i + head_dim / 2). x (B, S, heads, head_dim); cos, sin (1 or B, S, 1, head_dim)."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin

@@ -49,7 +49,7 @@ def loss_compute(views: Sequence[StudyView]) -> Figure:
         fit = v.trusted("loss_nd_heldout")
         if fit and fit.held_out:
             held += _held_out(v, series, fit.held_out)
-        if v.oracle_nat is not None:
+        if v.oracle_nat:  # a floor of 0 has no place on a log axis
             levels[f"floor {v.oracle_nat:.3f} nat"] = v.oracle_nat
     x = axis(COMPUTE, (r["x"] for r in dots + curve), power_labels=True)
     y = axis(LOSS, [*_spread(dots, curve, held), *levels.values()])

@@ -21,12 +21,13 @@ from harness import __version__
 from harness.errors import DeviceError
 from harness.laws.result import Fit
 from harness.records import RunRecord, write_text_atomic
-from harness.report import paper, tables
+from harness.report import paper, tables, testtime
 from harness.report.axes import theme
 from harness.report.charts import figures
 from harness.report.layers import Figure
 from harness.report.study import StudyView, view
 from harness.report.words import NOT_SHOWN, findings, fit_warnings, not_measured, warnings
+from harness.ttc_records import TtcRecord
 
 VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 ASSETS = Path(__file__).parent / "assets"
@@ -52,16 +53,17 @@ def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
     return body
 
 
-def build_report(studies: Sequence[Study], out: Path) -> Path:
+def build_report(studies: Sequence[Study], out: Path, evaluations: Sequence[TtcRecord] = ()) -> Path:
     """Write the page of one or several studies and their figures; returns the page's path.
 
+    `evaluations`: those of a single study, shown as test-time compute.
     `studies`: (name, records, excluded, fits) each, with `excluded` from `records.load`. `out`: a folder, or a path
     ending in .html; figures go into `figures/` beside the page. A single study with fits also gets `fits.md` and
     `fits.tex`, its laws and their reporting checklists for a paper.
     """
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(*study) for study in studies]
-    drawn = figures(views)
+    drawn = figures(views) + testtime.figures(evaluations)
     folder = page.parent / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,14 +74,14 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
                 (folder / f"{figure.key}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
-    write_text_atomic(page, html(views, drawn))
+    write_text_atomic(page, html(views, drawn, evaluations))
     if len(views) == 1 and views[0].fits:
         write_text_atomic(page.parent / "fits.md", paper.markdown(views[0].fits))
         write_text_atomic(page.parent / "fits.tex", paper.latex(views[0].fits))
     return page
 
 
-def html(views: Sequence[StudyView], drawn: Sequence[Figure]) -> str:
+def html(views: Sequence[StudyView], drawn: Sequence[Figure], evaluations: Sequence[TtcRecord] = ()) -> str:
     """The whole page as text."""
     title = " and ".join(v.name for v in views)
     charts = {f.key: spec(f, static=False) for f in drawn if f.spec is not None}
@@ -87,6 +89,8 @@ def html(views: Sequence[StudyView], drawn: Sequence[Figure]) -> str:
     lead = _lead(views[0]) if single else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
     compare = "" if single else tables.comparison(views).html()
     body = "".join(_details(v, heading=not single) for v in views)
+    if evaluations:
+        body = testtime.cells(evaluations).html() + body
     template = Template((ASSETS / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),

@@ -11,7 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+HELD_OUT = 8  # one problem in so many, by its hash, is never trained on
 NONE = -1  # in integer arrays of tokens and answers: nothing is forced, nothing was read
+
+
+def held_out_side(ids: np.ndarray) -> np.ndarray:
+    """Which problems (uint64 ids) belong to the test side, bool."""
+    return ids % np.uint64(HELD_OUT) == 0
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,19 @@ class Task(Protocol):
     pad: int
     thought_end: int | None  # token that ends the thought and starts the answer; None where the format has none
     step_tokens: int  # generated tokens per step of thought
+    floor_nat: float | None  # the best possible loss per scored token; None: not known, for `floor_reason`
+    floor_reason: str
+    distinct_rows: int  # distinct problems that `rows` can draw from, hold-out included
     info: dict[str, Any]  # for the record: everything that fixes the problems, hashes instead of paths
 
     # --- as a corpus
-    def rows(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """n training rows: tokens (n, S + 1) int64, mask (n, S) float32 of scored targets, positions (n, S) int64 or None."""
+    def rows(
+        self, rng: np.random.Generator, n: int, *, held_out: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """n rows of the training side: tokens (n, S + 1) int64, mask (n, S) float32 of scored targets, positions (n, S) int64 or None.
+
+        `held_out`: of the test side and by the same law, for the validation loss.
+        """
         ...
 
     # --- as a test

@@ -37,10 +37,11 @@ def _to(host: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def logits(model: PreTrainedModel, inputs: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """(B, S) tokens to (B, S, V) logits. Packed sequences and compiled models go through transformers' own forward."""
-    if positions is None and inputs.device.type == "cpu" and isinstance(model, LlamaForCausalLM):
-        return llama.eager_logits(model, inputs)
-    return model(input_ids=inputs, position_ids=positions, use_cache=False).logits
+    """(B, S) tokens to (B, S, V) logits. Position ids of a task need not rise, which transformers' forward would misread."""
+    if positions is not None or (inputs.device.type == "cpu" and isinstance(model, LlamaForCausalLM)):
+        assert isinstance(model, LlamaForCausalLM), "position ids are for the models that are trained here"
+        return llama.eager_logits(model, inputs, positions)
+    return model(input_ids=inputs, use_cache=False).logits
 
 
 @torch.no_grad()

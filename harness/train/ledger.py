@@ -26,7 +26,7 @@ class Ledger:
 
     # --- writing
     def step(self, row: StepRow) -> None:
-        _append(self._steps_path, row)
+        append(self._steps_path, row)
 
     def steps_bytes(self) -> int:
         return self._steps_path.stat().st_size if self._steps_path.exists() else 0
@@ -50,7 +50,7 @@ class Ledger:
             t_b_ns,
             energy,
         )
-        _append(self._spend_path, row)
+        append(self._spend_path, row)
         return row
 
     # --- resuming
@@ -70,7 +70,7 @@ class Ledger:
             position = self.progress.position
             tokens = sum(_tokens(s) for s in lost)
             booked_ns = max((r.t_b_ns for r in mine), default=0)
-            _append(
+            append(
                 self._spend_path,
                 SpendRow(
                     before,
@@ -125,7 +125,7 @@ def _tokens(row: StepRow) -> int:
     return row.tokens // row.step
 
 
-def _append(path: Path, row: StepRow | SpendRow) -> None:
+def append(path: Path, row: StepRow | SpendRow) -> None:
     try:
         with path.open("ab") as f:
             f.write(json.dumps(records.to_json(row)).encode() + b"\n")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from harness import ladder, records, spending, stop
-from harness.data import corpus_vocab, open_corpus, save_tokenizer
+from harness.corpora import open_corpus, save_tokenizer, sizes
 from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
 from harness.power.meter import open_meter
@@ -88,7 +88,7 @@ def _attempt(
     parallel_runs: int,
 ) -> RunState:
     progress = load_progress(run_dir)
-    rung = ladder.resolve(config, corpus_vocab(config.corpus))
+    rung = ladder.resolve(config, *sizes(config.corpus))
     corpus = open_corpus(config.corpus, tokens_needed=max(p.tokens for p in rung.points))
     finished = {p.branch for p in progress.points} if progress else set()
     missing = [p for p in rung.points if p.branch not in finished]

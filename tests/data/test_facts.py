@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import open_corpus
+from harness.corpora import open_corpus
 from harness.data.facts import FactsCorpus
 from harness.errors import CorpusError
 from harness.schema import FactsConfig

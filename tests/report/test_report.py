@@ -11,13 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness import study_fits
 from harness.report import axes, build_report, charts, layers, study, tables, words
 from harness.report.layers import Figure
 from harness.report.page import Study
-from tests import synthetic
+from tests import synthetic, synthetic_ttc
 
 
 def make(name: str, **kw: Any) -> Study:
@@ -316,3 +317,20 @@ def test_long_tables_are_cut_and_say_so() -> None:
     table = tables.Table("long", ["a"], [[str(i)] for i in range(5000)])
     assert table.html().count("<tr>") == tables.MAX_ROWS + 1
     assert "200 of 5,000 rows" in table.html()
+
+
+def test_evaluations_add_figures_and_a_table(measured: Study, tmp_path: Path) -> None:
+    evaluations = synthetic_ttc.emergent(12)
+    sizes, ok = [k for k in range(1, 9) for _ in range(10)], [k < 5 for k in range(1, 9) for _ in range(10)]
+    evaluations += [
+        synthetic_ttc.record(
+            np.full(80, 0.5), budget=b, size=sizes, greedy=ok, rows=[synthetic_ttc.row("greedy", 1, 0.5)]
+        )
+        for b in (0, 2)
+    ]
+    page = build_report([measured], tmp_path, evaluations)
+    text = page.read_text(encoding="utf-8")
+    drawn = {f.stem for f in (tmp_path / "figures").glob("ttc_*.png")}
+    assert drawn == {"ttc_accuracy_test_flop", "ttc_accuracy_tokens", "ttc_emergence", "ttc_silent_depth", "ttc_budget"}
+    assert "Not drawn: no meter: power=unmetered" in text
+    assert "Test-time compute, per problem" in text

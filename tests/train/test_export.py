@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from harness import exporting, records
-from harness.data import open_corpus
+from harness.corpora import open_corpus
 from harness.errors import RecordError
 from harness.flops import Shape
 from harness.models import llama

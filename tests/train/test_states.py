@@ -308,7 +308,7 @@ def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> 
     calm = tiny.config(tmp_path / "calm")
     tiny.train(calm)
     config = tiny.config(tmp_path)
-    original, rows = ledger._append, 0
+    original, rows = ledger.append, 0
 
     def full(path: Path, row: object) -> None:
         nonlocal rows
@@ -323,7 +323,7 @@ def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "_append", full)
+        patch.setattr(ledger, "append", full)
         patch.setattr(run, "HEARTBEAT_S", 1e9)
         with pytest.MonkeyPatch.context() as disk:
             failing_after(disk, 18, no_room)

@@ -1,0 +1,139 @@
+"""Train-for-test exchange rate: along lines of equal accuracy, log F_test = -g log F_train + h logit(accuracy) + const.
+
+One curve per (model size, control, temperature): pass@1 against training cost over the end points of that size, as seed means. The
+curve's monotone envelope, interpolated in log training cost, says what training each accuracy takes; the test cost there is that of
+one sample, interpolated alike. Extrapolation is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.laws.forms import Array
+from harness.testtime import cluster_weights
+from harness.ttc_records import TtcRecord
+
+TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BASES = ("decode", "prefill+decode", "joules")
+MIN_SEEDS = 3  # from here up the bootstrap draws seeds too
+
+
+@dataclass
+class Iso:
+    accuracy: float
+    line: str
+    train: float  # FLOP, or joules on the basis "joules"
+    test: float
+
+
+@dataclass
+class Exchange:
+    basis: str  # decode | prefill+decode | joules
+    g: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    failed: int  # draws whose curves no longer share an accuracy
+    points: list[Iso] = field(default_factory=list)
+    reason: str | None = None
+    note: str = ""
+
+
+def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
+    """(training, one sample at test) in the unit of `basis`; None where either is unknown."""
+    row = next((x for x in r.rows if x.strategy == "sample" and x.n == 1), None)
+    if row is None:
+        return None
+    if basis == "joules":
+        train, test = r.train_energy.energy_j, row.energy_j
+    else:
+        train, test = r.train_flop, row.decode_flop + (row.prefill_flop if basis != "decode" else 0)
+    return (train, test) if train and test else None
+
+
+def isolines(curves: dict[str, tuple[Array, Array, Array]], targets: Sequence[float] = TARGETS) -> list[Iso]:
+    """`curves`: line -> (train cost, test cost, accuracy), rising in train cost. Only accuracies that two lines reach at different test costs."""
+    out = []
+    for target in targets:
+        found = []
+        for line, (train, test, accuracy) in curves.items():
+            envelope = np.maximum.accumulate(accuracy)
+            if not envelope[0] < target <= envelope[-1]:
+                continue
+            j = int(np.argmax(envelope >= target))
+            share = (target - envelope[j - 1]) / (envelope[j] - envelope[j - 1])
+            at = [float(np.exp((1 - share) * np.log(c[j - 1]) + share * np.log(c[j]))) for c in (train, test)]
+            found.append(Iso(target, line, at[0], at[1]))
+        if len({round(float(np.log(i.test)), 6) for i in found}) > 1:
+            out += found
+    return out
+
+
+def slope(points: Sequence[Iso]) -> float | None:
+    """g by least squares; None where the design has no rank for it."""
+    if len(points) < 2:
+        return None
+    accuracy = np.array([p.accuracy for p in points])
+    columns = [-np.log([p.train for p in points]), np.ones(len(points))]
+    if len(set(accuracy)) > 1:
+        columns.append(np.log(accuracy / (1 - accuracy)))
+    design = np.stack(columns, 1)
+    design[:, 0] -= design[:, 0].mean()
+    if np.linalg.matrix_rank(design) < design.shape[1] or len(points) < design.shape[1]:
+        return None
+    return float(np.linalg.lstsq(design, np.log([p.test for p in points]), rcond=None)[0][0])
+
+
+def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
+    """g with its 95 % interval: problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`."""
+    seeds = sorted({r.seed for r in records})
+    groups: dict[str, dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
+    for r in records:
+        if (both := costs(r, basis)) is not None:
+            line = f"N {r.n_total:,}, {r.label}, T={r.temperature:g}"
+            groups.setdefault(line, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *both)
+    if not groups:
+        return Exchange(basis, None, None, None, len(seeds), 0, reason="no cell has both costs on this basis")
+    shares: dict[str, Array] = {}  # cell -> pass@1 (draws + 1,), the first of all problems
+    for r in records:
+        p = np.array(r.stats.correct) / r.samples
+        shares[_key(r)] = np.r_[p.mean(), cluster_weights(r.stats.cluster, draws, seed) @ p]
+    rng = np.random.default_rng([seed, 1])
+    found: list[float] = []
+    points: list[Iso] = []
+    first: float | None = None
+    for d in range(draws + 1):
+        drawn = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
+        curves = {}
+        for line, ends in groups.items():
+            rows = []
+            for _, by_seed in sorted(ends.items()):
+                if kept := [by_seed[s] for s in drawn if s in by_seed]:
+                    accuracy = float(np.mean([shares[_key(r)][d] for r, _, _ in kept]))
+                    rows.append((np.mean([t for _, t, _ in kept]), np.mean([q for _, _, q in kept]), accuracy))
+            if len(rows) > 1:
+                curves[line] = tuple(np.array(c) for c in zip(*sorted(rows), strict=True))
+        iso = isolines(curves)
+        value = slope(iso)
+        if d == 0:
+            points, first = iso, value
+        elif value is not None:
+            found.append(value)
+    note = (
+        ""
+        if len(seeds) >= MIN_SEEDS
+        else f"{len(seeds)} seed{'s' * (len(seeds) > 1)}: the interval holds problems only"
+    )
+    if first is None:
+        why = "no accuracy is reached by two lines of different test cost"
+        return Exchange(basis, None, None, None, len(seeds), draws - len(found), points, why, note)
+    failed = draws - len(found)
+    ends = np.percentile(found, [2.5, 97.5]).tolist() if len(found) >= 0.9 * draws > 0 else [None, None]
+    return Exchange(basis, first, ends[0], ends[1], len(seeds), failed, points, note=note)
+
+
+def _key(r: TtcRecord) -> str:
+    return f"{r.run_id}/{r.cell}"

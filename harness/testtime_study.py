@@ -1,0 +1,131 @@
+"""What the evaluations of a study say besides its Fits: `testtime.json`, and the short lines that `harness fit` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import emergence, exchange, records, testtime
+from harness.emergence import Audit
+from harness.exchange import Exchange
+from harness.testtime import COSTS, Estimate, Forecast
+from harness.ttc_records import TtcRecord
+
+STUDY_FILE = "testtime.json"
+
+
+@dataclass
+class PerCorrect:
+    cell: str
+    strategy: str
+    n: int
+    energy_j: Estimate
+    wall_s: Estimate
+
+
+@dataclass
+class FrontPoint:
+    cost: str  # test_flop | tokens | wall_s | energy_j
+    cell: str
+    strategy: str
+    n: int
+    spent: float
+    accuracy: float
+
+
+@dataclass
+class Depth:
+    end_point: str
+    width: int | None
+    accuracy: dict[str, float]  # products still to do -> accuracy
+    problems: dict[str, int]
+    predicted: dict[str, float]  # forced budget -> accuracy by S(r)
+    measured: dict[str, float]
+
+
+@dataclass
+class StudyAnswers:
+    exchange: list[Exchange]
+    emergence: dict[str, Audit]  # "<control>, T=<temperature>" -> audit
+    forecasts: list[Forecast]
+    depths: list[Depth]
+    pareto: list[FrontPoint]
+    per_correct: list[PerCorrect]
+    unfitted: dict[str, str] = field(default_factory=dict)  # law of a cell -> why there is no fit
+    schema_version: int = records.SCHEMA_VERSION
+
+
+def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int = 400, seed: int = 0) -> StudyAnswers:
+    """Everything of `testtime.json`. Controls and temperatures are audited apart, because the null's T differs between them."""
+    groups: dict[str, list[TtcRecord]] = {}
+    forced: dict[str, list[TtcRecord]] = {}
+    for r in found:
+        groups.setdefault(f"{r.label}, T={r.temperature:g}", []).append(r)
+        if r.control.get("max_states") is not None:
+            forced.setdefault(f"{r.name} {r.branch}, T={r.temperature:g}", []).append(r)
+    depths = []
+    for name, cells in forced.items():
+        s = testtime.silent_depth(cells)
+        by_budget = {str(r.control["max_states"]): r for r in cells}
+        depths.append(
+            Depth(
+                name,
+                cells[0].width,
+                {str(k): v for k, (v, _) in s.items()},
+                {str(k): n for k, (_, n) in s.items()},
+                {b: testtime.predicted_accuracy(s, r) for b, r in by_budget.items()},
+                {b: sum(r.stats.greedy) / len(r.stats.greedy) for b, r in by_budget.items()},
+            )
+        )
+    pairs = [(r, row) for r in found for row in r.rows]
+    front = [
+        FrontPoint(
+            c, testtime.cell_name(r), row.strategy, row.n, float(testtime.cost(row, c) or 0.0), row.accuracy or 0.0
+        )
+        for c in COSTS
+        for r, row in testtime.pareto(pairs, c)
+    ]
+    per = [
+        PerCorrect(
+            testtime.cell_name(r),
+            row.strategy,
+            row.n,
+            *(testtime.per_correct(r, row, c) for c in ("energy_j", "wall_s")),
+        )
+        for r, row in pairs
+        if row.strategy in ("greedy", "sample", "majority")
+    ]
+    split = [f for r in found if (f := testtime.forecast(r, r.samples // 4, seed=seed)) is not None]
+    rates = [exchange.exchange(found, basis, draws=draws, seed=seed) for basis in exchange.BASES]
+    return StudyAnswers(rates, {k: emergence.audit(v) for k, v in groups.items()}, split, depths, front, per, unfitted)
+
+
+def write(folder: Path, a: StudyAnswers) -> None:
+    records.write_json(folder / STUDY_FILE, a)
+
+
+def lines(a: StudyAnswers) -> list[str]:
+    """A line per result."""
+    out = []
+    for e in a.exchange:
+        if e.g is None:
+            out.append(f"exchange, {e.basis}: none: {e.reason}")
+        else:
+            ends = "no interval" if e.low is None else f"95 % [{e.low:.3g}, {e.high:.3g}]"
+            out.append(
+                f"exchange, {e.basis}: g = {e.g:.3g}, {ends}; {len(e.points)} points"
+                + (f"; {e.note}" if e.note else "")
+            )
+    out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in a.emergence.items()]
+    for f in a.forecasts:
+        power = "none" if f.power_law is None else f"{f.power_law - f.measured:+.3f}"
+        out.append(
+            f"forecast, {f.cell}: pass@{f.k} {f.measured:.3f} from {f.fitted} samples; errors: beta-binomial "
+            f"{f.beta_binomial - f.measured:+.3f}, power law {power}, plug-in {f.plug_in - f.measured:+.3f}"
+        )
+    out += [
+        f"silent depth, {d.end_point}: " + ", ".join(f"S({k}) = {v:.2f}" for k, v in d.accuracy.items())
+        for d in a.depths
+    ]
+    return out

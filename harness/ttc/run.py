@@ -1,0 +1,549 @@
+"""START HERE: the path of one evaluation, from a finished run (or a pretrained model) to its TtcRecords.
+
+An evaluation is all that is asked of one run: every end point x control x temperature is a cell, drawn in units (`blocks.py`), scored
+(`score.py`), metered (`metering.py`). It lives in `<run_dir>/ttc/` with a state, a lock, a spend file and a mirror of its own, so the
+ledger of the training stays what training used. Killed at any moment, it resumes with the units that are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness import records, spending, stop
+from harness.errors import HarnessError, RecordError
+from harness.flops import Shape, counts, prefill_flop
+from harness.models import llama, pretrained
+from harness.power.meter import Meter, open_meter
+from harness.records import Json, Measured, Point, RunRecord, RunState, SpendRow
+from harness.schema import PretrainedConfig, Retry, RunConfig, TaskConfig, TtcPoints
+from harness.tasks import open_task
+from harness.tasks.task import Control, Problems, Task
+from harness.track.wandb import Mirror
+from harness.train import device as devices
+from harness.train import lock, provenance
+from harness.train.ledger import append
+from harness.train.paths import Interrupted
+from harness.ttc import blocks, metering, score
+from harness.ttc.blocks import Unit
+from harness.ttc.decode import Decoder, Drawn, draw, likelihood, open_decoder
+from harness.ttc.strategies import step_search
+from harness.ttc_records import FOLDER, TtcRecord, Window, asked
+from harness.units import S_PER_NS
+
+SEEN = 256  # problems of the training side, for `seen_greedy`
+COUNTED = ("answer", "correct", "verified", "trace_ok", "truncated", "length", "forced", "logprob")
+
+
+def evaluate(config: RunConfig, run_id: str, name: str, resolved: Json, *, parallel_runs: int = 1) -> RunState:
+    """Evaluate what is missing of this run's end points and return the evaluation's state. Never raises for what happens inside.
+
+    Raises `BusyError` when another process evaluates the same run.
+    """
+    run_dir = Path(config.paths.runs) / config.study / run_id
+    folder = run_dir / FOLDER
+    with lock.held(folder):
+        before = records.load_state(folder)
+        if before is not None and before.state == "failed" and config.run.retry is not Retry.failed:
+            return before
+        state = RunState(
+            "running",
+            name=f"{name} ttc",
+            attempt=before.attempt + 1 if before else 1,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        killed = before is not None and before.state == "running"  # every other end has booked all it spent
+        try:
+            with stop.listening():
+                _Evaluation(config, run_id, name, resolved, run_dir, state, parallel_runs, killed).run()
+            return _end(folder, state, "done", None)
+        except (HarnessError, torch.OutOfMemoryError) as e:
+            return _end(folder, state, "failed", str(e))
+        except Interrupted as e:
+            return _end(folder, state, "interrupted", str(e))
+        except BaseException as e:
+            _end(folder, state, "failed", f"{type(e).__name__}: {e}")
+            raise
+
+
+def _end(folder: Path, state: RunState, name: str, reason: str | None) -> RunState:
+    state.state, state.reason, state.pid, state.updated_unix_s = name, reason, None, time.time()
+    records.write_json(folder / "state.json", state)
+    return state
+
+
+@dataclass
+class Subject:
+    """What is evaluated: the weights of one end point."""
+
+    branch: str
+    decoder: Decoder
+    identity: str  # hash of the weights
+    n_total: int
+    record: RunRecord | None = None
+    point: Point | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    branch: str
+    control: Control
+    temperature: float
+    key: str
+    folder: Path
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        name: str,
+        resolved: Json,
+        run_dir: Path,
+        state: RunState,
+        parallel_runs: int,
+        killed: bool,
+    ) -> None:
+        self.config, self.ttc, self.run_id, self.name, self.resolved = config, config.ttc, run_id, name, resolved
+        self.run_dir, self.folder, self.state, self.killed = run_dir, run_dir / FOLDER, state, killed
+        self.device = devices.choose(config.device, parallel_runs)
+        self.dtype = self.device.autocast or torch.float32
+        self.reason = spending.guard(config.budget.kwh, run_dir.parent, stop.reason)
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        self.meter: Meter = open_meter(config.power, self.folder / "power", attempt=state.attempt, cuda_visible=card)
+        self.cells: list[TtcRecord] = []
+
+    # --- the whole
+    def run(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        records.write_json(self.folder / "state.json", self.state)
+        self.task, whole = self._open()
+        self.problems = self.task.problems(self.ttc.problems, self.ttc.seed)
+        self.seen = self.task.problems(min(SEEN, self.ttc.problems), self.ttc.seed, held_out=False)
+        controls = self.task.controls(self.ttc.strides, self.ttc.max_states, self.ttc.min_states)
+        # One W&B run per evaluation, as it is launched, locked and resumed as one; its rows carry end point and control
+        mirror = Mirror(
+            self.config.tracker,
+            run_id=f"ttc-{self.run_id}",
+            study=self.config.study,
+            job_type="ttc",
+            name=f"{self.name} ttc",
+            run_config=self.resolved,
+            tags=[self.config.role.value],
+            folder=self.folder,
+        )
+        self.meter.start()
+        try:
+            if self.killed:
+                self._book_lost()
+            mirror.start()
+            subjects = list(self._subjects(whole))
+            grid = [(s, c, t) for s in subjects for c in controls for t in self.ttc.temperatures]
+            self.state.steps = len(grid)
+            for subject, control, temperature in grid:
+                # Shapes are equal at all end points of a run, so one is metered: the longest
+                record = self._cell(subject, control, temperature, subjects[-1])
+                self.cells.append(record)
+                self._mirror_cell(mirror, record)
+                self.state.step += 1
+                self._beat(force=True)
+            self._mirror_tables(mirror)
+            status = mirror.finish()
+        except BaseException:
+            mirror.finish(exit_code=1)
+            raise
+        finally:
+            self.meter.close()
+        if status != "disabled":
+            for record in self.cells:
+                record.mirror = status.split(":", 1)[0]
+                records.write_json(self.folder / record.cell / "record.json", record)
+        branches = [s.branch for s in subjects]
+        records.write_json(self.folder / "asked.json", asked(self.resolved, branches))
+
+    def _open(self) -> tuple[Task, torch.nn.Module | None]:
+        """The task, and the model where it is a pretrained one."""
+        assert isinstance(self.config.corpus, TaskConfig)
+        if isinstance(self.config.model, PretrainedConfig):
+            model = pretrained.load(self.config.model.path)
+            return open_task(self.config.corpus), model
+        return open_task(self.config.corpus), None
+
+    def _subjects(self, model: torch.nn.Module | None) -> Iterator[Subject]:
+        """The end points that were asked for, the shortest first."""
+        if model is not None:
+            decoder = open_decoder(model, None, self.device.torch_device, self.dtype)  # type: ignore[arg-type]
+            yield Subject("pretrained", decoder, _weights_hash(model), pretrained.n_total(model))  # type: ignore[arg-type]
+            return
+        from safetensors.torch import load_file
+
+        record = records.load_record(self.run_dir)
+        shape = Shape(**{f.name: record.shape[f.name] for f in dataclasses.fields(Shape)})
+        points = record.points if self.ttc.points is TtcPoints.all else record.points[-1:]
+        for point in points:
+            path = self.run_dir / "checkpoints" / (point.hf_checkpoint or "") / "model.safetensors"
+            if point.hf_checkpoint is None or not path.exists():
+                raise RecordError(
+                    f"run {self.run_id} has no weights of its point {point.branch}. Train it again with run.force=true."
+                )
+            own = llama.build(shape, record.seed, record.config["model"]["rope_theta"])
+            own.load_state_dict(load_file(path), strict=False)
+            decoder = open_decoder(own, shape, self.device.torch_device, self.dtype)
+            yield Subject(point.branch, decoder, _weights_hash(own), record.counts.n_total, record, point)
+
+    # --- one cell
+    def _cell(self, subject: Subject, control: Control, temperature: float, metered: Subject) -> TtcRecord:
+        cell = self._named(subject, control, temperature)
+        sample = blocks.units("sample", self.problems, self.ttc.samples)
+        greedy = blocks.units("greedy", self.problems)
+        seen = blocks.units("seen", self.seen)
+        width, keep = self.ttc.beam_width, self.ttc.beam_keep
+        search = blocks.units("search", self.problems, detail=f"-w{width}k{keep}") if width else []
+        likely = (
+            blocks.units("smooth", self.problems) if self.task.trace(self.problems.take(np.arange(1)), control) else []
+        )
+        missing = [u for u in (*sample, *greedy, *seen, *search, *likely) if not blocks.path(cell.folder, u).exists()]
+        if missing:
+            with self._booked(subject.branch) as row:
+                for unit in missing:
+                    self._unit(cell, subject.decoder, unit, row)
+        windows, loads = self._metered(metered, control, temperature)
+        exact = subject is metered
+        prompts, _ = self.task.prompts(self.problems, control)
+        drawn = score.Sampled(
+            self.problems,
+            np.array([len(p) for p in prompts]),
+            blocks.merge(cell.folder, greedy, COUNTED),
+            blocks.merge(cell.folder, sample, COUNTED),
+            blocks.merge(cell.folder, search, (*COUNTED, "flop", "passes", "row_passes", "context"))
+            if search
+            else None,
+        )
+        parts = [blocks.read(blocks.path(cell.folder, u)) for u in likely]
+        record = self._record(subject, cell, drawn, metering.cost_model(windows, loads, exact=exact))
+        record.seen_greedy = float(blocks.merge(cell.folder, seen, ("correct",))["correct"].mean())
+        if parts:
+            scores = [np.concatenate([p[k] for p in parts]) for k in ("lnp", "brier")]
+            record.smooth = score.smooth(scores[0], scores[1], self.problems.cluster)
+            record.smooth_reason = None
+        records.write_json(cell.folder / "record.json", record)
+        return record
+
+    def _named(self, subject: Subject, control: Control, temperature: float) -> Cell:
+        """The cell's key covers everything that decides what is drawn."""
+        key = blocks.digest(
+            {
+                "weights": subject.identity,
+                "task": self.task.info,
+                "version": self.task.version,
+                "control": dataclasses.asdict(control),
+                "temperature": temperature,
+                "dtype": str(self.dtype),
+                "seed": self.ttc.seed,
+            }
+        )
+        return Cell(subject.branch, control, temperature, key, self.folder / key)
+
+    def _unit(self, cell: Cell, decoder: Decoder, unit: Unit, row: SpendRow) -> None:
+        """Draw one unit and write it; what it cost is added to `row` and stored with it, in case this process is killed before booking."""
+        self._ask_to_stop()
+        self._beat()
+        began_ns = time.monotonic_ns()
+        problems = (self.seen if unit.kind == "seen" else self.problems).take(_index(unit.problems))
+        seed, rows = unit.seed(cell.key), self.ttc.batch_rows
+        if unit.kind == "smooth":
+            lnp, brier = likelihood(decoder, self.task, problems, cell.control)
+            arrays = {"lnp": lnp, "brier": brier}
+            prompts, _ = self.task.prompts(problems, cell.control)
+            lengths = [len(p) + lnp.shape[1] - 1 for p in prompts]
+            tokens, flop = sum(lengths), float(sum(prefill_flop(decoder.shape, n, causal=False) for n in lengths))
+        else:
+            if unit.kind == "search":
+                drawn = step_search(
+                    decoder,
+                    self.task,
+                    problems,
+                    cell.control,
+                    width=self.ttc.beam_width,
+                    keep=self.ttc.beam_keep,
+                    temperature=cell.temperature,
+                    seed=seed,
+                    batch_rows=rows,
+                )
+            else:
+                temperature = cell.temperature if unit.kind == "sample" else 0.0
+                drawn = draw(
+                    decoder,
+                    self.task,
+                    problems,
+                    cell.control,
+                    samples=unit.count,
+                    temperature=temperature,
+                    seed=seed,
+                    batch_rows=rows,
+                )
+            arrays = self._graded(problems, cell.control, drawn, unit.count)
+            tokens, flop = drawn.prefill_tokens + drawn.row_passes, drawn.executed_flop
+        self.device.sync()
+        ended_ns = time.monotonic_ns()
+        spent = {
+            "attempt": self.state.attempt,
+            "tokens": tokens,
+            "spent_flop": flop,
+            "t_a_ns": began_ns,
+            "t_b_ns": ended_ns,
+        }
+        blocks.write(cell.folder, unit, {**arrays, **{k: np.array(v) for k, v in spent.items()}})
+        row.tokens += tokens
+        row.flop += flop
+
+    def _graded(self, problems: Problems, control: Control, drawn: Drawn, samples: int) -> blocks.Arrays:
+        """The verifier's word on every row, (problems, samples) each; costs of a search are per problem."""
+        grades = self.task.grade(problems.take(drawn.problem), control, drawn.tokens, drawn.lengths)
+        flat = {
+            "answer": grades.answer,
+            "correct": grades.correct,
+            "verified": grades.verified,
+            "trace_ok": grades.trace_ok,
+            "truncated": grades.truncated,
+            "length": drawn.lengths,
+            "forced": drawn.forced,
+            "logprob": drawn.logprob,
+        }
+        arrays = {k: v.reshape(len(problems), samples) for k, v in flat.items()}
+        costs = {
+            "flop": drawn.decode_flop,
+            "passes": drawn.passes,
+            "row_passes": drawn.row_passes,
+            "context": drawn.context_sum,
+        }
+        return arrays | {k: np.full((len(problems), samples), v / len(problems)) for k, v in costs.items()}
+
+    # --- metering
+    def _metered(
+        self, subject: Subject, control: Control, temperature: float
+    ) -> tuple[list[Window], list[metering.Load]]:
+        """Windows of this control, from disk where they were metered before under the same settings."""
+        cell, ttc = self._named(subject, control, temperature), self.ttc
+        settings = {
+            "cell": cell.key,
+            "samples": ttc.meter_samples,
+            "s": ttc.meter_s,
+            "rows": ttc.batch_rows,
+            "power": self.resolved["power"],
+            "device": self.device.label,
+        }
+        path = self.folder / f"meter-{blocks.digest(settings)}.json"
+        if not path.exists():
+            with self._booked(subject.branch) as row:
+                windows, loads = metering.meter_windows(
+                    subject.decoder,
+                    self.task,
+                    self.problems,
+                    control,
+                    samples=[n for n in ttc.meter_samples if n <= ttc.samples] or [ttc.samples],
+                    temperature=temperature,
+                    seed=ttc.seed,
+                    batch_rows=ttc.batch_rows,
+                    least_s=ttc.meter_s,
+                    meter=self.meter,
+                    sync=self.device.sync,
+                    stop=self._ask_to_stop,
+                    books=row,
+                )
+            records.write_json(path, Metered(windows, [x.numbers().tolist() for x in loads]))
+        found = records.from_json(Metered, records.read_json(path), str(path))
+        return found.windows, [metering.Load(*x) for x in found.loads]
+
+    # --- what was spent
+    @contextlib.contextmanager
+    def _booked(self, branch: str) -> Iterator[SpendRow]:
+        """One window of spend.jsonl, booked however it ends; the block adds tokens and FLOP to the row."""
+        began_ns = time.monotonic_ns()
+        row = SpendRow(self.state.attempt, "ttc", branch, 0, 0, 0, 0.0, 0.0, began_ns)
+        try:
+            yield row
+        finally:
+            self.device.sync()
+            row.t_b_ns = time.monotonic_ns()
+            row.wall_s = (row.t_b_ns - began_ns) * S_PER_NS
+            row.energy = self.meter.energy(began_ns, row.t_b_ns)
+            append(self.folder / "spend.jsonl", row)
+
+    def _book_lost(self) -> None:
+        """Book, once, what the attempt before spent after its last booked window: killed, it could not do so itself."""
+        before = self.state.attempt - 1
+        path = self.folder / "spend.jsonl"
+        rows = [r for r in records.read_rows(path, SpendRow) if r.attempt == before]
+        if any(r.phase == "lost" for r in rows):
+            return
+        if path.exists() and not path.read_bytes().endswith(b"\n"):  # a line torn by the kill
+            whole = path.read_bytes()
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+        booked_ns = max((r.t_b_ns for r in rows), default=0)
+        lost = SpendRow(before, "lost", "", 0, 0, 0, 0.0, 0.0, booked_ns, booked_ns)
+        for file in sorted(self.folder.glob("*/blocks/*.npz")):
+            block = blocks.read(file)
+            if int(block["attempt"]) == before and int(block["t_b_ns"]) > booked_ns:
+                lost.tokens += int(block["tokens"])
+                lost.flop += float(block["spent_flop"])
+                lost.wall_s += (int(block["t_b_ns"]) - int(block["t_a_ns"])) * S_PER_NS
+        lost.energy = self.meter.recover(before, booked_ns)
+        if lost.flop or lost.energy.energy_j:
+            append(path, lost)
+
+    # --- the record
+    def _record(self, subject: Subject, cell: Cell, drawn: score.Sampled, cost: metering.CostModel) -> TtcRecord:
+        point, run, samples = subject.point, subject.record, drawn.samples
+        ttc = self.ttc
+        rows = score.rows(
+            drawn,
+            subject.decoder.shape,
+            self.task.chance,
+            ttc.verifier_tpr,
+            ttc.verifier_fpr,
+            ttc.beam_width,
+            ttc.seed,
+            cost,
+        )
+        return TtcRecord(
+            cell=cell.key,
+            study=self.config.study,
+            run_id=self.run_id,
+            name=self.name,
+            seed=self.config.seed,
+            branch=cell.branch,
+            width=subject.decoder.shape.width,
+            n_total=subject.n_total,
+            n_matmul=counts(subject.decoder.shape).n_matmul,
+            tokens=point.tokens if point else None,
+            train_flop=point.train_flop if point else None,
+            train_wall_s=point.wall_s if point else None,
+            train_energy=point.energy
+            if point
+            else Measured(reason="a pretrained model: its training was not measured"),
+            train_source="measured" if point else "unknown",
+            task={**self.task.info, "name": self.task.name, "version": self.task.version, "arm": self.task.arm},
+            control=dataclasses.asdict(cell.control),
+            label=cell.control.label(),
+            temperature=cell.temperature,
+            problems=len(self.problems),
+            samples=ttc.samples,
+            chance=self.task.chance,
+            accuracy_of=score.accuracy_of(self.task.chance, ttc.samples),
+            rows=rows,
+            stats=score.statistics(drawn),
+            smooth=None,
+            smooth_reason=f"{self.task.name} has no single reference trace",
+            mean_tokens=float(samples["length"].mean()),
+            extracted=float(1 - ((samples["answer"] == -1) & ~samples["correct"]).mean()),
+            truncated=float(samples["truncated"].mean()),
+            windows=cost.windows,
+            config=self.resolved,
+            provenance={
+                **provenance.describe(self.device),
+                "metered_at": "this end point" if cost.exact else "the longest end point of the run; shapes are equal",
+                "queries_side_by_side": blocks.PROBLEMS,
+                "attempts": self.state.attempt,
+                "role": run.role if run else self.config.role.value,
+            },
+            meter=self.meter.describe(),
+        )
+
+    # --- the mirror
+    def _mirror_cell(self, mirror: Mirror, record: TtcRecord) -> None:
+        for row in record.rows:
+            flat = {k: v for k, v in dataclasses.asdict(row).items() if v is None or isinstance(v, (int, float, str))}
+            mirror.log(
+                {
+                    "train_flop": record.train_flop,
+                    "test_flop": row.test_flop,
+                    "tokens": row.tokens,
+                    "energy_j": row.energy_j,
+                    "branch": record.branch,
+                    "ttc/cell": record.cell,
+                    "ttc/control": record.label,
+                    "ttc/temperature": record.temperature,
+                    **{f"ttc/{k}": flat[k] for k in ("strategy", "n", "arm", "accuracy", "wall_s", "passes")},
+                }
+            )
+
+    def _mirror_tables(self, mirror: Mirror) -> None:
+        """Accuracy against FLOP, joules and tokens as charts, and the sample table: counts per problem."""
+        points = [
+            [r.branch, r.label, row.strategy, row.n, row.arm, row.test_flop, row.energy_j, row.tokens, row.accuracy]
+            for r in self.cells
+            for row in r.rows
+        ]
+        columns = ["branch", "control", "strategy", "n", "arm", "test_flop", "energy_j", "tokens", "accuracy"]
+        for x in ("test_flop", "energy_j", "tokens"):
+            kept = [p for p in points if p[columns.index(x)] is not None and p[-1] is not None]
+            if kept:
+                mirror.chart(f"ttc/accuracy_{x}", "scatter", columns, kept, x, "accuracy", f"accuracy against {x}")
+        samples = [
+            [r.branch, r.label, r.temperature, i, size, r.samples, greedy, right, traced, unread]
+            for r in self.cells
+            for i, (size, greedy, right, traced, unread) in enumerate(
+                zip(r.stats.size, r.stats.greedy, r.stats.correct, r.stats.trace_ok, r.stats.unread, strict=True)
+            )
+        ]
+        names = [
+            "branch",
+            "control",
+            "temperature",
+            "problem",
+            "size",
+            "samples",
+            "greedy",
+            "correct",
+            "trace_ok",
+            "unread",
+        ]
+        mirror.table("ttc/samples", names, samples)
+        mirror.artifact(f"ttc-{self.run_id}", "ttc", [self.folder / r.cell / "record.json" for r in self.cells])
+
+    # --- life
+    def _ask_to_stop(self) -> None:
+        if (why := self.reason()) is not None:
+            raise Interrupted(f"stopped by {why}; launch again to draw what is missing")
+
+    def _beat(self, force: bool = False) -> None:
+        now = time.time()
+        if force or now - self.state.updated_unix_s >= 2.0:
+            self.state.updated_unix_s, self.state.power_w = now, self.meter.power_w()
+            records.write_json(self.folder / "state.json", self.state)
+
+
+@dataclass
+class Metered:
+    """Windows of one control and their loads per repetition, as kept on disk."""
+
+    windows: list[Window]
+    loads: list[list[float]]
+    schema_version: int = records.SCHEMA_VERSION
+
+
+def _index(part: slice) -> np.ndarray:
+    return np.arange(part.start, part.stop)
+
+
+def _weights_hash(model: torch.nn.Module) -> str:
+    """Hash of all parameters: the checkpoint's identity, wherever it lies."""
+    h = hashlib.sha256()
+    for key, p in sorted(model.named_parameters()):
+        h.update(key.encode())
+        h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:16]
