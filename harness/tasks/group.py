@@ -19,10 +19,9 @@ import numpy as np
 
 from harness.errors import ConfigError, CorpusError
 from harness.schema import Arm, GroupConfig, GroupFormat
-from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, held_out_side
+from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, hashes, held_out_side
 
 _ENUMERATE = 65_536  # as many problems of one size are listed; of more, distinct ones are drawn
-_WEIGHTS = np.random.Generator(np.random.Philox(key=1_729)).integers(0, 2**64, 256, np.uint64) | np.uint64(1)
 
 
 def table(name: str) -> np.ndarray:
@@ -103,11 +102,7 @@ class GroupTask:
     def _ids(self, payload: np.ndarray) -> np.ndarray:
         """uint64 hash of (group, k, operators)."""
         seed = int.from_bytes(hashlib.sha256(self.config.group.encode()).digest()[:8], "little")
-        weighted = (payload + 1).astype(np.uint64) * _WEIGHTS[: payload.shape[1]]  # NONE adds 0, so k is in the sum
-        x = weighted.sum(1, dtype=np.uint64) + np.uint64(seed)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of splitmix64
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return x ^ (x >> np.uint64(31))
+        return hashes(payload, seed)
 
     def _of(self, payload: np.ndarray) -> Problems:
         ids = self._ids(payload)
