@@ -13,13 +13,14 @@ import hashlib
 import itertools
 import json
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness.errors import ConfigError, CorpusError
 from harness.schema import Arm, GroupConfig, GroupFormat
-from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, hashes, held_out_side
+from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, first_distinct, hashes, held_out_side
 
 _ENUMERATE = 65_536  # as many problems of one size are listed; of more, distinct ones are drawn
 
@@ -112,6 +113,9 @@ class GroupTask:
         payload = self.operators[rng.integers(0, len(self.operators), (len(size), self.steps))]
         return np.where(np.arange(self.steps) < size[:, None], payload, NONE)
 
+    def _of_size(self, rng: np.random.Generator, k: int, n: int) -> Problems:
+        return self._of(self._draw(rng, np.full(n, k)))
+
     def _sizes(self, rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.integers(1, self.steps + 1, n) if self.budget else np.full(n, self.steps)
 
@@ -131,17 +135,18 @@ class GroupTask:
 
     def problems(self, count: int, seed: int = 0, *, held_out: bool = True) -> Problems:
         """Distinct problems, as many of each size as there are up to an equal share."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, 2 + held_out], dtype=np.uint64)))
         pools = []
         for k in range(1, self.steps + 1) if self.budget else [self.steps]:
+            # A stream per size: asked for more problems, the first ones stay
+            key = np.array([seed % 2**64, 2 + held_out], dtype=np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, k, 0], dtype=np.uint64)))
             total = len(self.operators) ** k
-            if total <= max(_ENUMERATE, 32 * count):
-                digits = rng.permutation(total)[:, None] // len(self.operators) ** np.arange(k)
-                payload = np.full((total, self.steps), NONE)
-                payload[:, :k] = self.operators[digits % len(self.operators)]
-            else:
-                payload = self._draw(rng, np.full(16 * count, k))
-                payload = payload[np.sort(np.unique(self._ids(payload), return_index=True)[1])]
+            if total > _ENUMERATE:
+                pools.append(first_distinct(partial(self._of_size, rng, k), count, held_out).payload)
+                continue
+            digits = rng.permutation(total)[:, None] // len(self.operators) ** np.arange(k)
+            payload = np.full((total, self.steps), NONE)
+            payload[:, :k] = self.operators[digits % len(self.operators)]
             pools.append(payload[held_out_side(self._ids(payload)) == held_out][:count])
         rank = np.concatenate([np.arange(len(p)) for p in pools])
         return self._of(np.concatenate(pools)[np.argsort(rank, kind="stable")[:count]])
