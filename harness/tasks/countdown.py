@@ -37,7 +37,8 @@ _GUESSES = 50_000  # random expressions that the chance level is counted from
 class CountdownTask:
     """See the module's text. m numbers; a problem's payload is its numbers in the order of the prompt, and the target: (P, m + 1)."""
 
-    name, version, step_tokens, thought_end = "countdown", 1, 4, None
+    name, version, step_tokens = "countdown", 1, 4
+    thought_end: int | None = None
 
     def __init__(self, config: CountdownConfig) -> None:
         if config.arm is Arm.filler:
@@ -56,7 +57,7 @@ class CountdownTask:
         self.vocab = int(self.marks.max()) + 1
         self.prompt_tokens, self.written = self.numbers + 4, 4 * self.steps + 1
         self.context = self.prompt_tokens + self.written - 1
-        self.floor_nat = None
+        self.floor_nat: float | None = None
         self.floor_reason = "several continuations are right, and the entropy of those drawn is not known"
         fixed = {
             "task": self.name,
@@ -112,7 +113,7 @@ class CountdownTask:
         """Random expressions over numbers (n, m): tokens (n, 4 (m - 1)), value (n,), and whether every result is allowed (n,)."""
         n, row = len(numbers), np.arange(len(numbers))
         value, token, open_ = numbers.copy(), numbers.copy(), np.ones(numbers.shape, bool)
-        ok, written = np.ones(n, bool), []
+        ok, written, i = np.ones(n, bool), [], row
         for step in range(self.steps):
             order = np.argsort(
                 np.where(open_, rng.random(numbers.shape), 2.0), 1
@@ -197,6 +198,7 @@ class CountdownTask:
         ended = (text == self.eos).any(1)
         token, value = problems.payload[:, :-1].copy(), problems.payload[:, :-1].copy()
         verified, holds, canonical = np.zeros(n, np.int64), np.ones(n, bool), []
+        i = row
         readable = (text == self.eos).argmax(1) == self.written - 1
         for step in range(self.steps):
             a, op, b, name = text[:, 4 * step : 4 * step + 4].T

@@ -62,11 +62,11 @@ class GroupTask:
         self.strides = [] if self.budget else list(config.strides)
         if config.arm is Arm.direct and not self.budget and self.steps not in self.strides:
             self.strides.append(self.steps)
-        self.ans = special if self.budget else None
+        self.ans = special if self.budget else NONE
         self.stride_token = {s: special + i for i, s in enumerate(self.strides)}
         self.fill = special + (1 if self.budget else len(self.strides))  # a token in the filler arm only
         self.vocab = self.fill + (config.arm is Arm.filler)
-        self.thought_end = self.ans
+        self.thought_end: int | None = self.ans if self.budget else None
         self.prompt_tokens = self.steps + (2 if self.budget else 3)
         if self.budget:
             written = 3 if config.arm is Arm.direct else self.steps + 3
@@ -74,7 +74,8 @@ class GroupTask:
             written = max(self._states(s) for s in self._row_strides()) + 1
         self.context = self.prompt_tokens + written - 1
         self.chance = 1 / elements
-        self.floor_nat, self.floor_reason = 0.0, "every scored token follows from the operators"
+        self.floor_nat: float | None = 0.0
+        self.floor_reason = "every scored token follows from the operators"
         sizes = range(1, self.steps + 1) if self.budget else [self.steps]
         self.distinct_rows = sum(len(self.operators) ** k for k in sizes)  # problems of both sides
         fixed = {
@@ -307,7 +308,7 @@ class GroupTask:
         inside = place < lengths[:, None]
         ended = np.where(inside, generated == self.eos, False)
         stop = np.where(ended.any(1), ended.argmax(1), lengths)  # the place of the end token
-        truncated = ~ended.any(1)
+        truncated = np.asarray(~ended.any(1))
         if self.budget:
             marks = (generated == self.ans) & (place < stop[:, None])
             thought = np.where(marks.any(1), marks.argmax(1), stop)

@@ -33,7 +33,8 @@ class MultiplyTask:
     """See the module's text. n = digits; a problem's payload is its two factors, (P, 2)."""
 
     name, version = "multiply", 1
-    times, bar, plus, left, right, thought_end, eos, pad = range(10, 18)
+    times, bar, plus, left, right, mark, eos, pad = range(10, 18)
+    thought_end: int | None = mark
     fill = 18  # in the filler arm only
 
     def __init__(self, config: MultiplyConfig) -> None:
@@ -50,7 +51,8 @@ class MultiplyTask:
         self.prompt_tokens, self.written = 2 * n + 2, self.thought + 1 + 2 * n + 1
         self.context = self.prompt_tokens + self.written - 1
         self.chance = 10.0 ** -(2 * n)
-        self.floor_nat, self.floor_reason = 0.0, "every scored token follows from the factors"
+        self.floor_nat: float | None = 0.0
+        self.floor_reason = "every scored token follows from the factors"
         self.distinct_rows = (self.high - self.low) ** 2
         fixed = {"task": self.name, "version": self.version, "arm": self.arm, "digits": n}
         self.info: dict[str, Any] = {
@@ -95,7 +97,7 @@ class MultiplyTask:
         n = self.digits
         out: list[np.ndarray] = []
 
-        def mark(token: int) -> None:
+        def sign(token: int) -> None:
             out.append(np.full((len(a), 1), token))
 
         if self.config.arm is Arm.cot:
@@ -104,17 +106,17 @@ class MultiplyTask:
                 partial = a * (b // 10 ** (i - 1) % 10) * 10 ** (i - 1)
                 total = total + partial
                 if i > 1:
-                    mark(self.plus)
+                    sign(self.plus)
                 out.append(_digits(partial, n + i))
                 if 1 < i < n:
-                    mark(self.left)
+                    sign(self.left)
                     out.append(_digits(total, n + i))
-                    mark(self.right)
+                    sign(self.right)
         elif self.config.arm is Arm.filler:
             out.append(np.full((len(a), self.thought), self.fill))
-        mark(self.thought_end)
+        sign(self.mark)
         out.append(_digits(a * b, 2 * n))
-        mark(self.eos)
+        sign(self.eos)
         return np.concatenate(out, 1)
 
     # --- as a test
@@ -136,7 +138,7 @@ class MultiplyTask:
         n, t = generated.shape
         if self.config.arm is not Arm.filler or self._answer(np.array(t)):
             return Rule(np.full(n, NONE))
-        return Rule(np.full(n, self.fill if t < self.thought else self.thought_end if t == self.thought else self.eos))
+        return Rule(np.full(n, self.fill if t < self.thought else self.mark if t == self.thought else self.eos))
 
     def position(self, problems: Problems, control: Control, generated: np.ndarray) -> np.ndarray:
         return np.full(len(generated), self.prompt_tokens + generated.shape[1] - 1)
@@ -148,8 +150,8 @@ class MultiplyTask:
         text = np.full((n, max(self.written, generated.shape[1]) + 2 * self.digits + 2), self.pad)
         text[:, : generated.shape[1]] = np.where(inside, generated, self.pad)
         ended = (text == self.eos).any(1)
-        marked = (text == self.thought_end).any(1)
-        at = (text == self.thought_end).argmax(1)[:, None] * marked[:, None] + 1 + np.arange(2 * self.digits)
+        marked = (text == self.mark).any(1)
+        at = (text == self.mark).argmax(1)[:, None] * marked[:, None] + 1 + np.arange(2 * self.digits)
         digits = text[row[:, None], at]
         readable = ended & marked & (digits < 10).all(1) & (text[row, at[:, -1] + 1] == self.eos)
         answer = np.where(readable, np.where(digits < 10, digits, 0) @ 10 ** np.arange(2 * self.digits), NONE)
@@ -162,7 +164,7 @@ class MultiplyTask:
         starts = [0, *ends[:-1]]
         held = np.stack([same[:, i:j].all(1) for i, j in zip(starts, ends, strict=True)], 1)
         verified = np.cumprod(held, 1).sum(1)
-        whole = (verified == len(self.parts)) & (text[:, self.thought] == self.thought_end)
+        whole = (verified == len(self.parts)) & (text[:, self.thought] == self.mark)
         return Grades(answer, correct, verified, whole & correct, ~ended)
 
     def trace(self, problems: Problems, control: Control) -> Trace:

@@ -86,6 +86,7 @@ def test_vocabularies() -> None:
 def test_stride_rows() -> None:
     t = task(strides=[1, 2, 5, 12])
     tokens, mask, positions = t.rows(rng(), 200)
+    assert positions is not None
     assert tokens.shape == (200, 28)
     assert mask.shape == positions.shape == (200, 27) == (200, t.context)
     seen = set()
@@ -108,6 +109,7 @@ def test_budget_rows() -> None:
     t = task(format=GroupFormat.budget)
     tokens, mask, positions = t.rows(rng(), 2_000)
     assert t.context == 28
+    assert positions is not None
     sizes, whole = [], 0
     for row, scored, places in zip(tokens.tolist(), mask, positions, strict=True):
         k = sum(g != 123 for g in row[1:13])

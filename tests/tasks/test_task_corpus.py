@@ -149,21 +149,12 @@ def test_settings_that_fit_are_accepted() -> None:
 
 
 def test_a_short_run(tmp_path: Path) -> None:
-    """Through train.run: the loss falls, the mask counts, and a stopped run ends with the same bits."""
+    """Through train.run: shape and vocabulary are the task's, and the loss falls below that of the format alone."""
     config = GroupConfig(group="S3", operators=[], steps=3, strides=[1, 3], val_tokens=900)
     vocab, context = sizes(config)
     assert (vocab, context) == (18, 9)
 
-    def made(name: str, steps: int = 60) -> RunConfig:
-        return tiny.config(
-            tmp_path / name,
-            steps=steps * 72 // tiny.BATCH + 1,
-            corpus=config,
-            optim__batch_tokens=72,
-            schedule__warmup_tokens=72 * 5,
-        )
-
-    straight, broken = made("a"), made("b")
+    straight = tiny.config(tmp_path, steps=51, corpus=config, optim__batch_tokens=72, schedule__warmup_tokens=72 * 5)
     assert ladder.resolve(straight, vocab, context).hyper.sequences == 8
     state = tiny.train(straight)
     assert (state.state, state.reason) == ("done", None)
@@ -171,11 +162,3 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert record.corpus["kind"] == "group"
     assert record.corpus["task"]["operators"] == [0, 1, 2, 3, 4, 5]
     assert record.points[0].loss_nat < np.log(18) - 0.3
-    from test_resume import stop_after
-
-    for updates in (13, 22):
-        with pytest.MonkeyPatch.context() as patch:
-            stop_after(patch, updates)
-            assert tiny.train(broken).state == "interrupted"
-    assert tiny.train(broken).state == "done"
-    assert tiny.outcome(tiny.run_dir(broken)) == tiny.outcome(tiny.run_dir(straight))

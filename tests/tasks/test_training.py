@@ -101,7 +101,11 @@ def test_stride_format(tmp_path: Path, seed: int) -> None:
     pass_at_1 = drawn.correct.mean()
     truth = task.products(problems.payload)[:, -1]  # type: ignore[attr-defined]
     vote = majority(drawn.answer.reshape(300, 16), truth)
-    print(f"STRIDE seed {seed}: greedy s1 {one:.3f} s2 {two:.3f} s12 {last:.3f} pass@1 {pass_at_1:.3f} maj@16 {vote:.3f}")
+    assert one >= 0.95  # 1.000 1.000 1.000
+    assert 0.15 <= two <= 0.9  # .783 .297 .537: the stride that is being learned, widened by half the spread
+    assert last <= 0.06  # .020 .027 .033; chance .017, and five standard errors of it
+    assert 0.45 <= pass_at_1 <= 0.8  # .700 .584 .688
+    assert vote - pass_at_1 >= 0.2  # .297 .393 .310: voting makes reliable what is mostly right
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -112,7 +116,9 @@ def test_budget_format(tmp_path: Path, seed: int) -> None:
     full, four = (graded(model, task, problems, Control(max_states=m)).correct.mean() for m in (12, 4))
     drawn = graded(model, task, problems, Control(max_states=4), samples=16)
     vote, single = majority(drawn.answer.reshape(400, 16), truth), drawn.correct.mean()
-    print(f"BUDGET seed {seed}: greedy 12 {full:.3f} 4 {four:.3f} pass@1 at 4 {single:.3f} maj@16 at 4 {vote:.3f}")
+    assert full >= 0.95  # 1.000 1.000 .995
+    assert 0.15 <= four <= 0.35  # .230 .253 .255
+    assert vote - single <= 0.1  # .021 .031 .027: voting does not replace missing steps
 
 
 @pytest.mark.parametrize("arm", [Arm.direct, Arm.filler])
@@ -121,7 +127,7 @@ def test_baselines(tmp_path: Path, arm: Arm, seed: int) -> None:
     model, task = trained(tmp_path, GroupConfig(arm=arm), 400, seed)
     (control, *_) = task.controls([], [], None)
     accuracy = graded(model, task, task.problems(600), control).correct.mean()
-    print(f"{arm.value} seed {seed}: greedy {accuracy:.3f}")
+    assert accuracy <= 0.05  # .020 to .025 in both arms; chance .017
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -129,4 +135,6 @@ def test_countdown(tmp_path: Path, seed: int) -> None:
     model, task = trained(tmp_path, CountdownConfig(), 600, seed)
     problems = task.problems(128)
     right = graded(model, task, problems, Control(), samples=64).correct.reshape(128, 64)
-    print(f"COUNTDOWN seed {seed}: chance {task.chance:.3f} pass@1 {right.mean():.3f} pass@64 {right.any(1).mean():.3f}")
+    assert right.mean() >= 0.11 > task.chance  # .212 .207 .147; chance .087
+    # .984 .969 .945; a guesser who keeps the rules would reach much of it, so the single draw above is what tells them apart
+    assert right.any(1).mean() >= 0.85
