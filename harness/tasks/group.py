@@ -13,16 +13,16 @@ import hashlib
 import itertools
 import json
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness.errors import ConfigError, CorpusError
 from harness.schema import Arm, GroupConfig, GroupFormat
-from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, held_out_side
+from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, first_distinct, hashes, held_out_side
 
 _ENUMERATE = 65_536  # as many problems of one size are listed; of more, distinct ones are drawn
-_WEIGHTS = np.random.Generator(np.random.Philox(key=1_729)).integers(0, 2**64, 256, np.uint64) | np.uint64(1)
 
 
 def table(name: str) -> np.ndarray:
@@ -62,11 +62,11 @@ class GroupTask:
         self.strides = [] if self.budget else list(config.strides)
         if config.arm is Arm.direct and not self.budget and self.steps not in self.strides:
             self.strides.append(self.steps)
-        self.ans = special if self.budget else None
+        self.ans = special if self.budget else NONE
         self.stride_token = {s: special + i for i, s in enumerate(self.strides)}
         self.fill = special + (1 if self.budget else len(self.strides))  # a token in the filler arm only
         self.vocab = self.fill + (config.arm is Arm.filler)
-        self.thought_end = self.ans
+        self.thought_end: int | None = self.ans if self.budget else None
         self.prompt_tokens = self.steps + (2 if self.budget else 3)
         if self.budget:
             written = 3 if config.arm is Arm.direct else self.steps + 3
@@ -74,7 +74,8 @@ class GroupTask:
             written = max(self._states(s) for s in self._row_strides()) + 1
         self.context = self.prompt_tokens + written - 1
         self.chance = 1 / elements
-        self.floor_nat, self.floor_reason = 0.0, "every scored token follows from the operators"
+        self.floor_nat: float | None = 0.0
+        self.floor_reason = "every scored token follows from the operators"
         sizes = range(1, self.steps + 1) if self.budget else [self.steps]
         self.distinct_rows = sum(len(self.operators) ** k for k in sizes)  # problems of both sides
         fixed = {
@@ -103,11 +104,7 @@ class GroupTask:
     def _ids(self, payload: np.ndarray) -> np.ndarray:
         """uint64 hash of (group, k, operators)."""
         seed = int.from_bytes(hashlib.sha256(self.config.group.encode()).digest()[:8], "little")
-        weighted = (payload + 1).astype(np.uint64) * _WEIGHTS[: payload.shape[1]]  # NONE adds 0, so k is in the sum
-        x = weighted.sum(1, dtype=np.uint64) + np.uint64(seed)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of splitmix64
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return x ^ (x >> np.uint64(31))
+        return hashes(payload, seed)
 
     def _of(self, payload: np.ndarray) -> Problems:
         ids = self._ids(payload)
@@ -116,6 +113,9 @@ class GroupTask:
     def _draw(self, rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
         payload = self.operators[rng.integers(0, len(self.operators), (len(size), self.steps))]
         return np.where(np.arange(self.steps) < size[:, None], payload, NONE)
+
+    def _of_size(self, rng: np.random.Generator, k: int, n: int) -> Problems:
+        return self._of(self._draw(rng, np.full(n, k)))
 
     def _sizes(self, rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.integers(1, self.steps + 1, n) if self.budget else np.full(n, self.steps)
@@ -142,13 +142,12 @@ class GroupTask:
             key = np.array([seed % 2**64, 2 + held_out], dtype=np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, k, 0], dtype=np.uint64)))
             total = len(self.operators) ** k
-            if total <= _ENUMERATE:
-                digits = rng.permutation(total)[:, None] // len(self.operators) ** np.arange(k)
-                payload = np.full((total, self.steps), NONE)
-                payload[:, :k] = self.operators[digits % len(self.operators)]
-            else:
-                payload = self._draw(rng, np.full(16 * count, k))
-                payload = payload[np.sort(np.unique(self._ids(payload), return_index=True)[1])]
+            if total > _ENUMERATE:
+                pools.append(first_distinct(partial(self._of_size, rng, k), count, held_out).payload)
+                continue
+            digits = rng.permutation(total)[:, None] // len(self.operators) ** np.arange(k)
+            payload = np.full((total, self.steps), NONE)
+            payload[:, :k] = self.operators[digits % len(self.operators)]
             pools.append(payload[held_out_side(self._ids(payload)) == held_out][:count])
         rank = np.concatenate([np.arange(len(p)) for p in pools])
         return self._of(np.concatenate(pools)[np.argsort(rank, kind="stable")[:count]])
@@ -309,7 +308,7 @@ class GroupTask:
         inside = place < lengths[:, None]
         ended = np.where(inside, generated == self.eos, False)
         stop = np.where(ended.any(1), ended.argmax(1), lengths)  # the place of the end token
-        truncated = ~ended.any(1)
+        truncated = np.asarray(~ended.any(1))
         if self.budget:
             marks = (generated == self.ans) & (place < stop[:, None])
             thought = np.where(marks.any(1), marks.argmax(1), stop)

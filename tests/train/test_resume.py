@@ -13,7 +13,16 @@ import pytest
 import tiny
 
 from harness import records, stop
-from harness.schema import ConstantConfig, CosineConfig, MuonConfig, RunControl, ScheduleConfig, WsdConfig
+from harness.schema import (
+    ConstantConfig,
+    CosineConfig,
+    GroupConfig,
+    GroupFormat,
+    MuonConfig,
+    RunControl,
+    ScheduleConfig,
+    WsdConfig,
+)
 from harness.train import checkpoint, loop, paths, run
 from harness.watch import describe
 
@@ -100,10 +109,16 @@ def test_schedules_of_one_path(tmp_path: Path, schedule: ScheduleConfig) -> None
     assert point.annealed == isinstance(schedule, CosineConfig)
 
 
-def test_muon_resumes_bitwise(tmp_path: Path) -> None:
-    straight, broken = (
-        tiny.config(tmp_path / n, steps=24, optim=MuonConfig(lr=0.01, batch_tokens=tiny.BATCH)) for n in ("a", "b")
-    )
+CHANGES = {
+    "muon": {"optim": MuonConfig(lr=0.01, batch_tokens=tiny.BATCH)},
+    "task": {"corpus": GroupConfig(group="S3", operators=[], steps=4, format=GroupFormat.budget, val_tokens=480)},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
+def test_other_choices_resume_bitwise(tmp_path: Path, changes: dict) -> None:
+    """The task has a mask and position ids that do not rise."""
+    straight, broken = (tiny.config(tmp_path / n, steps=24, **changes) for n in ("a", "b"))
     assert tiny.train(straight).state == "done"
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 11)
