@@ -7,13 +7,14 @@ from pathlib import Path
 from harness import forecast, ladder
 from harness.corpora import open_corpus, sizes
 from harness.errors import ConfigError
+from harness.forecast import Forecast
 from harness.host import cpu_model
 from harness.ladder import Rung
 from harness.records import load_record
 from harness.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
 from harness.sweep import Planned
 from harness.tasks import open_task
-from harness.units import duration, sci, si
+from harness.units import J_PER_KWH, duration, sci, si
 
 
 def check_rungs(planned: list[Planned]) -> list[Rung]:
@@ -104,12 +105,9 @@ def plan_table(planned: list[Planned]) -> str:
             "disk",
         )
     ]
-    seconds: list[float | None] = []
-    joules: list[float | None] = []
+    costs: list[Forecast] = []
     for p, rung in zip(planned, rungs, strict=True):
-        s, j = forecast.predict(rung, rates)
-        seconds.append(s)
-        joules.append(j)
+        costs.append(cost := forecast.predict(rung, rates))
         tokens = [q.tokens for q in rung.points]
         rows.append(
             (
@@ -123,28 +121,63 @@ def plan_table(planned: list[Planned]) -> str:
                 f"{len(tokens)}: {si(tokens[0])} … {si(tokens[-1])}" if len(tokens) > 1 else si(tokens[0]),
                 f"{rung.spent_tokens // rung.hyper.batch_tokens:,}",
                 sci(rung.spent_flop),
-                duration(s),
-                "unknown" if j is None else si(j, "J"),
+                duration(cost.seconds),
+                _joules(cost),
                 si(rung.disk_bytes, "B"),
             )
         )
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    known_s = [s for s in seconds if s is not None]
-    known_j = [j for j in joules if j is not None]
+    known_s = [c.seconds for c in costs if c.seconds is not None]
     time_text = (
         duration(sum(known_s)) + " of run time one after another"
-        if len(known_s) == len(seconds)
+        if len(known_s) == len(costs)
         else "unknown (no run measured on this device yet)"
     )
-    energy_text = si(sum(known_j), "J") if len(known_j) == len(joules) else "unknown"
+    total = _sum(costs)
     flop = [q.tokens * float(r.counts.fpt_causal) for r in rungs for q in r.points]
     lines += [
         "",
         f"{len(planned)} runs, {sum(len(r.points) for r in rungs)} points of {sci(min(flop))} to {sci(max(flop))} FLOP (causal count); "
         f"total {sci(sum(r.spent_flop for r in rungs))} FLOP, {si(sum(r.spent_tokens for r in rungs))} tokens, "
         f"disk {si(sum(r.disk_bytes for r in rungs), 'B')}",
-        f"time: {time_text}; energy: {energy_text}; device: {device}",
+        f"time: {time_text}; energy: {_joules(total, why=True)}; device: {device}",
         f"hyperparameters: {rungs[0].hyper.rule}",
     ]
+    if config.budget.kwh is not None:
+        lines.append(_against_budget(config.budget.kwh * J_PER_KWH, total))
     return "\n".join(lines)
+
+
+def _sum(costs: list[Forecast]) -> Forecast:
+    """A whole sweep; ends of intervals add up, because the runs share a card and a meter."""
+
+    def added(values: list[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    columns = ("seconds", "energy_j", "low_j", "high_j")
+    return Forecast(*(added([getattr(c, name) for c in costs]) for name in columns))
+
+
+def _joules(cost: Forecast, why: bool = False) -> str:
+    if cost.energy_j is None:
+        return "unknown" + (" (no metered run of this size on this device yet)" if why else "")
+    if cost.low_j is None or cost.high_j is None:
+        return f"{si(cost.energy_j, 'J')}" + (" (without interval: one size measured)" if why else "")
+    return f"{si(cost.energy_j, 'J')} [{si(cost.low_j, 'J')}, {si(cost.high_j, 'J')}]"
+
+
+def _against_budget(budget_j: float, total: Forecast) -> str:
+    """One line: whether the forecast fits into the study's budget of energy."""
+    given = f"budget.kwh: {si(budget_j, 'J')} for the whole study"
+    if total.energy_j is None or total.high_j is None or total.low_j is None:
+        return f"{given}; whether this sweep fits is unknown. It stops cleanly where it does not."
+    verdict = (
+        "this sweep fits"
+        if total.high_j <= budget_j
+        else "this sweep will be stopped before its end"
+        if total.low_j > budget_j
+        else "this sweep may be stopped before its end"
+    )
+    return f"{given}; {verdict}"
