@@ -13,16 +13,16 @@ import hashlib
 import itertools
 import json
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness.errors import ConfigError, CorpusError
 from harness.schema import Arm, GroupConfig, GroupFormat
-from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, held_out_side
+from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, first_distinct, hashes, held_out_side
 
 _ENUMERATE = 65_536  # as many problems of one size are listed; of more, distinct ones are drawn
-_WEIGHTS = np.random.Generator(np.random.Philox(key=1_729)).integers(0, 2**64, 256, np.uint64) | np.uint64(1)
 
 
 def table(name: str) -> np.ndarray:
@@ -103,11 +103,7 @@ class GroupTask:
     def _ids(self, payload: np.ndarray) -> np.ndarray:
         """uint64 hash of (group, k, operators)."""
         seed = int.from_bytes(hashlib.sha256(self.config.group.encode()).digest()[:8], "little")
-        weighted = (payload + 1).astype(np.uint64) * _WEIGHTS[: payload.shape[1]]  # NONE adds 0, so k is in the sum
-        x = weighted.sum(1, dtype=np.uint64) + np.uint64(seed)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of splitmix64
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return x ^ (x >> np.uint64(31))
+        return hashes(payload, seed)
 
     def _of(self, payload: np.ndarray) -> Problems:
         ids = self._ids(payload)
@@ -116,6 +112,9 @@ class GroupTask:
     def _draw(self, rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
         payload = self.operators[rng.integers(0, len(self.operators), (len(size), self.steps))]
         return np.where(np.arange(self.steps) < size[:, None], payload, NONE)
+
+    def _of_size(self, rng: np.random.Generator, k: int, n: int) -> Problems:
+        return self._of(self._draw(rng, np.full(n, k)))
 
     def _sizes(self, rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.integers(1, self.steps + 1, n) if self.budget else np.full(n, self.steps)
@@ -142,13 +141,12 @@ class GroupTask:
             key = np.array([seed % 2**64, 2 + held_out], dtype=np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, k, 0], dtype=np.uint64)))
             total = len(self.operators) ** k
-            if total <= _ENUMERATE:
-                digits = rng.permutation(total)[:, None] // len(self.operators) ** np.arange(k)
-                payload = np.full((total, self.steps), NONE)
-                payload[:, :k] = self.operators[digits % len(self.operators)]
-            else:
-                payload = self._draw(rng, np.full(16 * count, k))
-                payload = payload[np.sort(np.unique(self._ids(payload), return_index=True)[1])]
+            if total > _ENUMERATE:
+                pools.append(first_distinct(partial(self._of_size, rng, k), count, held_out).payload)
+                continue
+            digits = rng.permutation(total)[:, None] // len(self.operators) ** np.arange(k)
+            payload = np.full((total, self.steps), NONE)
+            payload[:, :k] = self.operators[digits % len(self.operators)]
             pools.append(payload[held_out_side(self._ids(payload)) == held_out][:count])
         rank = np.concatenate([np.arange(len(p)) for p in pools])
         return self._of(np.concatenate(pools)[np.argsort(rank, kind="stable")[:count]])

@@ -8,19 +8,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness.errors import ConfigError, CorpusError
 from harness.schema import CountdownConfig, QaConfig
+from harness.tasks.countdown import CountdownTask
 from harness.tasks.qa_text import MARK, last_number, strict_number
-from harness.tasks.task import held_out_side
 
 COUNTDOWN = "countdown"  # the value of `corpus.test` that means generated problems
 
@@ -159,16 +156,13 @@ def read_hub(config: QaConfig, split: str) -> list[Record]:
 
 
 # --- countdown in words ------------------------------------------------------------------------------------------------------
-def _outcomes(numbers: tuple[int, ...], ceiling: int) -> tuple[Counter[int], dict[int, tuple[str, str]]]:
-    """How many of the ways to join all numbers give each value, and one way to each: (worked steps, expression)."""
-    ways: Counter[int] = Counter()
-    shown: dict[int, tuple[str, str]] = {}
+def _solution(numbers: tuple[int, ...], target: int, ceiling: int) -> tuple[str, str]:
+    """One way to reach the target: worked steps, and the expression."""
 
-    def join(pool: tuple[tuple[int, str], ...], steps: tuple[str, ...]) -> None:
+    def join(pool: tuple[tuple[int, str], ...], steps: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         if len(pool) == 1:
-            value, text = pool[0]
-            ways[value] += 1
-            shown.setdefault(value, ("\n".join(steps), text.removeprefix("(").removesuffix(")")))
+            if pool[0][0] == target:
+                yield "\n".join(steps), pool[0][1][1:-1]  # without the outermost parentheses
             return
         for i, j in itertools.permutations(range(len(pool)), 2):
             (a, left), (b, right) = pool[i], pool[j]
@@ -176,37 +170,34 @@ def _outcomes(numbers: tuple[int, ...], ceiling: int) -> tuple[Counter[int], dic
             for sign, value in (("+", a + b), ("-", a - b), ("*", a * b)):
                 if 0 <= value <= ceiling:
                     step = f"{a} {sign} {b} = <<{a}{sign}{b}={value}>>{value}"
-                    join(((value, f"({left} {sign} {right})"), *rest), (*steps, step))
+                    yield from join(((value, f"({left} {sign} {right})"), *rest), (*steps, step))
 
-    join(tuple((n, str(n)) for n in numbers), ())
-    return ways, shown
+    return next(join(tuple((n, str(n)) for n in numbers), ()))
 
 
 def _countdown(config: QaConfig) -> Source:
-    """All problems of the ladder's countdown at its default size, in words; held out by a hash of numbers and target.
-
-    Chance is the share of the ways to join the numbers that reach the target, mean over the problems.
-    """
+    """The very problems of the ladder's countdown at its default size, its held-out ones and its chance level, put in words."""
     if config.shots_from is not None:
         raise ConfigError(
             f"corpus.shots_from={config.shots_from} has no meaning with corpus.test=countdown: exemplars are generated. Leave it out."
         )
-    size = CountdownConfig()
-    records, shares = [], []
-    for numbers in itertools.combinations_with_replacement(range(size.low, size.high + 1), size.numbers):
-        ways, shown = _outcomes(numbers, size.ceiling)
-        for target, (steps, text) in sorted(shown.items()):
+    task = CountdownTask(CountdownConfig())
+
+    def worded(held_out: bool) -> list[Record]:
+        out = []
+        for *numbers, target in task.problems(task.distinct_rows, held_out=held_out).payload.tolist():
             given = f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
             question = (
                 f"Use each of the numbers {given} exactly once, with +, - and * and parentheses, to make {target}."
             )
-            records.append(Record(question, steps, text, Fraction(target), numbers))
-            shares.append(ways[target] / ways.total())
-    side = held_out_side(np.array([r.id for r in records], dtype=np.uint64))
-    test = [r for r, held in zip(records, side.tolist(), strict=True) if held]
-    shots = [r for r, held in zip(records, side.tolist(), strict=True) if not held] if config.shots else []
-    sizes = {"numbers": size.numbers, "low": size.low, "high": size.high, "ceiling": size.ceiling}
-    info: dict[str, Any] = {"test": COUNTDOWN, **sizes, "distinct_problems": len(records)}
-    info |= {"test_sha256": content_hash(test), "shots_from": "the training side" if shots else None}
-    info["shots_sha256"] = content_hash(shots) if shots else None
-    return Source(test, shots, info, float(np.mean([s for s, held in zip(shares, side.tolist(), strict=True) if held])))
+            steps, text = _solution(tuple(numbers), target, task.ceiling)
+            out.append(Record(question, steps, text, Fraction(target), tuple(numbers)))
+        return out
+
+    test, shots = worded(True), worded(False) if config.shots else []
+    info = {"test": COUNTDOWN, "problems_of": task.info, "test_sha256": content_hash(test)}
+    info |= {
+        "shots_from": "the training side" if shots else None,
+        "shots_sha256": content_hash(shots) if shots else None,
+    }
+    return Source(test, shots, info, task.chance)

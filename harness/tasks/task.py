@@ -6,18 +6,76 @@ A task is both a corpus (`rows`) and a test (everything else); its test problems
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from harness.errors import ConfigError, CorpusError
+
 HELD_OUT = 8  # one problem in so many, by its hash, is never trained on
+_WEIGHTS = np.random.Generator(np.random.Philox(key=1_729)).integers(0, 2**64, 256, np.uint64) | np.uint64(1)
 NONE = -1  # in integer arrays of tokens and answers: nothing is forced, nothing was read
 
 
 def held_out_side(ids: np.ndarray) -> np.ndarray:
     """Which problems (uint64 ids) belong to the test side, bool."""
     return ids % np.uint64(HELD_OUT) == 0
+
+
+def hashes(payload: np.ndarray, seed: int = 0) -> np.ndarray:
+    """uint64 hash of each row of integers (P, at most 256), NONE counting as absent: what ids and the hold-out go by."""
+    weighted = (payload + 1).astype(np.uint64) * _WEIGHTS[: payload.shape[1]]
+    x = weighted.sum(1, dtype=np.uint64) + np.uint64(seed)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of splitmix64
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw_side(draw: Callable[[int], Problems], n: int, held_out: bool) -> Problems:
+    """n problems of one side; what falls on the other is drawn again. CorpusError where a side seems empty."""
+    kept: list[Problems] = []
+    missing = n
+    for _ in range(1_000):
+        if missing == 0:
+            return concatenated(kept)
+        found = draw(missing * (HELD_OUT if held_out else 1) + 8)
+        found = found.take(np.flatnonzero(held_out_side(found.ids) == held_out)[:missing])
+        kept.append(found)
+        missing -= len(found)
+    raise CorpusError(f"too few {'held-out' if held_out else 'training'} problems. Give the task more to draw from.")
+
+
+def first_distinct(draw: Callable[[int], Problems], count: int, held_out: bool) -> Problems:
+    """The first `count` different problems of one side; fewer when many draws bring nothing new."""
+    found, idle = draw(0), 0
+    while len(found) < count and idle < 8:
+        more = draw(4_096)
+        joined = concatenated([found, more.take(held_out_side(more.ids) == held_out)])
+        joined = joined.take(np.sort(np.unique(joined.ids, return_index=True)[1]))
+        idle = idle + 1 if len(joined) == len(found) else 0
+        found = joined
+    return found.take(np.arange(min(count, len(found))))
+
+
+def concatenated(parts: list[Problems]) -> Problems:
+    """Problems one after another; their payloads are arrays."""
+    return Problems(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("ids", "cluster", "size", "payload")))
+
+
+def only_free(task: str, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
+    """The controls of a task that knows none. ConfigError names each that was asked for."""
+    asked = {"strides": strides not in ([], [1]), "max_states": bool(max_states), "min_states": min_states is not None}
+    values = {"strides": strides, "max_states": max_states, "min_states": min_states}
+    problems = [
+        f"ttc.{key}={values[key]}: corpus={task} has no such control. Use {'null' if key == 'min_states' else '[]'}."
+        for key, wrong in asked.items()
+        if wrong
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [Control()]
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,28 @@ def test_same_bits(shape: Shape, autocast: bool) -> None:
         assert torch.equal(our_gradients[key], gradient), key
 
 
-def test_positions_take_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed sequences attend to their own part only, which transformers' forward sees from the positions."""
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_position_ids_that_do_not_rise(shape: Shape) -> None:
+    """Attention stays causal in the order of the tokens, as under transformers' forward with an explicit mask; with rising ids, bit for bit."""
+    model, tokens = model_and_tokens(shape)
+    length = shape.context
+    rising = torch.arange(length).expand(3, -1)
+    assert torch.equal(llama.eager_logits(model, tokens, rising), llama.eager_logits(model, tokens))
+    positions = torch.randint(0, length, (3, length), generator=torch.Generator().manual_seed(6))
+    causal = torch.zeros(3, 1, length, length).masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+    expected = model(input_ids=tokens, position_ids=positions, attention_mask=causal, use_cache=False).logits
+    found = evaluate.logits(model, tokens, positions)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    (_, ours), (_, theirs) = run(model, found), run(model, expected)
+    for key, gradient in theirs.items():
+        torch.testing.assert_close(ours[key], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+    if length > 2:
+        assert not torch.allclose(found, llama.eager_logits(model, tokens), atol=1e-3), "the ids are used"
+
+
+def test_why_transformers_forward_is_not_asked() -> None:
+    """Without a mask it takes ids that fall for sequences packed into one row, and cuts attention between them."""
     model, tokens = model_and_tokens(dataclasses.replace(SHAPES["two heads"], context=8))
-    calls = []
-    monkeypatch.setattr(llama, "eager_logits", lambda model, tokens: calls.append(tokens))
-    evaluate.logits(model, tokens, None)
-    assert len(calls) == 1
-    packed = evaluate.logits(model, tokens, torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]).expand(3, -1))
-    assert len(calls) == 1
-    second = evaluate.logits(model, tokens[:, 4:], torch.arange(4).expand(3, -1))
-    assert torch.allclose(packed[:, 4:], second, atol=1e-6)
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]).expand(3, -1)
+    theirs = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    assert not torch.allclose(theirs, evaluate.logits(model, tokens, positions), atol=1e-3)

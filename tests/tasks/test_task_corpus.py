@@ -1,0 +1,181 @@
+"""A task as a corpus: batches that are pure, a validation set of held-out problems, and a run through `harness run`'s own path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from harness import compose, ladder, records
+from harness.corpora import TaskCorpus, open_corpus, save_tokenizer, sizes
+from harness.data.batches import Batch
+from harness.errors import ConfigError
+from harness.schema import (
+    Arm,
+    CountdownConfig,
+    GroupConfig,
+    GroupFormat,
+    MultiplyConfig,
+    QaConfig,
+    RunConfig,
+    TaskConfig,
+)
+from harness.tasks.task import held_out_side
+
+TASKS: dict[str, TaskConfig] = {
+    "stride": GroupConfig(val_tokens=5_400),
+    "budget": GroupConfig(format=GroupFormat.budget, val_tokens=5_600),
+    "filler": GroupConfig(arm=Arm.filler, val_tokens=5_400),
+    "countdown": CountdownConfig(val_tokens=3_000),
+    "multiply": MultiplyConfig(digits=3, val_tokens=3_700),
+}
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    same = np.array_equal(a.tokens, b.tokens) and np.array_equal(a.mask, b.mask)
+    if a.positions is None or b.positions is None:
+        return same and a.positions is b.positions
+    return same and np.array_equal(a.positions, b.positions)
+
+
+@pytest.mark.parametrize("config", TASKS.values(), ids=TASKS.keys())
+def test_batches(config: TaskConfig) -> None:
+    corpus, again = TaskCorpus(config), TaskCorpus(config)
+    first = [corpus.train_batch(3, step, 16) for step in range(4)]
+    for step in (3, 1, 0, 2):  # random access, in another object
+        assert equal(again.train_batch(3, step, 16), first[step])
+    assert not equal(first[0], first[1])
+    assert not equal(first[0], corpus.train_batch(4, 0, 16))
+    batch = first[0]
+    assert (batch.tokens.dtype, batch.mask.dtype) == (np.int64, np.float32)
+    assert batch.tokens.shape == (16, corpus.context + 1)
+    assert batch.mask.shape == (16, corpus.context)
+    assert batch.tokens.min() >= 0
+    assert batch.tokens.max() < corpus.vocab
+    assert (batch.mask.sum(1) > 0).all()
+    assert sizes(config) == (corpus.vocab, corpus.context)
+
+
+@pytest.mark.parametrize("config", TASKS.values(), ids=TASKS.keys())
+def test_validation(config: TaskConfig) -> None:
+    corpus = TaskCorpus(config)
+    parts, whole = list(corpus.val_batches(64)), list(corpus.val_batches(10_000))
+    assert len(whole) == 1
+    assert np.array_equal(np.concatenate([b.tokens for b in parts]), whole[0].tokens)
+    assert np.array_equal(np.concatenate([b.mask for b in parts]), whole[0].mask)
+    assert whole[0].tokens.size - len(whole[0].tokens) == corpus.info["val_tokens"]
+    trained = {tuple(r) for r in corpus.train_batch(0, 0, 2_000).tokens.tolist()}
+    assert not trained & {tuple(r) for r in whole[0].tokens.tolist()}
+
+
+def test_validation_is_of_the_held_out_side() -> None:
+    corpus = TaskCorpus(TASKS["stride"])
+    (batch,) = corpus.val_batches(10_000)
+    assert held_out_side(corpus.task._ids(batch.tokens[:, 2:14] - 60)).all()  # type: ignore[attr-defined]
+    assert not held_out_side(corpus.task._ids(corpus.train_batch(0, 5, 999).tokens[:, 2:14] - 60)).any()  # type: ignore[attr-defined]
+
+
+def test_info(tmp_path: Path) -> None:
+    group, countdown = TaskCorpus(GroupConfig()), TaskCorpus(CountdownConfig())
+    assert (group.info["floor_nat"], group.val_oracle_nat()) == (0.0, 0.0)
+    assert countdown.info["floor_nat"] is countdown.val_oracle_nat() is None
+    assert "several continuations are right" in countdown.info["floor_reason"]
+    assert countdown.unique_tokens(10**9) == 4_165 * 15
+    assert group.unique_tokens(1_000_000) == 1_000_000
+    ids = {TaskCorpus(c).info["corpus_id"] for c in TASKS.values()}
+    assert len(ids) == len(TASKS)
+    assert group.info["corpus_id"] != TaskCorpus(GroupConfig(operators=[16, 30, 36])).info["corpus_id"]
+    save_tokenizer(countdown, tmp_path)
+    assert (tmp_path / "tokenizer.json").exists()
+
+
+def test_qa_is_not_trained_on() -> None:
+    with pytest.raises(ConfigError, match="corpus=qa is not trained on"):
+        open_corpus(QaConfig(), 0)
+    with pytest.raises(ConfigError, match="corpus=qa is not trained on"):
+        sizes(QaConfig())
+
+
+def problems(**corpus: object) -> list[str]:
+    kind = corpus.pop("kind", GroupConfig)
+    run = RunConfig(corpus=kind(**corpus))  # type: ignore[operator]
+    run.budget.tokens = 1_000_000
+    return compose.check_run(run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"context": 64}, "corpus.context=64 cannot be set: the task's format decides it. Leave it out."),
+        ({"val_tokens": 0}, "corpus.val_tokens=0 must be at least 1."),
+        ({"group": "S6"}, "corpus.group='S6' is unknown. Use S3, S4, S5, A4, A5, or Z2 to Z120."),
+        ({"group": "Z121"}, "corpus.group='Z121' is unknown. Use S3, S4, S5, A4, A5, or Z2 to Z120."),
+        (
+            {"group": "S3"},
+            "corpus.operators has [16, 30, 36, 48]: S3 has the elements 0 to 5. [] takes them all.",
+        ),
+        (
+            {"operators": [3, 3]},
+            "corpus.operators=[3, 3] must be two or more different elements, or [] for all.",
+        ),
+        ({"steps": 1, "strides": [1]}, "corpus.steps=1 must lie between 2 and 256."),
+        ({"steps": 8}, "corpus.strides has [12]: a stride lies between 1 and corpus.steps=8."),
+        ({"strides": []}, "corpus.strides=[] must be one or more different strides."),
+        ({"kind": CountdownConfig, "numbers": 7}, "corpus.numbers=7 must lie between 2 and 6."),
+        ({"kind": CountdownConfig, "ceiling": 1000}, "corpus.ceiling=1000 must lie between 1 and 999."),
+        (
+            {"kind": CountdownConfig, "low": 12},
+            "corpus.low=12, corpus.high=12: needed is 0 <= low < high <= corpus.ceiling=99.",
+        ),
+        (
+            {"kind": CountdownConfig, "arm": Arm.filler},
+            "corpus.arm=filler does not exist for countdown: every token of its answer is the answer. Use cot or direct.",
+        ),
+        (
+            {"kind": MultiplyConfig, "digits": 10},
+            "corpus.digits=10 must lie between 2 and 9: products are 64-bit integers.",
+        ),
+    ],
+)
+def test_contradictions(settings: dict, message: str) -> None:
+    assert problems(**settings) == [message]
+
+
+def test_settings_that_fit_are_accepted() -> None:
+    assert problems() == problems(kind=CountdownConfig) == problems(kind=MultiplyConfig) == []
+    assert problems(group="S3", operators=[], format=GroupFormat.budget, steps=8) == []
+
+
+def test_a_short_run(tmp_path: Path) -> None:
+    """Through train.run: the loss falls, the mask counts, and a stopped run ends with the same bits."""
+    config = GroupConfig(group="S3", operators=[], steps=3, strides=[1, 3], val_tokens=900)
+    vocab, context = sizes(config)
+    assert (vocab, context) == (18, 9)
+
+    def made(name: str, steps: int = 60) -> RunConfig:
+        return tiny.config(
+            tmp_path / name,
+            steps=steps * 72 // tiny.BATCH + 1,
+            corpus=config,
+            optim__batch_tokens=72,
+            schedule__warmup_tokens=72 * 5,
+        )
+
+    straight, broken = made("a"), made("b")
+    assert ladder.resolve(straight, vocab, context).hyper.sequences == 8
+    state = tiny.train(straight)
+    assert (state.state, state.reason) == ("done", None)
+    record = records.load_record(tiny.run_dir(straight))
+    assert record.corpus["kind"] == "group"
+    assert record.corpus["task"]["operators"] == [0, 1, 2, 3, 4, 5]
+    assert record.points[0].loss_nat < np.log(18) - 0.3
+    from test_resume import stop_after
+
+    for updates in (13, 22):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, updates)
+            assert tiny.train(broken).state == "interrupted"
+    assert tiny.train(broken).state == "done"
+    assert tiny.outcome(tiny.run_dir(broken)) == tiny.outcome(tiny.run_dir(straight))
