@@ -20,7 +20,7 @@ MARK = "####"  # what stands before an answer
 LONGEST = 120  # characters of a sum; longer ones are not read
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,60})(?:\.\d{1,60})?|\.\d{1,60}"
 # A minus sign belongs to a number only where nothing stands before it that it could subtract from
-_NUMBER = re.compile(rf"(?:(?<![\w)\].])[-−]\s?)?\$?\s?(?:{_DIGITS})(?:/[1-9]\d{{0,59}})?")
+_NUMBER = re.compile(rf"(?:\$\s?)?(?:(?<![\w)\].])[-−]\s?)?\$?\s?(?:{_DIGITS})(?:/[1-9]\d{{0,59}})?")
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
 _EXPRESSION = re.compile(r"[\d(][\d\s+*×()−-]*[\d)]")
 

@@ -101,7 +101,9 @@ def test_stride_format(tmp_path: Path, seed: int) -> None:
     pass_at_1 = drawn.correct.mean()
     truth = task.products(problems.payload)[:, -1]  # type: ignore[attr-defined]
     vote = majority(drawn.answer.reshape(300, 16), truth)
-    print(f"STRIDE seed {seed}: greedy s1 {one:.3f} s2 {two:.3f} s12 {last:.3f} pass@1 {pass_at_1:.3f} maj@16 {vote:.3f}")
+    print(
+        f"STRIDE seed {seed}: greedy s1 {one:.3f} s2 {two:.3f} s12 {last:.3f} pass@1 {pass_at_1:.3f} maj@16 {vote:.3f}"
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -129,4 +131,6 @@ def test_countdown(tmp_path: Path, seed: int) -> None:
     model, task = trained(tmp_path, CountdownConfig(), 600, seed)
     problems = task.problems(128)
     right = graded(model, task, problems, Control(), samples=64).correct.reshape(128, 64)
-    print(f"COUNTDOWN seed {seed}: chance {task.chance:.3f} pass@1 {right.mean():.3f} pass@64 {right.any(1).mean():.3f}")
+    print(
+        f"COUNTDOWN seed {seed}: chance {task.chance:.3f} pass@1 {right.mean():.3f} pass@64 {right.any(1).mean():.3f}"
+    )
