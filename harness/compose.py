@@ -324,10 +324,11 @@ def resolved(run: RunConfig) -> Json:
         kind = next(k for k, cls in choices.items() if type(getattr(run, family)) is cls)
         value[family] = {"kind": kind, **value[family]}
     if isinstance(run.model, PretrainedConfig):
-        value["model"]["path"] = _model_name(run.model.path)
+        value["model"]["path"] = _told_apart(run.model.path, model_name(run.model.path))
     if isinstance(run.corpus, QaConfig):
         for key in ("test", "shots_from"):
-            value["corpus"][key] = value["corpus"][key] and base_name(value["corpus"][key])
+            if (path := value["corpus"][key]) is not None:
+                value["corpus"][key] = _told_apart(path, base_name(path))
     if isinstance(run.corpus, TextConfig):
         for key in ("train", "val"):
             value["corpus"][key] = value["corpus"][key] and base_name(value["corpus"][key])
@@ -338,9 +339,14 @@ def resolved(run: RunConfig) -> Json:
     return value
 
 
-def _model_name(path: str) -> str:
+def model_name(path: str) -> str:
     """A model as a record names it: a folder by its base name; a Hub name (`owner/name`, dots and all) as it is."""
     return Path(path).name if path.startswith(("/", "~", ".")) or path.count("/") > 1 else path
+
+
+def _told_apart(path: str, name: str) -> str:
+    """A name with a hash of the path that it was cut from: two folders called `hf` are two models, and no path is told."""
+    return name if name == path else f"{name}#{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 def base_name(value: str) -> str:
@@ -370,7 +376,7 @@ def run_name(run: RunConfig) -> str:
         case LlamaConfig(width=width):
             size = f"w{width}"
         case PretrainedConfig(path=path):
-            size = _model_name(path)
+            size = model_name(path)
         case _:
             raise TypeError(f"no name for {type(run.model).__name__}")
     parts = [size, f"s{run.seed}"]

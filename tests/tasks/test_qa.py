@@ -91,7 +91,9 @@ def test_what_is_built_decides_the_hash(tmp_path: Path) -> None:
 def test_a_prompt_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     task = qa_small.task(tmp_path, shots=8)
     task.codec.context = 1_500
-    with pytest.raises(ConfigError, match=r"exceed the 1500 positions of this model\. Use fewer exemplars \(corpus\.shots=8\)"):
+    with pytest.raises(
+        ConfigError, match=r"exceed the 1500 positions of this model\. Use fewer exemplars \(corpus\.shots=8\)"
+    ):
         task.prompts(task.problems(1), FREE)
 
 
@@ -370,5 +372,8 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.Monke
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(CorpusError, match=r"Couldn't reach the Hub\. Check the name and the network; without a network give a local file"):
+    with pytest.raises(
+        CorpusError,
+        match=r"Couldn't reach the Hub\. Check the name and the network; without a network give a local file",
+    ):
         open_source(QaConfig())
