@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from harness.schema import (
 from harness.sweep import enumerate_runs, launch_tests
 from tests.tasks import qa_small
 from tests.ttc import small
+from tests.ttc.test_runs import KILLED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,29 +111,13 @@ def config(model: Path, runs: Path, test: Path | str, **corpus: Any) -> RunConfi
     return run
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from harness.ttc import blocks
-from tests.ttc import small, test_qa_path
-write, left = blocks.write, 2
-def counted(*arguments):
-    global left
-    write(*arguments)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-blocks.write = counted
-small.evaluated(test_qa_path.config(*map(Path, sys.argv[1:])))
-"""
-
-
 def test_killed_and_resumed_is_one_pass(model: Path, rows: Path, tmp_path: Path) -> None:
     calm = config(model, tmp_path / "calm", rows)
     assert small.evaluated(calm).state == "done"
     run = config(model, tmp_path / "killed", rows)
+    (tmp_path / "run").write_bytes(pickle.dumps(run))
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), str(rows)],
+        [sys.executable, "-c", KILLED, str(tmp_path / "run"), "2"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         check=False,
     )
