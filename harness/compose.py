@@ -30,6 +30,7 @@ from harness.schema import (
     MultiplyConfig,
     NvmlConfig,
     PretrainedConfig,
+    QaConfig,
     RaplConfig,
     ReplayConfig,
     RunConfig,
@@ -302,6 +303,8 @@ def _task_problems(c: TaskConfig) -> list[str]:
             c.arm is not Arm.filler,
             "corpus.arm=filler does not exist for countdown: every token of its answer is the answer. Use cot or direct.",
         )
+    if isinstance(c, QaConfig):
+        need(0 <= c.shots <= 64, f"corpus.shots={c.shots} must lie between 0 and 64.")
     if isinstance(c, MultiplyConfig):
         need(2 <= c.digits <= 9, f"corpus.digits={c.digits} must lie between 2 and 9: products are 64-bit integers.")
     return problems
@@ -320,6 +323,12 @@ def resolved(run: RunConfig) -> Json:
     for family, choices in schema.FAMILIES.items():
         kind = next(k for k, cls in choices.items() if type(getattr(run, family)) is cls)
         value[family] = {"kind": kind, **value[family]}
+    if isinstance(run.model, PretrainedConfig):
+        value["model"]["path"] = _told_apart(run.model.path, model_name(run.model.path))
+    if isinstance(run.corpus, QaConfig):
+        for key in ("test", "shots_from"):
+            if (path := value["corpus"][key]) is not None:
+                value["corpus"][key] = _told_apart(path, base_name(path))
     if isinstance(run.corpus, TextConfig):
         for key in ("train", "val"):
             value["corpus"][key] = value["corpus"][key] and base_name(value["corpus"][key])
@@ -328,6 +337,16 @@ def resolved(run: RunConfig) -> Json:
         value["power"]["path"] = Path(run.power.path).name
     value["paths"] = {}
     return value
+
+
+def model_name(path: str) -> str:
+    """A model as a record names it: a folder by its base name; a Hub name (`owner/name`, dots and all) as it is."""
+    return Path(path).name if path.startswith(("/", "~", ".")) or path.count("/") > 1 else path
+
+
+def _told_apart(path: str, name: str) -> str:
+    """A name with a hash of the path that it was cut from: two folders called `hf` are two models, and no path is told."""
+    return name if name == path else f"{name}#{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 def base_name(value: str) -> str:
@@ -353,7 +372,13 @@ def run_id(run: RunConfig) -> str:
 
 def run_name(run: RunConfig) -> str:
     """A readable name for tables and W&B; never parsed for meaning."""
-    size = f"w{run.model.width}" if isinstance(run.model, LlamaConfig) else "pretrained"
+    match run.model:
+        case LlamaConfig(width=width):
+            size = f"w{width}"
+        case PretrainedConfig(path=path):
+            size = model_name(path)
+        case _:
+            raise TypeError(f"no name for {type(run.model).__name__}")
     parts = [size, f"s{run.seed}"]
     if isinstance(run.corpus, GroupConfig):
         parts.insert(1, run.corpus.format.value)

@@ -14,6 +14,7 @@ from harness.records import load_record
 from harness.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
 from harness.sweep import Planned
 from harness.tasks import open_task
+from harness.tasks.qa import check_controls
 from harness.units import J_PER_KWH, duration, sci, si
 
 
@@ -41,9 +42,12 @@ def check_tests(planned: list[Planned]) -> list[Rung]:
                 f"study={p.config.study}: its corpus is no task, so there is nothing to test. Use corpus=group, countdown or multiply, "
                 "or corpus=qa with model=pretrained."
             )
-        elif not isinstance(corpus, QaConfig):
+        else:
             try:
-                open_task(corpus).controls(ttc.strides, ttc.max_states, ttc.min_states)
+                if isinstance(corpus, QaConfig):  # its tokenizer comes with the model, which is not loaded here
+                    check_controls(corpus, ttc.strides, ttc.max_states, ttc.min_states, ttc.max_new_tokens)
+                else:
+                    open_task(corpus).controls(ttc.strides, ttc.max_states, ttc.min_states)
             except ConfigError as e:
                 problems += e.problems
     pretrained = {isinstance(p.config.model, PretrainedConfig) for p in planned}

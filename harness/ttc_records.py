@@ -129,6 +129,9 @@ class TtcRecord:
     config: Json = field(default_factory=dict)  # resolved RunConfig
     provenance: Json = field(default_factory=dict)
     meter: Json = field(default_factory=dict)
+    # Text tasks: shares of samples whose answer stood after the mark, and was right there; None: the task knows one way to read
+    extracted_strict: float | None = None
+    sample_strict: float | None = None
     seen_greedy: float | None = None  # greedy accuracy on problems of the training side, beside the held-out one
     mirror: str = "disabled"
     schema_version: int = SCHEMA_VERSION

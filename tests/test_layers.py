@@ -89,7 +89,7 @@ TORCH_FREE = {
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
     "pynvml": {"power/nvml.py"},
-    "datasets": {"data/text.py", "data/text_corpus.py"},
+    "datasets": {"data/text.py", "data/text_corpus.py", "tasks/qa_data.py"},
     "hydra": {"sweep.py", "compose.py"},
     "omegaconf": {"sweep.py", "compose.py"},
     "transformers": {

@@ -156,11 +156,14 @@ def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pyte
     monkeypatch.setattr("harness.track.wandb.fetch_records", parsed)
     verb, rest = arguments[0], arguments[1:]
     if verb in ("plan", "run", "ttc") and "--help" not in rest:
-        from harness.planning import check_rungs
+        from harness.planning import check_rungs, check_tests
+        from harness.schema import PretrainedConfig
         from harness.sweep import enumerate_runs
 
         planned, _ = enumerate_runs(rest)
-        assert check_rungs(planned)
+        rungs = check_tests(planned) if verb == "ttc" else check_rungs(planned)
+        assert len(rungs) == sum(not isinstance(p.config.model, PretrainedConfig) for p in planned)
+        assert planned
     elif verb in CHEAP or {"points.csv", "f.json"} & set(rest):
         assert cli.main(arguments) == 0
     else:

@@ -6,13 +6,15 @@ Code that comes with a checkpoint is never run. Shapes as in `llama_cache`: P pr
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.errors import ConfigError
 from harness.flops import Shape, counts
@@ -79,6 +81,58 @@ def shape_of(model: PreTrainedModel) -> Shape:
             "and no other matrix but the embedding. Use a dense Llama-like model (Llama, Mistral, Qwen2, Qwen3, SmolLM2)."
         )
     return shape
+
+
+class HfCodec:
+    """The tokenizer of a checkpoint, as `harness/tasks/qa.py` uses it."""
+
+    def __init__(self, tokenizer: Any, vocab: int, context: int) -> None:
+        self._tokenizer, self.vocab, self.context = tokenizer, vocab, context
+        self.eos = int(tokenizer.eos_token_id)
+        self.pad = self.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.start = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+        self.info = {
+            "class": type(tokenizer).__name__,
+            "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "start": self.start,
+            "eos": self.eos,
+        }
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def chat(self, message: str) -> str | None:
+        if not self._tokenizer.chat_template:
+            return None
+        turn = [{"role": "user", "content": message}]
+        # Some templates write today's date; a prompt must be the same tomorrow
+        return self._tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
+        )
+
+
+def load_codec(path: str, model: PreTrainedModel) -> HfCodec:
+    """The tokenizer of a model from the same folder or Hub name. ConfigError where there is none, or none that fits the model."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"model.path={path} has no tokenizer that can be loaded: {first} A text task needs the tokenizer that the model was trained with."
+        ) from error
+    shape, size = shape_of(model), len(tokenizer)
+    if tokenizer.eos_token_id is None or size > shape.vocab:
+        why = (
+            "no end token" if tokenizer.eos_token_id is None else f"{size} tokens, where the model knows {shape.vocab}"
+        )
+        raise ConfigError(
+            f"model.path={path}: its tokenizer has {why}. A text task needs the tokenizer that the model was trained with."
+        )
+    return HfCodec(tokenizer, shape.vocab, shape.context)
 
 
 @dataclass

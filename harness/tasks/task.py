@@ -125,10 +125,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class Rule:
-    """What decoding must do next, per row: `forced` (R,) int64, NONE where the model chooses; `banned` (R, V) bool or None."""
+    """What decoding must do next, per row: `forced` (R,) int64, NONE where the model chooses; `banned` (R, V) bool or None.
+
+    `swap` = (token, by): where the model chooses `token`, `by` (R,) is taken instead and counts as forced; NONE: the choice stands.
+    """
 
     forced: np.ndarray
     banned: np.ndarray | None = None
+    swap: tuple[int, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ class Grades:
     verified: np.ndarray  # int64, steps of thought that hold, counted from the first up to the first wrong one
     trace_ok: np.ndarray  # bool: every step holds and the answer is right
     truncated: np.ndarray  # bool: the end token never came
+    # bool: the answer stood where the format wants it, not read leniently; None for tasks that know one way to read
+    strict: np.ndarray | None = None
 
 
 class Task(Protocol):

@@ -113,7 +113,7 @@ def pick(
     """The next token (R,) of logits (R, V), which of them are forced, and the model's ln p (0 where forced).
 
     Temperature 0 takes the largest logit that is allowed, the first of equal ones; else the inverse of the cumulative distribution at
-    `uniform` (R,). Forced tokens win over banned ones.
+    `uniform` (R,). Forced tokens win over banned ones. A swapped token counts as forced.
     """
     lnp = torch.log_softmax(logits, dim=-1)
     allowed = lnp
@@ -131,6 +131,10 @@ def pick(
     logprob = lnp.gather(-1, chosen)
     forced = rule.forced != NONE
     tokens = np.where(forced, rule.forced, chosen[:, 0].cpu().numpy())
+    if rule.swap is not None:
+        token, by = rule.swap
+        swapped = ~forced & (tokens == token) & (by != NONE)
+        tokens, forced = np.where(swapped, by, tokens), forced | swapped
     return tokens, forced, np.where(forced, 0.0, logprob[:, 0].double().cpu().numpy())
 
 

@@ -26,7 +26,7 @@ from harness.flops import Shape, counts, prefill_flop
 from harness.models import llama, pretrained
 from harness.power.meter import Meter, open_meter
 from harness.records import Json, Measured, Point, RunRecord, RunState, SpendRow
-from harness.schema import PretrainedConfig, Retry, RunConfig, TaskConfig, TtcPoints
+from harness.schema import PretrainedConfig, QaConfig, Retry, RunConfig, TaskConfig, TtcPoints
 from harness.tasks import open_task
 from harness.tasks.task import Control, Problems, Task
 from harness.track.wandb import Mirror
@@ -179,6 +179,9 @@ class _Evaluation:
         assert isinstance(self.config.corpus, TaskConfig)
         if isinstance(self.config.model, PretrainedConfig):
             model = pretrained.load(self.config.model.path)
+            if isinstance(self.config.corpus, QaConfig):
+                codec = pretrained.load_codec(self.config.model.path, model)
+                return open_task(self.config.corpus, codec, self.ttc.max_new_tokens), model
             return open_task(self.config.corpus), model
         return open_task(self.config.corpus), None
 
@@ -234,7 +237,12 @@ class _Evaluation:
         )
         parts = [blocks.read(blocks.path(cell.folder, u)) for u in likely]
         record = self._record(subject, cell, drawn, metering.cost_model(windows, loads, exact=exact))
-        record.seen_greedy = float(blocks.merge(cell.folder, seen, ("correct",))["correct"].mean())
+        if seen:  # a text task has no training side
+            record.seen_greedy = float(blocks.merge(cell.folder, seen, ("correct",))["correct"].mean())
+        if "strict" in blocks.read(blocks.path(cell.folder, sample[0])):
+            strict = blocks.merge(cell.folder, sample, ("strict",))["strict"]
+            record.extracted_strict = float(strict.mean())
+            record.sample_strict = float((strict & drawn.samples["correct"]).mean())
         if parts:
             scores = [np.concatenate([p[k] for p in parts]) for k in ("lnp", "brier")]
             record.smooth = score.smooth(scores[0], scores[1], self.problems.cluster)
@@ -323,6 +331,8 @@ class _Evaluation:
             "forced": drawn.forced,
             "logprob": drawn.logprob,
         }
+        if grades.strict is not None:
+            flat["strict"] = grades.strict
         arrays = {k: v.reshape(len(problems), samples) for k, v in flat.items()}
         costs = {
             "flop": drawn.decode_flop,
