@@ -196,7 +196,7 @@ def test_a_wide_grid_biases_a_parabola_and_a_quartic_does_better() -> None:
     assert high == pytest.approx(0.218, abs=0.002)
     ours = laws.fit("chinchilla", table, bootstrap=0)
     best = laws.frontier(ours, np.unique(table["C"]).tolist())
-    assert best.N == pytest.approx(star, rel=1e-6)
+    assert np.abs(best.N / star - 1).max() < 1e-6
 
     even = {"A": 477.826, "B": 2143.417, "E": 1.817218, "alpha": 0.3473105, "beta": 0.3671724}
     table, star = budgets(even, width=2, sizes=9, drift=3)
