@@ -1,4 +1,4 @@
-"""Files of fits: a study's `fits.json`, {schema_version, fits: {name: Fit}}, and a file that holds one Fit."""
+"""Files of fits: {schema_version, fits: {name: Fit}}, as a study's `fits.json`, and a file that holds one Fit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ STUDY_FILE = "fits.json"
 
 def write_fits(folder: Path, fits: dict[str, Fit]) -> None:
     """Write a study's fits.json."""
+    write_all(folder / STUDY_FILE, fits)
+
+
+def write_all(path: Path, fits: dict[str, Fit]) -> None:
+    """Write several Fits by name, as a study's fits.json has them."""
     value = {name: _json(one) for name, one in fits.items()}
-    records.write_json(folder / STUDY_FILE, {"schema_version": records.SCHEMA_VERSION, "fits": value})
+    records.write_json(path, {"schema_version": records.SCHEMA_VERSION, "fits": value})
 
 
 def write_fit(path: Path, fit: Fit) -> None:

@@ -1,4 +1,8 @@
-"""`harness fit TABLE`: one law fitted to anybody's table of points, from the command line or as `fit_table`."""
+"""`harness fit TABLE`: one law fitted to anybody's table of points, from the command line or as `fit_table`.
+
+Two laws also take what precedes their points, where the table has no column of these: `isoflop` the runs whose optima it
+fits, `pass_at_k` the counts of correct samples per problem. `--law compare` is in `table_compare`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from harness import conditions, fitfiles, laws, tables
 from harness.errors import FitError
 from harness.laws.catalogue import NAMES, law_named
 from harness.laws.result import Fit, Warn
+from harness.laws.trust import refuse_rows
 from harness.records import write_text_atomic
 
 FLAGS = {"n": "N", "d": "D", "flop": "C", "loss": "loss", "time": "t"}
@@ -23,6 +28,8 @@ HELP = {
     "loss": "loss, nat per token",
     "time": "seconds",
 }
+COMPARE = "compare"
+BEFORE = {"isoflop": ("C", "N", "loss"), "pass_at_k": ("correct", "samples")}  # what a law's points are made from
 UNCHECKED = {
     "state": "whether every row is a finished run is not known",
     "annealed": "whether every row had its learning rate decayed is not known; an un-annealed row lies 0.04-0.09 nat too high",
@@ -39,11 +46,14 @@ def parser() -> argparse.ArgumentParser:
         prog="harness fit",
         description="Fit one law to a table of points; writes one Fit, prints it.",
         epilog="Columns that are not named are looked up by this project's names (n_total, tokens, train_flop, loss_nat, "
-        "energy_j, wall_s), then by the law's symbols (N, D, C, loss, J, t). Laws: "
+        "energy_j, wall_s), then by the law's symbols (N, D, C, loss, J, t). isoflop takes runs (C, N, loss) or optima "
+        "(C, n_star), pass_at_k counts (correct, samples) or a curve (k, coverage). Laws: "
         + "; ".join(f"{name}: {law_named(name).formula}" for name in NAMES),
     )
     p.add_argument("table", metavar="TABLE.csv|parquet", type=Path)
-    p.add_argument("--law", required=True, help=f"one of: {', '.join(NAMES)}")
+    p.add_argument(
+        "--law", required=True, help=f"one of: {', '.join(NAMES)}; or {COMPARE}: approaches 1, 2 and 3 side by side"
+    )
     for flag, what in HELP.items():
         p.add_argument(f"--{flag}", metavar="COLUMN", help=f"column of {what}")
     p.add_argument("--energy", metavar="COLUMN", help="column of joules")
@@ -70,6 +80,10 @@ def run(arguments: list[str]) -> int:
     if not given.out.absolute().parent.is_dir():
         raise FitError(f"--out {given.out}: there is no folder {given.out.parent}. Make it, or choose another place.")
     named = {symbol: value for flag, symbol in FLAGS.items() if (value := getattr(given, flag))}
+    if given.law == COMPARE:
+        from harness import table_compare
+
+        return table_compare.run(given, named)
     if given.energy:
         named |= {energy_symbol(given.law): given.energy}
     named |= _pairs("--column", given.column)
@@ -125,14 +139,18 @@ def fit_table(
     and designs that cannot be right. The Fit names its columns, and counts what the filter removed.
     """
     where = table.name
-    source, excluded = _kept(table, keep)
-    chosen = tables.choose(source, law, columns, where)
+    source, excluded = kept(table, keep)
+    before = _before(law, source, columns)
+    chosen = tables.choose(source, law, columns, where, before)
     origin = dict(chosen.columns) | {"table": f"{table.name} (sha256 {table.sha256})"}
     bars = None
     if sigma is not None:
-        bars = tables.number_column(source, sigma, "sigma", where)
-        _possible_bars(bars, chosen.table[law_named(law).y], sigma, where)
+        bars = error_bars(source, sigma, chosen, "loss" if before else law_named(law).y, where)
         origin["sigma"] = sigma
+    if before is not None:
+        given = {"--cluster": cluster, "--fix": fixed, "--hold-out": hold_out, "--delta": delta}
+        refuse_options(law, given | ({"--sigma": sigma} if law == "pass_at_k" else {}), f"from {', '.join(before)}")
+        return _from_before(law, chosen, origin, excluded, bars, bootstrap, seed)
     if cluster is None and "run_id" in source and len(set(source["run_id"])) < len(source["run_id"]):
         cluster = "run_id"
     trunks = None
@@ -160,13 +178,59 @@ def fit_table(
         columns=origin,
         excluded=excluded,
     )
-    unknown = [f"column {c!r} is missing: {why}." for c, why in UNCHECKED.items() if c not in source]
-    if unknown:
-        fit.warnings.append(Warn("ROWS_NOT_JUDGED", " ".join(unknown)))
+    fit.warnings += not_judged(chosen)
     return fit
 
 
-def _kept(table: tables.TableFile, keep: str | None) -> tuple[dict[str, NDArray], dict[str, int]]:
+def _before(law: str, source: Mapping[str, NDArray], columns: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The symbols that the law's points are made from, where the table has not the points themselves."""
+    if law not in BEFORE or law_named(law).y in source or law_named(law).y in columns:
+        return None
+    return BEFORE[law]
+
+
+def _from_before(
+    law: str,
+    chosen: tables.Chosen,
+    origin: dict[str, str],
+    excluded: dict[str, int],
+    bars: NDArray | None,
+    bootstrap: int,
+    seed: int,
+) -> Fit:
+    table = chosen.table
+    if law == "pass_at_k":
+        fit = laws.passk.fit(table["correct"], table["samples"], bootstrap=bootstrap, seed=seed)
+        fit.columns = origin
+    else:
+        refuse_rows(law_named("chinchilla"), table)
+        fit = laws.isoflop.fit(table, sigma=bars, bootstrap=bootstrap, seed=seed, columns=origin)
+        fit.warnings += not_judged(chosen)
+    fit.excluded = excluded | fit.excluded
+    return fit
+
+
+def not_judged(chosen: tables.Chosen) -> list[Warn]:
+    """What the table does not say about its rows."""
+    unknown = [f"column {c!r} is missing: {why}." for c, why in UNCHECKED.items() if c not in chosen.table]
+    return [Warn("ROWS_NOT_JUDGED", " ".join(unknown))] if unknown else []
+
+
+def refuse_options(law: str, given: Mapping[str, object], how: str = "") -> None:
+    """FitError for options that would be ignored."""
+    if found := [flag for flag, value in given.items() if value not in (None, {}, [])]:
+        raise FitError(f"{', '.join(found)} means nothing to --law {law} {how}".rstrip() + ". Leave it out.")
+
+
+def error_bars(source: Mapping[str, NDArray], name: str, chosen: tables.Chosen, y: str, where: str) -> NDArray:
+    """The column of error bars of `y`; FitError where one is larger than what it belongs to."""
+    bars = tables.number_column(source, name, "sigma", where)
+    if y in chosen.table:
+        _possible_bars(bars, chosen.table[y], name, where)
+    return bars
+
+
+def kept(table: tables.TableFile, keep: str | None) -> tuple[dict[str, NDArray], dict[str, int]]:
     """The rows to be fitted or held out, and how many were filtered away."""
     if keep is None:
         return table.columns, {}
@@ -177,7 +241,7 @@ def _kept(table: tables.TableFile, keep: str | None) -> tuple[dict[str, NDArray]
 
 
 def _possible_bars(bars: NDArray, y: NDArray, name: str, where: str) -> None:
-    """laws.fit refuses bars that are not positive; here those that are larger than what they belong to."""
+    """`laws.fit` refuses bars that are not positive; here those that are larger than what they belong to."""
     with np.errstate(invalid="ignore"):
         share = bars / y
     if (large := share > 1).any():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from harness.conditions import find_column, is_text
 from harness.errors import FitError
-from harness.laws.catalogue import law_named
+from harness.laws.catalogue import NAMES, law_named
 
 SUFFIXES = (".csv", ".parquet")
 # Columns taken without being named, first match wins: this project's own names, then the symbols themselves
@@ -131,15 +131,23 @@ class Chosen:
     columns: dict[str, str]
 
 
-def choose(source: Mapping[str, NDArray], law: str, given: Mapping[str, str], where: str) -> Chosen:
+def choose(
+    source: Mapping[str, NDArray],
+    law: str,
+    given: Mapping[str, str],
+    where: str,
+    needed: Sequence[str] | None = None,
+) -> Chosen:
     """The columns that `law` needs. `given`: symbol -> column; a symbol that is not given is looked up in `DEFAULTS`.
+    `needed`: symbols where they are not the law's own, as for what precedes a law (runs before their optima).
 
     D is derived as C/(6N) and C as 6ND where one of them has no column; `columns` then says so. Columns of `JUDGED` come
     along, so that `laws.fit` refuses rows that are not finished, annealed points of one kind. Raises FitError for columns
     that are missing, not numbers, not positive, or in units that cannot be right; rows are counted as in `source`.
     """
-    form = law_named(law)
-    needed = list(dict.fromkeys([*form.symbols, form.y]))
+    if needed is None:
+        form = law_named(law)
+        needed = list(dict.fromkeys([*form.symbols, form.y]))
     names = {
         s: given.get(s) or next((c for c in DEFAULTS.get(s, (s,)) if c in source), None) for s in {*needed, *given}
     }
@@ -157,7 +165,7 @@ def choose(source: Mapping[str, NDArray], law: str, given: Mapping[str, str], wh
     if missing := [s for s in needed if s not in table]:
         listed = ", ".join(repr(c) for c in source)
         raise FitError(
-            f"{where}: law {law} ({form.formula}) needs {', '.join(missing)}, and no column was named for it: "
+            f"{where}: law {law}{_formula(law)} needs {', '.join(missing)}, and no column was named for it: "
             f"{' '.join(f'{option(s)} COLUMN' for s in missing)}. Columns: {listed}."
         )
     problems = units(table)
@@ -165,6 +173,10 @@ def choose(source: Mapping[str, NDArray], law: str, given: Mapping[str, str], wh
         raise FitError(f"{where}: " + "\n".join(problems))
     kept = {s: v for s, v in table.items() if s in needed}
     return Chosen(kept | {k: source[k] for k in JUDGED if k in source}, {s: columns[s] for s in needed})
+
+
+def _formula(law: str) -> str:
+    return f" ({law_named(law).formula})" if law in NAMES else ""
 
 
 def option(symbol: str) -> str:

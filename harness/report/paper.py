@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from harness import __version__
+from harness.laws.catalogue import law_named
 from harness.laws.result import Fit
 from harness.report.words import number, percent
 
@@ -55,6 +56,13 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
         )
         intervals += "; they hold the noise of the rows, not the error of the law's form"
     unjudged = any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
+    plain = law_named(fit.law).plain
+    objective = f"sum of Huber terms of log residuals, delta {fit.delta:g}"
+    residuals = f"{number(fit.residual_rms, 4)} rms" if plain else f"{percent(fit.residual_rms)} rms of the log"
+    if fit.law == "pass_at_k" and not fit.residuals:  # from counts
+        objective = "negative log posterior of the counts"
+    elif plain:
+        objective = f"sum of Huber terms of the residuals, delta {fit.delta:g}"
     lines = [
         ("Law", f"{fit.law}: {fit.formula}; free: {', '.join(free)}{fixed}"),
         ("Columns, conventions", ", ".join(f"{s} = {c}" for s, c in columns.items()) or "not stated"),
@@ -63,8 +71,8 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
         ("Rows left out", removed),
         ("States, annealing", "not in the table: not checked" if unjudged else "only finished, annealed points"),
         ("Held out", held),
-        ("Objective", f"sum of Huber terms of log residuals, delta {fit.delta:g}: {number(fit.objective, 8)}"),
-        ("Residuals", f"{percent(fit.residual_rms)} rms of the log"),
+        ("Objective", f"{objective}: {number(fit.objective, 8)}"),
+        ("Residuals", residuals),
         ("Starts", f"{c.starts}, of which {c.starts_agreeing} agree with the best; {c.solver}"),
         ("Certificate", "passed" if c.passed else f"FAILED: {c.reason}"),
         ("Newton decrement, condition", f"{number(c.newton_decrement, 2)}, {number(c.condition, 2)}"),
