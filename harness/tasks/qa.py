@@ -76,8 +76,11 @@ class _Read:
 class QaTask:
     """See the module's text. A problem's payload is the index of its record, (P,)."""
 
-    name, version, context, step_tokens, thought_end = "qa", 1, 0, STEP_TOKENS, None
-    floor_nat, floor_reason, distinct_rows = None, "text tasks are never trained on", 0
+    name, version, context, step_tokens = "qa", 1, 0, STEP_TOKENS
+    thought_end: int | None = None
+    floor_nat: float | None = None
+    floor_reason = "text tasks are never trained on"
+    distinct_rows = 0
 
     def __init__(self, config: QaConfig, codec: Codec, max_new_tokens: int) -> None:
         self.config, self.codec, self.arm = config, codec, config.arm.value
