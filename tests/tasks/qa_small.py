@@ -60,7 +60,7 @@ def checkpoint(folder: Path, *, chat: bool = False, context: int = 2048) -> Path
 
     words = tokenizer(chat)
     torch.manual_seed(0)
-    start, end = words.convert_tokens_to_ids(["<s>", "</s>"])
+    ids = words.get_vocab()
     config = LlamaConfig(
         vocab_size=len(words) + 3,  # more rows than tokens, as many checkpoints have
         hidden_size=16,
@@ -68,8 +68,8 @@ def checkpoint(folder: Path, *, chat: bool = False, context: int = 2048) -> Path
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=context,
-        bos_token_id=start,
-        eos_token_id=end,
+        bos_token_id=ids["<s>"],
+        eos_token_id=ids["</s>"],
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)

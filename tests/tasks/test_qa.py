@@ -377,3 +377,43 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.Monke
         match=r"Couldn't reach the Hub\. Check the name and the network; without a network give a local file",
     ):
         open_source(QaConfig())
+
+
+def test_of_two_rows_with_one_question_the_first_counts(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"question": "q", "answer": "#### 1"}\n{"question": "q ", "answer": "#### 2"}\n')
+    assert [int(r.gold) for r in read_jsonl(path)] == [1]
+
+
+def test_a_token_that_runs_past_the_answer_is_not_read(tmp_path: Path) -> None:
+    """As tokens of real tokenizers do, which hold a new line and what follows."""
+    task = qa_small.task(tmp_path, words=("\n#### 9",))
+    tokens = np.array(task.codec.encode("\n#### 7") + task.codec.encode("\n#### 9") + [task.eos])
+    assert task.text(FREE, tokens) == "\n#### 7\n"
+
+
+def test_real_gold_solutions_are_graded_right() -> None:
+    """The data set's own test solutions as if a model had written them: every one read strictly, right, and finished."""
+    from harness.models.pretrained import HfCodec
+    from harness.tasks.qa import QaTask
+    from tests.tasks.test_qa_text import REAL
+
+    if not (REAL / "test.jsonl").exists():
+        pytest.skip("no ../shared/corpora/gsm8k here: the real rows are not part of the project")
+    config = QaConfig(test=str(REAL / "test.jsonl"), shots_from=str(REAL / "train.jsonl"))
+    task = QaTask(config, HfCodec(qa_small.tokenizer(), 264, 1 << 20), 512)
+    assert (len(task.problems(256)), len(task.problems(9_999))) == (256, 1_319)
+    assert task.prompt("Q").count("\n\nQuestion: ") == config.shots == 8
+    problems = task.problems(9_999)
+    texts = [task.records[i] for i in problems.payload.tolist()]
+    rows = [[*task.codec.encode(f" {r.rationale}\n#### {r.answer}\n"), task.eos] for r in texts]
+    lengths = np.array([len(r) for r in rows])
+    generated = np.full((len(rows), lengths.max()), task.pad)
+    for i, r in enumerate(rows):
+        generated[i, : len(r)] = r
+    grades = task.grade(problems, FREE, generated, lengths)
+    assert grades.correct.all()
+    assert grades.strict is not None
+    assert grades.strict.all()
+    assert not grades.truncated.any()
+    assert len(set(grades.answer.tolist())) == len({r.gold for r in texts})
