@@ -57,12 +57,13 @@ def draw(fit: Fit, points: Mapping[str, NDArray], held_out: NDArray) -> Figure:
     y_title = TITLES.get(form.y, form.y)
     passed = fit.certificate.passed
     model = predict(fit, points, extrapolate=True) if passed else None
-    if len(form.symbols) == 1:
+    both = set(form.symbols) == {"N", "D"}
+    if len(form.symbols) == 1 or (model is None and not both):
         p = _one(fit, form.symbols[0], points, passed)
         x_symbol, x_title = form.symbols[0], TITLES.get(form.symbols[0], form.symbols[0])
-    elif set(form.symbols) == {"N", "D"} or model is None:
+    elif both or model is None:
         p = _sizes(fit, points, passed)
-        x_symbol, x_title = form.symbols[-1], TITLES.get(form.symbols[-1], form.symbols[-1])
+        x_symbol, x_title = "D", TITLES["D"]
     else:
         p = _against_fitted(fit, points, model)
         x_symbol, x_title, y_title = "", f"fitted {y_title}", f"measured {y_title}"

@@ -93,8 +93,9 @@ def test_many_sizes_are_grouped_and_each_line_has_its_own_points_span() -> None:
     assert layers[1][0]["encoding"]["color"]["title"].startswith("N of the line")
 
 
-def test_a_fit_without_a_certificate_shows_its_data_alone() -> None:
-    fitted = done("chinchilla")
+@pytest.mark.parametrize("law", TABLES)
+def test_a_fit_without_a_certificate_shows_its_data_alone(law: str) -> None:
+    fitted = done(law)
     failed = replace(fitted.fit, certificate=replace(fitted.fit.certificate, passed=False, reason="not converged"))
     spec, layers = drawn(replace(fitted, fit=failed))
     assert [one["mark"]["type"] for one, _ in layers] == ["point"]
