@@ -63,6 +63,7 @@ def run(given: argparse.Namespace, named: dict[str, str]) -> int:
             "--hold-out": given.hold_out,
             "--delta": given.delta,
             "--latex": given.latex,
+            "--figure": given.figure,
         },
     )
     found = compare_table(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from harness import conditions, fitfiles, laws, tables
 from harness.errors import FitError
 from harness.laws.catalogue import NAMES, law_named
 from harness.laws.result import Fit, Warn
+from harness.laws.samples import pass_at_k
 from harness.laws.trust import refuse_rows
 from harness.records import write_text_atomic
 
@@ -29,6 +32,7 @@ HELP = {
     "time": "seconds",
 }
 COMPARE = "compare"
+FIGURES = (".png", ".svg")
 BEFORE = {"isoflop": ("C", "N", "loss"), "pass_at_k": ("correct", "samples")}  # what a law's points are made from
 UNCHECKED = {
     "state": "whether every row is a finished run is not known",
@@ -69,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--bootstrap", type=int, default=4000, help="draws behind the intervals (default 4000)")
     p.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     p.add_argument("--out", type=Path, required=True, metavar="F.json", help="where to write the Fit")
+    p.add_argument(
+        "--figure", type=Path, metavar="F.png|svg", help="also a figure: data, law with 95 %% band, residuals"
+    )
     p.add_argument("--markdown", type=Path, metavar="F.md", help="also the table and reporting checklist for a paper")
     p.add_argument("--latex", type=Path, metavar="F.tex", help="the same in LaTeX (booktabs)")
     return p
@@ -79,6 +86,10 @@ def run(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     if not given.out.absolute().parent.is_dir():
         raise FitError(f"--out {given.out}: there is no folder {given.out.parent}. Make it, or choose another place.")
+    if given.figure and (given.figure.suffix not in FIGURES or not given.figure.absolute().parent.is_dir()):
+        raise FitError(
+            f"--figure {given.figure}: give a file that ends in {' or '.join(FIGURES)}, in a folder that exists."
+        )
     named = {symbol: value for flag, symbol in FLAGS.items() if (value := getattr(given, flag))}
     if given.law == COMPARE:
         from harness import table_compare
@@ -87,7 +98,7 @@ def run(arguments: list[str]) -> int:
     if given.energy:
         named |= {energy_symbol(given.law): given.energy}
     named |= _pairs("--column", given.column)
-    fit = fit_table(
+    done = fit_points(
         tables.read_table(given.table),
         given.law,
         named,
@@ -100,9 +111,15 @@ def run(arguments: list[str]) -> int:
         bootstrap=given.bootstrap,
         seed=given.seed,
     )
+    fit = done.fit
     fitfiles.write_fit(given.out, fit)
     print(laws.summary(fit))
     print(f"written: {given.out}")
+    if given.figure:
+        from harness.report import fitfigure, page
+
+        page.write_figure(fitfigure.draw(fit, done.points, done.held_out), given.figure)
+        print(f"written: {given.figure}")
     if given.markdown or given.latex:
         from harness.report import paper
 
@@ -118,7 +135,21 @@ def energy_symbol(law: str) -> str:
     return "energy" if law_named(law).y == "energy" else "J"
 
 
-def fit_table(
+@dataclass(frozen=True)
+class Fitted:
+    """A Fit, the points behind it (the law's symbols and y) and which of them were held out."""
+
+    fit: Fit
+    points: dict[str, NDArray]
+    held_out: NDArray
+
+
+def fit_table(table: tables.TableFile, law: str, columns: Mapping[str, str], **options: Any) -> Fit:
+    """`fit_points` for its Fit alone."""
+    return fit_points(table, law, columns, **options).fit
+
+
+def fit_points(
     table: tables.TableFile,
     law: str,
     columns: Mapping[str, str],
@@ -131,7 +162,7 @@ def fit_table(
     delta: float | None = None,
     bootstrap: int = 4000,
     seed: int = 0,
-) -> Fit:
+) -> Fitted:
     """Fit `law` to the rows of `table` where the condition `keep` holds, without those where `hold_out` holds.
 
     `columns`: symbol -> column; `sigma`, `cluster`: columns. Where the table has this project's `run_id` and a run has
@@ -179,7 +210,9 @@ def fit_table(
         excluded=excluded,
     )
     fit.warnings += not_judged(chosen)
-    return fit
+    form = law_named(law)
+    points = {s: chosen.table[s] for s in (*form.symbols, form.y)}
+    return Fitted(fit, points, np.zeros(len(points[form.y]), dtype=bool) if mask is None else mask)
 
 
 def _before(law: str, source: Mapping[str, NDArray], columns: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -197,17 +230,26 @@ def _from_before(
     bars: NDArray | None,
     bootstrap: int,
     seed: int,
-) -> Fit:
+) -> Fitted:
     table = chosen.table
     if law == "pass_at_k":
         fit = laws.passk.fit(table["correct"], table["samples"], bootstrap=bootstrap, seed=seed)
         fit.columns = origin
+        points = _coverage(table["correct"], table["samples"])
     else:
         refuse_rows(law_named("chinchilla"), table)
         fit = laws.isoflop.fit(table, sigma=bars, bootstrap=bootstrap, seed=seed, columns=origin)
         fit.warnings += not_judged(chosen)
+        best = [p for p in laws.isoflop.optima(table, sigma=bars, seed=seed) if p.n_star is not None]
+        points = {"C": np.array([p.flop for p in best]), "n_star": np.array([p.n_star for p in best], dtype=np.float64)}
     fit.excluded = excluded | fit.excluded
-    return fit
+    return Fitted(fit, points, np.zeros(len(next(iter(points.values()))), dtype=bool))
+
+
+def _coverage(correct: NDArray, samples: NDArray) -> dict[str, NDArray]:
+    """The unbiased pass@k at powers of 2, up to the fewest samples of a problem."""
+    k = 2 ** np.arange(int(np.log2(samples.min())) + 1)
+    return {"k": k.astype(np.float64), "coverage": np.array([pass_at_k(correct, samples, int(j)).mean() for j in k])}
 
 
 def not_judged(chosen: tables.Chosen) -> list[Warn]:

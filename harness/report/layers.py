@@ -145,17 +145,24 @@ def level(value: float, text: str, x: Axis, y: Axis) -> list[Layer]:
 
 def figure(key: str, title: str, caption: str, layers: Sequence[Layer]) -> Figure:
     """Assemble the layers into one spec; equal rows are stored once, numbers with six digits."""
-    names: dict[int, str] = {}
     datasets: dict[str, list[Row]] = {}
+    spec = panel(layers, datasets).to_dict()
+    spec["datasets"] = datasets
+    return Figure(key, title, caption, spec)
+
+
+def panel(
+    layers: Sequence[Layer], datasets: dict[str, list[Row]], height: int = 360
+) -> alt.LayerChart | alt.FacetChart:
+    """One plot of the layers; their rows are added to `datasets`, which goes into the spec."""
+    names: dict[int, str] = {}
     charts = []
     for part in layers:
         if id(part.rows) not in names:
-            names[id(part.rows)] = name = f"d{len(names)}"
+            names[id(part.rows)] = name = f"d{len(datasets)}"
             datasets[name] = [{k: _short(v) for k, v in row.items()} for row in part.rows]
         charts.append(part.chart.properties(data=alt.NamedData(name=names[id(part.rows)])))
-    spec = alt.layer(*charts).properties(width=620, height=360).to_dict()
-    spec["datasets"] = datasets
-    return Figure(key, title, caption, spec)
+    return alt.layer(*charts).properties(width=620, height=height)
 
 
 def _short(value: object) -> object:

@@ -69,9 +69,7 @@ def build_report(studies: Sequence[Study], out: Path, evaluations: Sequence[TtcR
         folder.mkdir(parents=True, exist_ok=True)
         for figure in drawn:
             if figure.spec is not None:
-                svg = vl_convert.vegalite_to_svg(spec(figure, static=True), vl_version=VL_VERSION)
-                (folder / f"{figure.key}.svg").write_text(svg, encoding="utf-8")
-                (folder / f"{figure.key}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
+                write_figure(figure, folder / f"{figure.key}.svg", folder / f"{figure.key}.png")
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
     write_text_atomic(page, html(views, drawn, evaluations))
@@ -79,6 +77,13 @@ def build_report(studies: Sequence[Study], out: Path, evaluations: Sequence[TtcR
         write_text_atomic(page.parent / "fits.md", paper.markdown(views[0].fits))
         write_text_atomic(page.parent / "fits.tex", paper.latex(views[0].fits))
     return page
+
+
+def write_figure(figure: Figure, *paths: Path) -> None:
+    """Write a drawn figure as .svg or .png, by each path's ending."""
+    svg = vl_convert.vegalite_to_svg(spec(figure, static=True), vl_version=VL_VERSION)
+    for path in paths:
+        path.write_bytes(vl_convert.svg_to_png(svg, scale=2) if path.suffix == ".png" else svg.encode())
 
 
 def html(views: Sequence[StudyView], drawn: Sequence[Figure], evaluations: Sequence[TtcRecord] = ()) -> str:
