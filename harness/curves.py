@@ -290,5 +290,6 @@ def study_table(records: Sequence[RunRecord]) -> list[dict[str, str | int | floa
             energy = vars(p.energy) | {"codes": " ".join(p.energy.codes)}
             energy["energy_reason"], energy["energy_source"] = energy.pop("reason"), energy.pop("source")
             energy["energy_verdict"], energy["energy_codes"] = energy.pop("verdict"), energy.pop("codes")
+            energy["energy_notes"] = "; ".join(energy.pop("notes"))
             rows.append(head | shape | vars(r.counts) | hyper | where | point | energy)
     return rows

@@ -22,6 +22,8 @@ from harness.laws.result import Fit
 from harness.ttc_records import TtcRecord, TtcRow
 
 COSTS = ("test_flop", "tokens", "wall_s", "energy_j")
+FLAT_LOW, FLAT_HIGH = 0.05, 0.98  # a single sample this little above chance, or this good: its curves over n are flat
+CELL_DRAWS = 200  # bootstrap draws of a cell's laws at most: a study has hundreds of cells
 
 
 @dataclass
@@ -83,10 +85,20 @@ def fit_curve(
 def fit_study_ttc(
     records: Sequence[TtcRecord], *, bootstrap: int = 200, seed: int = 0
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Voting law, coverage law and beta-binomial of every cell, by "ttc/<law>/<cell>"; and name -> why it is absent."""
+    """Voting law, coverage law and beta-binomial by "ttc/<law>/<cell>"; and name -> why it is absent.
+
+    A cell whose single samples are at chance, or nearly all right, has curves without a shape; it is left out with that reason.
+    """
+    bootstrap = min(bootstrap, CELL_DRAWS)
     fits: dict[str, Fit] = {}
     absent: dict[str, str] = {}
     for r in records:
+        single = float(hits(r).mean()) / r.samples
+        if not r.chance + FLAT_LOW <= single <= FLAT_HIGH:
+            where = "at chance" if single < FLAT_HIGH else "nearly always right"
+            reason = f"one sample is {where} ({single:.3f}): the curves over n are flat"
+            absent |= {f"ttc/{law}/{cell_name(r)}": reason for law in ("voting", "coverage", "pass_at_k")}
+            continue
         n = ladder(r.samples)
         count = np.full(len(r.stats.correct), r.samples)
         jobs: dict[str, Callable[[], Fit]] = {
@@ -128,10 +140,10 @@ class Forecast:
     fitted: int
     k: int
     measured: float
-    beta_binomial: float
+    beta_binomial: float | None
     power_law: float | None
     plug_in: float
-    reason: str | None = None  # why there is no power law
+    reason: str | None = None  # why a forecast is missing
 
 
 def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> Forecast | None:
@@ -144,8 +156,9 @@ def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> Forecast | None:
     far = right - near
     count = np.full(len(right), fitted)
     beta = passk.fit(near, count, bootstrap=0)
-    power, reason = None, None
+    value, power, reason = None, None, None
     try:
+        value = float(laws.predict(beta, {"k": np.array([float(k)])}, extrapolate=True)[0])
         x = np.array(ladder(fitted), dtype=float)
         y = np.array([samples.pass_at_k(near, count, int(j)).mean() for j in x])
         power = float(
@@ -155,7 +168,6 @@ def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> Forecast | None:
         )
     except FitError as e:
         reason = str(e)
-    value = float(laws.predict(beta, {"k": np.array([float(k)])}, extrapolate=True)[0])
     plug_in = float((1 - (1 - near / fitted) ** k).mean())
     return Forecast(cell_name(r), fitted, k, float((far > 0).mean()), value, power, plug_in, reason)
 

@@ -101,6 +101,9 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
     return StudyAnswers(rates, {k: emergence.audit(v) for k, v in groups.items()}, split, depths, front, per, unfitted)
 
 
+FORECASTS = ("beta_binomial", "power_law", "plug_in")
+
+
 def write(folder: Path, a: StudyAnswers) -> None:
     records.write_json(folder / STUDY_FILE, a)
 
@@ -119,10 +122,10 @@ def lines(a: StudyAnswers) -> list[str]:
             )
     out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in a.emergence.items()]
     for f in a.forecasts:
-        power = "none" if f.power_law is None else f"{f.power_law - f.measured:+.3f}"
+        missed = {k: "none" if v is None else f"{v - f.measured:+.3f}" for k, v in vars(f).items() if k in FORECASTS}
         out.append(
-            f"forecast, {f.cell}: pass@{f.k} {f.measured:.3f} from {f.fitted} samples; errors: beta-binomial "
-            f"{f.beta_binomial - f.measured:+.3f}, power law {power}, plug-in {f.plug_in - f.measured:+.3f}"
+            f"forecast, {f.cell}: pass@{f.k} {f.measured:.3f} from {f.fitted} samples; errors: "
+            f"beta-binomial {missed['beta_binomial']}, power law {missed['power_law']}, plug-in {missed['plug_in']}"
         )
     out += [
         f"silent depth, {d.end_point}: " + ", ".join(f"S({k}) = {v:.2f}" for k, v in d.accuracy.items())

@@ -30,6 +30,7 @@ def test_forecast_is_scored_on_other_samples(beta: np.ndarray) -> None:
     f = testtime.forecast(synthetic.record(beta, samples=128), 16)
     assert f is not None
     assert f.k == 112
+    assert f.beta_binomial is not None
     assert abs(f.beta_binomial - f.measured) < 0.08
     assert abs(f.beta_binomial - f.measured) < abs(f.plug_in - f.measured)
     assert testtime.forecast(synthetic.record(beta, samples=16), 12) is None
