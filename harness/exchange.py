@@ -1,8 +1,10 @@
-"""Train-for-test exchange rate: along lines of equal accuracy, log F_test = -g log F_train + h logit(accuracy) + const.
+"""Train-for-test exchange rate: along lines of equal accuracy, log F_test = -g log F_train + h logit(accuracy) + const(family).
 
-One curve per (model size, control, temperature): pass@1 against training cost over the end points of that size, as seed means. The
-curve's monotone envelope, interpolated in log training cost, says what training each accuracy takes; the test cost there is that of
-one sample, interpolated alike. Extrapolation is never used.
+A family is one model size trained in one format and arm: between families both costs move together (a wider model costs more to
+train and more to ask), which is no exchange, so each has a constant of its own. One curve per (family, control, temperature):
+pass@1 against training cost over the end points of that size, as seed means. The curve's monotone envelope, interpolated in log
+training cost, says what training each accuracy takes; the test cost there is that of one sample, interpolated alike.
+Extrapolation is never used.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ MIN_SEEDS = 3  # from here up the bootstrap draws seeds too
 class Iso:
     accuracy: float
     line: str
+    family: str
     train: float  # FLOP, or joules on the basis "joules"
     test: float
 
@@ -40,6 +43,7 @@ class Exchange:
     points: list[Iso] = field(default_factory=list)
     reason: str | None = None
     note: str = ""
+    of: str = ""  # task and format whose cells these are
 
 
 def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
@@ -54,8 +58,11 @@ def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
     return (train, test) if train and test else None
 
 
-def isolines(curves: dict[str, tuple[Array, Array, Array]], targets: Sequence[float] = TARGETS) -> list[Iso]:
-    """`curves`: line -> (train cost, test cost, accuracy), rising in train cost. Only accuracies that two lines reach at different test costs."""
+def isolines(
+    curves: dict[str, tuple[Array, Array, Array]], family: str = "", targets: Sequence[float] = TARGETS
+) -> list[Iso]:
+    """`curves` of one family: line -> (train cost, test cost, accuracy), rising in train cost. Only accuracies that two lines reach at
+    different test costs."""
     out = []
     for target in targets:
         found = []
@@ -66,20 +73,23 @@ def isolines(curves: dict[str, tuple[Array, Array, Array]], targets: Sequence[fl
             j = int(np.argmax(envelope >= target))
             share = (target - envelope[j - 1]) / (envelope[j] - envelope[j - 1])
             at = [float(np.exp((1 - share) * np.log(c[j - 1]) + share * np.log(c[j]))) for c in (train, test)]
-            found.append(Iso(target, line, at[0], at[1]))
+            found.append(Iso(target, line, family, at[0], at[1]))
         if len({round(float(np.log(i.test)), 6) for i in found}) > 1:
             out += found
     return out
 
 
 def slope(points: Sequence[Iso]) -> float | None:
-    """g by least squares; None where the design has no rank for it."""
+    """g by least squares with a constant per family; None where the design has no rank for it."""
     if len(points) < 2:
         return None
     accuracy = np.array([p.accuracy for p in points])
-    columns = [-np.log([p.train for p in points]), np.ones(len(points))]
-    if len(set(accuracy)) > 1:
-        columns.append(np.log(accuracy / (1 - accuracy)))
+    logit = np.log(accuracy / (1 - accuracy))
+    family = np.array([p.family for p in points])
+    member = (family[:, None] == np.unique(family)).astype(float)
+    columns = [-np.log([p.train for p in points]), *member.T]
+    if any(len(set(logit[m > 0])) > 1 for m in member.T):
+        columns.append(logit)
     design = np.stack(columns, 1)
     design[:, 0] -= design[:, 0].mean()
     if np.linalg.matrix_rank(design) < design.shape[1] or len(points) < design.shape[1]:
@@ -90,11 +100,11 @@ def slope(points: Sequence[Iso]) -> float | None:
 def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
     """g with its 95 % interval: problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`."""
     seeds = sorted({r.seed for r in records})
-    groups: dict[str, dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
+    groups: dict[tuple[str, str], dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
     for r in records:
         if (both := costs(r, basis)) is not None:
-            line = f"N {r.n_total:,}, {r.label}, T={r.temperature:g}"
-            groups.setdefault(line, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *both)
+            group = (family(r), f"{r.label}, T={r.temperature:g}")
+            groups.setdefault(group, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *both)
     if not groups:
         return Exchange(basis, None, None, None, len(seeds), 0, reason="no cell has both costs on this basis")
     shares: dict[str, Array] = {}  # cell -> pass@1 (draws + 1,), the first of all problems
@@ -107,16 +117,17 @@ def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed
     first: float | None = None
     for d in range(draws + 1):
         drawn = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
-        curves = {}
-        for line, ends in groups.items():
+        curves: dict[str, dict[str, tuple[Array, Array, Array]]] = {}
+        for (of, line), ends in groups.items():
             rows = []
             for _, by_seed in sorted(ends.items()):
                 if kept := [by_seed[s] for s in drawn if s in by_seed]:
                     accuracy = float(np.mean([shares[_key(r)][d] for r, _, _ in kept]))
                     rows.append((np.mean([t for _, t, _ in kept]), np.mean([q for _, _, q in kept]), accuracy))
             if len(rows) > 1:
-                curves[line] = tuple(np.array(c) for c in zip(*sorted(rows), strict=True))
-        iso = isolines(curves)
+                train, test, accuracy = (np.array(c) for c in zip(*sorted(rows), strict=True))
+                curves.setdefault(of, {})[line] = train, test, accuracy
+        iso = [i for of, lines in curves.items() for i in isolines(lines, of)]
         value = slope(iso)
         if d == 0:
             points, first = iso, value
@@ -133,6 +144,12 @@ def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed
     failed = draws - len(found)
     ends = np.percentile(found, [2.5, 97.5]).tolist() if len(found) >= 0.9 * draws > 0 else [None, None]
     return Exchange(basis, first, ends[0], ends[1], len(seeds), failed, points, note=note)
+
+
+def family(r: TtcRecord) -> str:
+    """Size, arm and format: what is alike but for training, control and temperature."""
+    parts = [f"N {r.n_total:,}", *(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))]
+    return ", ".join(parts)
 
 
 def _key(r: TtcRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import emergence, exchange, records, testtime
@@ -56,12 +56,17 @@ class StudyAnswers:
     schema_version: int = records.SCHEMA_VERSION
 
 
+def _kind(r: TtcRecord) -> list[str]:
+    """Task, arm and format: what is never pooled."""
+    return [str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k)]
+
+
 def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int = 400, seed: int = 0) -> StudyAnswers:
     """Everything of `testtime.json`. Controls and temperatures are audited apart, because the null's T differs between them."""
     groups: dict[str, list[TtcRecord]] = {}
     forced: dict[str, list[TtcRecord]] = {}
     for r in found:
-        groups.setdefault(f"{r.label}, T={r.temperature:g}", []).append(r)
+        groups.setdefault(", ".join([*_kind(r), r.label, f"T={r.temperature:g}"]), []).append(r)
         if r.control.get("max_states") is not None:
             forced.setdefault(f"{r.name} {r.branch}, T={r.temperature:g}", []).append(r)
     depths = []
@@ -97,7 +102,14 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
         if row.strategy in ("greedy", "sample", "majority")
     ]
     split = [f for r in found if (f := testtime.forecast(r, r.samples // 4, seed=seed)) is not None]
-    rates = [exchange.exchange(found, basis, draws=draws, seed=seed) for basis in exchange.BASES]
+    formats: dict[str, list[TtcRecord]] = {}  # each trades thought for training in its own way
+    for r in found:
+        formats.setdefault(" ".join(_kind(r)), []).append(r)
+    rates = [
+        replace(exchange.exchange(cells, basis, draws=draws, seed=seed), of=of)
+        for of, cells in formats.items()
+        for basis in exchange.BASES
+    ]
     return StudyAnswers(rates, {k: emergence.audit(v) for k, v in groups.items()}, split, depths, front, per, unfitted)
 
 
@@ -113,11 +125,11 @@ def lines(a: StudyAnswers) -> list[str]:
     out = []
     for e in a.exchange:
         if e.g is None:
-            out.append(f"exchange, {e.basis}: none: {e.reason}")
+            out.append(f"exchange, {e.of}, {e.basis}: none: {e.reason}")
         else:
             ends = "no interval" if e.low is None else f"95 % [{e.low:.3g}, {e.high:.3g}]"
             out.append(
-                f"exchange, {e.basis}: g = {e.g:.3g}, {ends}; {len(e.points)} points"
+                f"exchange, {e.of}, {e.basis}: g = {e.g:.3g}, {ends}; {len(e.points)} points"
                 + (f"; {e.note}" if e.note else "")
             )
     out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in a.emergence.items()]

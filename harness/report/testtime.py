@@ -21,6 +21,10 @@ AXES = {
 }
 
 
+# What can be had without knowing the answer, or with a verifier of steps; more would hide one another
+SHOWN = ("greedy", "majority", "best_steps", "step_search")
+
+
 def _marks(rows: Sequence[Row], x, y) -> Layer:
     names = list(dict.fromkeys(r["series"] for r in rows))
     scale = alt.Scale(domain=names, range=[CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))])
@@ -31,9 +35,11 @@ def _marks(rows: Sequence[Row], x, y) -> Layer:
 
 
 def against(records: Sequence[TtcRecord], cost: str) -> Figure:
-    """Accuracy of every cell against one cost, with the Pareto front."""
+    """Accuracy of the largest model's cells against one cost, with the Pareto front among them."""
     key, title = f"ttc_accuracy_{cost}", f"Accuracy against {AXES[cost].split(' per')[0]}"
-    pairs = [(r, row) for r in records for row in r.rows]
+    thinking = [r for r in records if r.task.get("arm", "cot") == "cot"] or records
+    size = max(r.n_total for r in thinking)
+    pairs = [(r, row) for r in thinking if r.n_total == size for row in r.rows if row.strategy in SHOWN]
 
     def rows_of(some) -> list[Row]:
         return [
@@ -51,7 +57,10 @@ def against(records: Sequence[TtcRecord], cost: str) -> Figure:
     y = axis("accuracy", (r["y"] for r in dots), log=False)
     step = alt.Chart().mark_line(style="law", interpolate="step-after")
     order = alt.Order("x", type="quantitative")
-    caption = "Every cell of every end point; dashed: the Pareto front. Wrong answers are paid for."
+    caption = (
+        f"Cells of every end point of the largest model (N = {size:,}); dashed: the Pareto front among them. Wrong answers are paid for. "
+        "The table below holds all sizes and strategies."
+    )
     if cost in ("wall_s", "energy_j"):
         caption += " Metered at a few n, modelled from these at the others; the table marks which."
     return figure(key, title, caption, [Layer(front, step.encode(x.x(), y.y(), order=order)), _marks(dots, x, y)])
@@ -60,12 +69,16 @@ def against(records: Sequence[TtcRecord], cost: str) -> Figure:
 def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
     """Exact match and token probability of the same problems, with the null's band, against training compute."""
     key, title = "ttc_emergence", "Exact match beside the probability of the right token"
-    points = [(r, p) for r in records if (p := emergence.point(r)) is not None and p.train_flop]
+    points = [
+        (r, p)
+        for r in records
+        if r.task.get("arm", "cot") == "cot" and (p := emergence.point(r)) is not None and p.train_flop
+    ]
     if not points:
         return Figure(
             key, title, "", None, "no evaluation holds likelihoods of a reference trace and its training compute"
         )
-    label = max({r.label for r, _ in points}, key=lambda x: sum(r.label == x for r, _ in points))
+    label = max(points, key=lambda q: q[0].smooth.trace_tokens if q[0].smooth else 0.0)[0].label  # the longest trace
     size = max(r.n_total for r, _ in points if r.label == label)
     kept = sorted((p for r, p in points if r.label == label and r.n_total == size), key=lambda p: p.train_flop or 0)
     dots, null = [], []
