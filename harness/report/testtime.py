@@ -59,7 +59,7 @@ def against(records: Sequence[TtcRecord], cost: str) -> Figure:
     order = alt.Order("x", type="quantitative")
     caption = (
         f"Cells of every end point of the largest model (N = {size:,}); dashed: the Pareto front among them. Wrong answers are paid for. "
-        "The table below holds all sizes and strategies."
+        "The table below holds all sizes and strategies at the end of training."
     )
     if cost in ("wall_s", "energy_j"):
         caption += " Metered at a few n, modelled from these at the others; the table marks which."
@@ -143,7 +143,7 @@ def figures(records: Sequence[TtcRecord]) -> list[Figure]:
 
 
 def cells(records: Sequence[TtcRecord]) -> Table:
-    """A row per cell, strategy and n, with what was metered and what was modelled."""
+    """A row per cell, strategy and n, with what was metered and what was modelled; the end point of the most training of each run."""
     head = [
         "cell",
         "strategy",
@@ -158,7 +158,8 @@ def cells(records: Sequence[TtcRecord]) -> Table:
         "joules",
     ]
     out = []
-    for r in records:
+    most = {r.run_id: max(q.tokens or 0 for q in records if q.run_id == r.run_id) for r in records}
+    for r in (r for r in records if (r.tokens or 0) == most[r.run_id]):
         for x in r.rows:
             ends = "–" if x.accuracy_low is None else f"[{number(x.accuracy_low)}, {number(x.accuracy_high)}]"
             flop = [number(v) for v in (x.prefill_flop, x.decode_flop, x.verify_flop)]
@@ -182,5 +183,5 @@ def cells(records: Sequence[TtcRecord]) -> Table:
         "Test-time compute, per problem",
         head,
         out,
-        "Useful FLOP, causal count; intervals resample clusters of problems.",
+        "End point of the most training of each run; the others stand in their records. Useful FLOP, causal count; intervals resample clusters of problems.",
     )
