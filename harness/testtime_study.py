@@ -9,10 +9,11 @@ from pathlib import Path
 from harness import emergence, exchange, records, testtime
 from harness.emergence import Audit
 from harness.exchange import Exchange
-from harness.testtime import COSTS, Estimate, Forecast
+from harness.testtime import COSTS, BreakEven, Estimate, Forecast
 from harness.ttc_records import TtcRecord
 
 STUDY_FILE = "testtime.json"
+PAYBACK_ACCURACY = 0.9
 
 
 @dataclass
@@ -45,6 +46,18 @@ class Depth:
 
 
 @dataclass
+class Payback:
+    """From how many queries on the setting that is cheapest to ask pays for its training, at greedy accuracy `accuracy` or better."""
+
+    task: str
+    unit: str  # FLOP | s | J
+    accuracy: float
+    cheap_to_train: str
+    cheap_to_ask: str
+    result: BreakEven
+
+
+@dataclass
 class StudyAnswers:
     exchange: list[Exchange]
     emergence: dict[str, Audit]  # "<control>, T=<temperature>" -> audit
@@ -52,6 +65,7 @@ class StudyAnswers:
     depths: list[Depth]
     pareto: list[FrontPoint]
     per_correct: list[PerCorrect]
+    paybacks: list[Payback] = field(default_factory=list)
     unfitted: dict[str, str] = field(default_factory=dict)  # law of a cell -> why there is no fit
     schema_version: int = records.SCHEMA_VERSION
 
@@ -110,7 +124,35 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
         for of, cells in formats.items()
         for basis in exchange.BASES
     ]
-    return StudyAnswers(rates, {k: emergence.audit(v) for k, v in groups.items()}, split, depths, front, per, unfitted)
+    audits = {k: emergence.audit(v) for k, v in groups.items()}
+    paid = [p for of, cells in formats.items() for p in _paybacks(of, cells)]
+    return StudyAnswers(rates, audits, split, depths, front, per, paid, unfitted)
+
+
+def _paybacks(task: str, found: Sequence[TtcRecord], accuracy: float = PAYBACK_ACCURACY) -> list[Payback]:
+    """Among the settings that reach `accuracy`: the cheapest to train against the cheapest to ask, in each unit that was measured."""
+    out = []
+    good = [
+        (r, x)
+        for r in found
+        for x in r.rows
+        if x.strategy == "greedy" and x.accuracy is not None and x.accuracy >= accuracy
+    ]
+    for unit in ("FLOP", "s", "J"):
+        priced = []
+        for r, x in good:
+            train, query = {
+                "FLOP": (r.train_flop, x.test_flop),
+                "s": (r.train_wall_s, x.wall_s),
+                "J": (r.train_energy.energy_j, x.energy_j),
+            }[unit]
+            if train is not None and query is not None:
+                priced.append((testtime.cell_name(r), train, query))
+        if priced:
+            a, b = min(priced, key=lambda p: (p[1], p[2])), min(priced, key=lambda p: (p[2], p[1]))
+            one = BreakEven(None, a[0], "it is the cheapest both to train and to ask")
+            out.append(Payback(task, unit, accuracy, a[0], b[0], one if a[0] == b[0] else testtime.break_even(*a, *b)))
+    return out
 
 
 FORECASTS = ("beta_binomial", "power_law", "plug_in")
@@ -132,6 +174,11 @@ def lines(a: StudyAnswers) -> list[str]:
                 f"exchange, {e.of}, {e.basis}: g = {e.g:.3g}, {ends}; {len(e.points)} points"
                 + (f"; {e.note}" if e.note else "")
             )
+    for p in a.paybacks:
+        found = f"{p.result.queries:.3g} queries" if p.result.queries is not None else f"none: {p.result.reason}"
+        out.append(
+            f"break-even in {p.unit}, {p.task}, accuracy {p.accuracy:g}: {p.cheap_to_ask} pays against {p.cheap_to_train} from {found}"
+        )
     out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in a.emergence.items()]
     for f in a.forecasts:
         missed = {k: "none" if v is None else f"{v - f.measured:+.3f}" for k, v in vars(f).items() if k in FORECASTS}

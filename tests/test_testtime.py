@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,23 @@ def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
     assert "decode: g = 0." in text
     assert "joules: none: no cell has both costs" in text
     assert "errors: beta-binomial" in text
+
+
+def test_break_even_compares_the_cheapest_to_train_with_the_cheapest_to_ask() -> None:
+    found = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
+    for r in found:
+        r.rows += [replace(x, strategy="greedy") for x in r.rows if (x.strategy, x.n) == ("sample", 1)]
+    said = testtime_study.answers(found, {}, draws=40)
+    (flop,) = [p for p in said.paybacks if p.unit == "FLOP"]
+    good = [(r, x) for r in found for x in r.rows if x.strategy == "greedy" and (x.accuracy or 0) >= 0.9]
+    train, query = min(r.train_flop or 0 for r, _ in good), min(x.test_flop for _, x in good)
+    if flop.result.queries is None:
+        assert any(r.train_flop == train and x.test_flop == query for r, x in good)  # one setting is cheapest in both
+    else:
+        a = min((r.train_flop or 0, x.test_flop) for r, x in good)
+        b = min((x.test_flop, r.train_flop or 0) for r, x in good)
+        assert flop.result.queries == pytest.approx((b[1] - a[0]) / (a[1] - b[0]))
+    assert not [p for p in said.paybacks if p.unit == "J"]  # nothing measured, nothing said
 
 
 @pytest.mark.slow
