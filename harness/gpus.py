@@ -5,27 +5,27 @@ from __future__ import annotations
 import re
 
 # (board power in W, dense bf16 tensor-core peak in FLOP/s) by words of the name, special cases first; vendor data sheets, without
-# sparsity, SXM boards where the name does not say. None: no figure known.
-GPUS: dict[str, tuple[float | None, float]] = {
+# sparsity, SXM boards where the name does not say. None: no figure with a source at hand.
+GPUS: dict[str, tuple[float | None, float | None]] = {
     "GH200": (None, 989e12),  # its power limit is shared with the CPU
-    "H200 NVL": (600.0, 835e12),
+    "H200 NVL": (None, None),
     "H200": (700.0, 989e12),
     "H100 PCIe": (350.0, 756e12),
-    "H100 NVL": (400.0, 835e12),
+    "H100 NVL": (None, 835e12),
     "H100": (700.0, 989e12),
     "B200": (1000.0, 2250e12),
-    "A100 PCIe": (300.0, 312e12),
+    "A100 PCIe": (None, 312e12),
     "A100": (400.0, 312e12),
-    "L40S": (350.0, 362e12),
+    "L40S": (None, 362e12),
     "L4": (72.0, 121e12),
-    "L40": (300.0, 181e12),
+    "L40": (None, 181e12),
     "RTX 4090": (450.0, 165e12),  # with fp32 accumulation
     "V100": (300.0, 125e12),  # fp16; the card has no bf16
 }
 
 
 def bf16_peak_flop_per_s(name: str) -> float | None:
-    """Peak of the card that the driver calls `name`, by whole words: an L40 is no L4. None where it is not in the table."""
+    """Peak of the card that the driver calls `name`, by whole words: an L40 is no L4. None where the table has no figure."""
     found = _figures(name)
     return None if found is None else found[1]
 
@@ -33,9 +33,9 @@ def bf16_peak_flop_per_s(name: str) -> float | None:
 def floor_j_per_flop(name: str) -> float | None:
     """Board power over peak: no dense bf16 training on random data at full power uses less. None where a figure is missing."""
     found = _figures(name)
-    return None if found is None or found[0] is None else found[0] / found[1]
+    return None if found is None or found[0] is None or found[1] is None else found[0] / found[1]
 
 
-def _figures(name: str) -> tuple[float | None, float] | None:
+def _figures(name: str) -> tuple[float | None, float | None] | None:
     words = set(re.split(r"[\s-]+", name))
     return next((v for k, v in GPUS.items() if words.issuperset(k.split())), None)
