@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,3 +237,20 @@ def test_no_god_modules_and_no_swallowed_exceptions() -> None:
                 assert caught not in ("everything", "Exception", "BaseException"), (
                     f"{name(path)}:{node.lineno} swallows {caught}"
                 )
+
+
+# what a declared package brings under a name of its own, or together with a dependency that it cannot do without
+BROUGHT = {
+    "transformers": {"tokenizers", "safetensors"},
+    "hydra-core": {"hydra", "omegaconf", "yaml"},
+    "nvidia-ml-py": {"pynvml"},
+    "vl-convert-python": {"vl_convert"},
+}
+
+
+def test_a_plain_installation_has_every_library_that_the_package_imports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[<>=!\[]", d)[0].strip() for d in project["dependencies"]}
+    known = {d.replace("-", "_") for d in declared} | set().union(*(BROUGHT.get(d, set()) for d in declared))
+    wanted = {m.split(".")[0] for p in FILES for m, _ in imports(p)} - set(sys.stdlib_module_names) - {"harness"}
+    assert wanted <= known, f"imported, but not among the dependencies of pyproject.toml: {wanted - known}"
