@@ -1,81 +1,29 @@
 """What nobody has published about a GPU's power sensor, asked of the card itself: one function per question.
 
 Every function takes a `Bench` and returns JSON-able findings; the numbers follow the open questions of the measurement guide
-(1: does the counter see what instant readings miss, 2: the driver's sample buffer, … 12: time to settle). A load whose form
-only a GPU has (memory, matmuls of several sizes) comes from torch; without CUDA such a finding is None with its reason.
+(1: does the counter see what instant readings miss, 2: the driver's sample buffer, … 12: time to settle).
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import functools
 import os
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pynvml
+import torch
+from _card import Bench, Json, copy, matmul, slopes, sources, spread, steady, time_per_call, transformer
 
 from harness.power import sensor
-from harness.power.nvml import NvmlSource
-from harness.power.sensor import Actions, after, poll
-from harness.power.series import Series
-
-Json = dict[str, Any]
-NO_CUDA: Json = {"value": None, "reason": "needs a CUDA device"}
-
-
-@dataclass
-class Bench:
-    """A card, a load, and how much of each experiment's length is wanted (1: all; less in a smoke run)."""
-
-    source: NvmlSource
-    facts: list[Json]
-    actions: Actions
-    cuda: bool
-    scale: float = 1.0
-
-    def poll(self, seconds: float, period_s: float = 0.005) -> Series:
-        return poll(self.source, self.facts, 0, after(max(1.5, seconds * self.scale)), period_s)[0]
-
-    def during(self, load: Callable[[Callable[[], bool]], None], seconds: float) -> Series:
-        """Poll while `load(stopped)` runs beside it."""
-        done = threading.Event()
-        worker = threading.Thread(target=load, args=(done.is_set,))
-        worker.start()
-        series = self.poll(seconds)
-        done.set()
-        worker.join()
-        return series
-
-    @property
-    def handle(self) -> Any:
-        return pynvml.nvmlDeviceGetHandleByIndex(self.facts[0]["index"])
-
-
-def slopes(s: Series) -> np.ndarray:
-    """Mean power between the counter's ticks, W."""
-    t = 0.5 * (np.array(s.lo_s) + np.array(s.hi_s))
-    return np.diff(np.array(s.joule)) / np.diff(t) if len(t) > 1 else np.array([])
-
-
-def spread(values: Any) -> float | None:
-    """95 % range over the mean; None with too few values."""
-    v = np.asarray(values, dtype=float)
-    return float((np.quantile(v, 0.975) - np.quantile(v, 0.025)) / np.mean(v)) if len(v) > 4 and np.mean(v) else None
-
-
-def sources(s: Series) -> Json:
-    """Joules by counter, instant and average over the stretch that all cover."""
-    if len(s.hi_s) < 3:
-        return {"seconds": None, "reason": "the counter did not tick"}
-    a, b = s.hi_s[1], s.hi_s[-1]
-    out: Json = {"seconds": b - a, "counter_j": s.joule[-1] - s.joule[1]}
-    return {**out, "instant_j": s.instant.integral(a, b), "average_j": s.average.integral(a, b)}
+from harness.power.sensor import after, poll
 
 
 def train_of(b: Bench, on_s: float, every_s: float) -> Callable[[Callable[[], bool]], None]:
@@ -104,26 +52,47 @@ def q01(b: Bench) -> Json:
 
 
 def q02(b: Bench) -> Json:
-    """The driver's own buffer of power samples."""
-    seen, last, errors = [], 0, []
-    idle_until, end = after(30 * b.scale), after(60 * b.scale)
-    while not end():
-        try:
-            _kind, samples = pynvml.nvmlDeviceGetSamples(b.handle, pynvml.NVML_TOTAL_POWER_SAMPLES, last)
-            seen += [(int(x.timeStamp), int(x.sampleValue.uiVal)) for x in samples]
-            last = seen[-1][0] if seen else 0
-        except pynvml.NVMLError as e:
-            errors.append(str(e))
-        if idle_until():
-            b.actions.burst(min(1.0, b.scale))
-        else:
+    """The driver's own buffer of power samples: spacing, depth, and its integral beside the counter's joules."""
+    seen: list[tuple[int, float]] = []
+    deepest, refused = 0, None
+
+    def drain(stopped: Callable[[], bool]) -> None:
+        nonlocal deepest, refused
+        last = 0
+        while not stopped() and refused is None:
+            try:
+                _kind, samples = pynvml.nvmlDeviceGetSamples(b.handle, pynvml.NVML_TOTAL_POWER_SAMPLES, last)
+                seen.extend((int(x.timeStamp), 1e-3 * int(x.sampleValue.uiVal)) for x in samples)
+                deepest, last = max(deepest, len(samples)), seen[-1][0] if seen else 0
+            except pynvml.NVMLError_NotFound:  # type: ignore[attr-defined]
+                pass  # nothing newer is there
+            except pynvml.NVMLError as e:
+                refused = str(e)
             time.sleep(min(1.0, b.scale))
-    gaps = [y[0] - x[0] for x, y in itertools.pairwise(seen)]
-    return {
-        "samples": len(seen),
-        "spacing_s": statistics.median(gaps) * 1e-6 if gaps else None,
-        "errors": sorted(set(errors)),
-    }
+
+    def load(stopped: Callable[[], bool]) -> None:
+        quiet = after(30 * b.scale)  # half of it idle, half under load
+        with beside(lambda _: drain(stopped)):
+            while not stopped():
+                if quiet():
+                    b.actions.burst(min(1.0, b.scale))
+                else:
+                    time.sleep(0.1)
+
+    wall_s = time.time() - time.monotonic()
+    s = b.during(load, 60)
+    if refused is not None or len(seen) < 3:
+        return {"spacing_s": None, "reason": refused or f"{len(seen)} samples came"}
+    t = np.array([x for x, _ in seen]) * 1e-6 - wall_s - s.origin_ns * 1e-9
+    w = np.array([x for _, x in seen])
+    out: Json = {"samples": len(seen), "deepest": deepest, "spacing_s": float(np.median(np.diff(t)))}
+    ticks = [k for k, at in enumerate(s.hi_s) if t[0] <= at <= t[-1]]
+    if len(ticks) < 3:
+        return {**out, "integral_over_counter": None, "reason": "the counter did not tick inside the samples"}
+    first, last = ticks[0], ticks[-1]
+    inside = np.linspace(s.hi_s[first], s.hi_s[last], 10 * len(t))
+    counter_j = s.joule[last] - s.joule[first]
+    return {**out, "integral_over_counter": float(np.trapezoid(np.interp(inside, t, w), inside) / counter_j)}
 
 
 def q03(b: Bench) -> Json:
@@ -141,42 +110,55 @@ def q03(b: Bench) -> Json:
     }
 
 
+@contextlib.contextmanager
+def beside(work: Callable[[Callable[[], bool]], object]) -> Iterator[None]:
+    """`work(stopped)` runs in a thread of its own meanwhile."""
+    done = threading.Event()
+    worker = threading.Thread(target=work, args=(done.is_set,))
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join()
+
+
+def read_cost(b: Bench, ids: list[int]) -> Json:
+    took = []
+    for _ in range(max(50, round(1000 * b.scale))):
+        t = time.monotonic_ns()
+        pynvml.nvmlDeviceGetFieldValues(b.handle, ids)
+        took.append((time.monotonic_ns() - t) * 1e-9)
+    return {f"p{q}_s": float(np.quantile(took, q / 100)) for q in (50, 99, 100)}
+
+
 def q04(b: Bench) -> Json:
-    """What a read costs, and what polling costs the load (blocks off, on, on, off)."""
+    """What a read costs idle and under load, what polling at several rates costs the load (there and back, so that a drift
+    cancels), and idle power while polled at 1 Hz and at 100 Hz."""
     out: Json = {}
     for name, ids in (("1 field", [186]), ("3 fields", [186, 185, 83])):
-        took = []
-        for _ in range(max(50, round(1000 * b.scale))):
-            t = time.monotonic_ns()
-            pynvml.nvmlDeviceGetFieldValues(b.handle, ids)
-            took.append((time.monotonic_ns() - t) * 1e-9)
-        out[name] = {f"p{q}_s": float(np.quantile(took, q / 100)) for q in (50, 99, 100)}
-    blocks: dict[str, list[float]] = {"off": [], "on": []}
-    for state in ("off", "on", "on", "off") * max(1, round(2 * b.scale)):
-        done = threading.Event()
-        poller = threading.Thread(target=poll, args=(b.source, b.facts, 0, done.is_set, 0.01))
-        if state == "on":
-            poller.start()
-        t = time.monotonic()
-        for _ in range(max(2, round(30 * b.scale))):
-            b.actions.burst(0.5)
-        blocks[state].append(time.monotonic() - t)
-        done.set()
-        if state == "on":
-            poller.join()
-    return {**out, "load_with_over_without": statistics.mean(blocks["on"]) / statistics.mean(blocks["off"])}
+        out[f"{name}, idle"] = read_cost(b, ids)
+        with beside(train_of(b, 0.2, 0.2)):
+            out[f"{name}, loaded"] = read_cost(b, ids)
+    load, rates = matmul(b, 1024), (0, 10, 100, 500)  # short calls: a poll that holds the driver would show
+    calls = max(2, round(10 * b.scale / time_per_call(b, load, 20)))
+    took: dict[int, list[float]] = {hz: [] for hz in rates}
+    for hz in (*rates, *reversed(rates)):
+        polled = functools.partial(poll, b.source, b.facts, 0, period_s=1 / hz) if hz else lambda stopped: None
+        with beside(polled):
+            took[hz].append(time_per_call(b, load, calls))
+    base = statistics.mean(took[0])
+    out["load_time_over_unpolled"] = {f"{hz} Hz": statistics.mean(took[hz]) / base for hz in rates[1:]}
+    out["idle"] = {f"polled at {hz} Hz": sources(b.poll(10, 1 / hz)) for hz in (1, 100)}
+    return out
 
 
 def q05(b: Bench) -> Json:
     """Idle with a context, watts per resident GB, and the anchor: joules per FLOP of an 8192^3 bf16 matmul."""
     b.actions.context()
-    if not b.cuda:
-        return {"idle_context": sources(b.poll(60)), "anchor": NO_CUDA}
-    import torch
-
     idle = sources(b.poll(60))
     memory = {}
-    for gb in (1, 35, 70, 130):
+    for gb in (1, 35, 70, 130) if b.cuda else ():
         if gb * 1e9 > 0.95 * torch.cuda.mem_get_info()[0]:
             continue
         block = torch.zeros(int(gb * 1e9), dtype=torch.uint8, device="cuda")
@@ -184,45 +166,12 @@ def q05(b: Bench) -> Json:
         memory[f"{gb} GB"] = sources(b.poll(20))
         del block
         torch.cuda.empty_cache()
-    return {"idle_context": idle, "resident": memory, "anchor": [matmul(b, 8192, 10, zeros=k > 4) for k in range(7)]}
+    return {"idle_context": idle, "resident": memory, "anchor": [anchor(b, zeros=k > 4) for k in range(7)]}
 
 
-def matmul(b: Bench, n: int, seconds: float, zeros: bool = False) -> Json:
-    """Joules per FLOP of a square bf16 matmul over whole calls, measured well inside a longer load."""
-    import torch
-
-    x = (
-        torch.zeros(n, n, device="cuda", dtype=torch.bfloat16)
-        if zeros
-        else torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
-    )
-    y, out = x.clone(), torch.empty_like(x)
-    marks: list[tuple[float, int]] = []
-
-    def load(stopped: Callable[[], bool]) -> None:
-        count = 0
-        while not stopped():
-            for _ in range(max(1, int(1e13 / (2 * n**3)))):
-                torch.mm(x, y, out=out)
-                count += 1
-            torch.cuda.synchronize()
-            marks.append((time.monotonic(), count))
-
-    s = b.during(load, seconds)
-    origin = s.origin_ns * 1e-9
-    kept = [(t - origin, c) for t, c in marks if s.hi_s and s.hi_s[0] + 1.5 < t - origin < s.hi_s[-1]]
-    if len(kept) < 2:
-        return {"size": n, "j_per_flop": None, "reason": "too short"}
-    (t0, c0), (t1, c1) = kept[0], kept[-1]
-    joules = float(np.interp(t1, s.hi_s, s.joule) - np.interp(t0, s.hi_s, s.joule))
-    flop = 2.0 * n**3 * (c1 - c0)
-    return {
-        "size": n,
-        "zeros": zeros,
-        "j_per_flop": joules / flop,
-        "flop_per_s": flop / (t1 - t0),
-        "power_w": joules / (t1 - t0),
-    }
+def anchor(b: Bench, zeros: bool = False) -> Json:
+    """Joules per FLOP of 8192^3 in bf16: before and after the ladders it must repeat within 2 %, else the card has drifted."""
+    return steady(b, matmul(b, 8192, zeros), 10)
 
 
 def q06(b: Bench) -> Json:
@@ -292,30 +241,47 @@ def q09(b: Bench) -> Json:
 
 
 def q10(b: Bench) -> Json:
-    """What the process list shows from here."""
+    """What the process list shows from here: this process, and a second one with a context of its own."""
     b.actions.context()
+    second = None
+    if b.cuda:
+        code = "import sys, torch; torch.zeros(1, device='cuda'); print(1, flush=True); sys.stdin.read()"
+        second = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert second.stdout is not None
+        second.stdout.readline()  # it has its context now
     try:
         pids = [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(b.handle)]
     except pynvml.NVMLError as e:
         return {"processes": None, "reason": str(e)}
-    return {"processes": len(pids), "own_pid_listed": os.getpid() in pids}
+    finally:
+        if second is not None:
+            second.communicate()
+    listed = None if second is None else second.pid in pids
+    return {"processes": len(pids), "own_pid_listed": os.getpid() in pids, "second_pid_listed": listed}
 
 
 def q11(b: Bench) -> Json:
-    """E = P t + e FLOP: matmuls of several sizes, the last one held out."""
-    if not b.cuda:
-        return {"rows": None, "reason": NO_CUDA["reason"]}
-    rows = [r for r in (matmul(b, n, 6) for n in (512, 1024, 2048, 8192, 4096)) if r.get("power_w")]
-    if len(rows) < 4:
-        return {"rows": rows, "reason": "too few sizes were measured"}
-    power, rate = np.array([r["power_w"] for r in rows]), np.array([r["flop_per_s"] for r in rows])
-    (p, e), *_ = np.linalg.lstsq(np.stack([np.ones(len(rows) - 1), rate[:-1]], axis=1), power[:-1], rcond=None)
-    return {
-        "rows": rows,
-        "p_w": float(p),
-        "j_per_flop": float(e),
-        "held_out_residual": float((p + e * rate[-1]) / power[-1] - 1),
-    }
+    """E = P t + e FLOP + m bytes: matmuls of several sizes and copies; one matmul and a transformer's step are held out."""
+    named = {f"matmul {n}": matmul(b, n) for n in (512, 1024, 2048, 8192)} | {"copy": copy(b)}
+    rows = {name: steady(b, load, 6) for name, load in named.items()}
+    held = {"matmul 4096": steady(b, matmul(b, 4096), 6), "transformer step": steady(b, transformer(b), 8)}
+    out: Json = {"rows": rows, "held_out": held}
+    known = [r for r in rows.values() if r["power_w"]]
+    if len(known) < 4:
+        return {**out, "p_w": None, "reason": "too few loads were measured"}
+
+    def design(r: Json) -> list[float]:
+        return [1.0, r["flop_per_s"], r["bytes_per_s"]]
+
+    a, power = np.array([design(r) for r in known]), np.array([r["power_w"] for r in known])
+    scale = a.max(axis=0)
+    solved, *_ = np.linalg.lstsq(a / scale / power[:, None], np.ones(len(known)), rcond=None)
+    law = solved / scale
+    out |= dict(zip(("p_w", "j_per_flop", "j_per_byte"), law.tolist(), strict=True))
+    for name, r in held.items():
+        if r["power_w"]:
+            out[f"residual, {name}"] = float(np.dot(design(r), law) / r["power_w"] - 1)
+    return out
 
 
 def q12(b: Bench) -> Json:
@@ -324,18 +290,20 @@ def q12(b: Bench) -> Json:
     return {"settled_after_s": sensor.settle(b.source, b.facts, 0, give_up_s=max(11.0, 120 * b.scale))}
 
 
-# step -> (function, seconds it takes at full length)
+# step -> (function, seconds it takes at full length), in the order of what a first call should know
 QUESTIONS: dict[str, tuple[Callable[[Bench], Json], float]] = {
-    "q01": (q01, 185),
-    "q02": (q02, 70),
-    "q03": (q03, 270),
-    "q04": (q04, 140),
-    "q05": (q05, 230),
-    "q06": (q06, 215),
-    "q07": (q07, 165),
+    "anchor": (anchor, 25),
+    "q10": (q10, 20),
     "q08": (q08, 20),
+    "q01": (q01, 185),
+    "q11": (q11, 75),
+    "q04": (q04, 130),
+    "q06": (q06, 215),
     "q09": (q09, 40),
-    "q10": (q10, 10),
-    "q11": (q11, 60),
+    "q05": (q05, 230),
+    "q03": (q03, 270),
+    "q07": (q07, 165),
+    "q02": (q02, 70),
     "q12": (q12, 190),
+    "anchor_after": (anchor, 25),
 }
