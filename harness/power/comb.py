@@ -34,15 +34,19 @@ def times(s: Series, k: int, count: int, u: float) -> tuple[list[float], list[fl
     if line is None:
         return plain
     phase, period, centre, at_centre, per_tick = line
-    found, errors = [], []
-    for t, half in asked:
-        n = round((t - phase) / period)
-        fitted = phase + n * period
+    found, errors = [0.0] * count, [0.0] * count
+    following: int | None = None
+    for i in reversed(range(count)):
+        (t, half), n = asked[i], round((asked[i][0] - phase) / period)
         error = math.hypot(at_centre, per_tick * (n - centre))
-        if abs(fitted - t) > half + SLACK * error:
+        within = half + SLACK * error
+        # Which tick of the line it was: one alone in the bracket, and not the one that the next bracket holds. After a late
+        # poll a bracket is as long as the period, and two may fit: then the line does not tell.
+        fits = [m for m in (n - 1, n, n + 1) if abs(phase + m * period - t) <= within and m != following]
+        if len(fits) != 1:
             return plain
-        found.append(fitted)
-        errors.append(error)
+        following = fits[0]
+        found[i], errors[i] = phase + following * period, error
     return found, errors
 
 
