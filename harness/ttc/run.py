@@ -7,13 +7,10 @@ ledger of the training stays what training used. Killed at any moment, it resume
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,25 +18,22 @@ import numpy as np
 import torch
 
 from harness import records, spending, stop
-from harness.errors import HarnessError, RecordError
-from harness.flops import Shape, counts, prefill_flop
-from harness.models import llama, pretrained
+from harness.errors import HarnessError
+from harness.flops import counts
 from harness.power.meter import Meter, open_meter
-from harness.records import Json, Measured, Point, RunRecord, RunState, SpendRow
-from harness.schema import PretrainedConfig, QaConfig, Retry, RunConfig, TaskConfig, TtcPoints
-from harness.tasks import open_task
-from harness.tasks.task import Control, Problems, Task
+from harness.records import Json, Measured, RunState, SpendRow
+from harness.schema import Retry, RunConfig
+from harness.tasks.task import Control
 from harness.track.wandb import Mirror
 from harness.train import device as devices
 from harness.train import lock, provenance
-from harness.train.ledger import append
 from harness.train.paths import Interrupted
-from harness.ttc import blocks, metering, score
+from harness.ttc import blocks, drawing, metering, mirroring, score
 from harness.ttc.blocks import Unit
-from harness.ttc.decode import Decoder, Drawn, draw, likelihood, open_decoder
-from harness.ttc.strategies import step_search
+from harness.ttc.books import Books
+from harness.ttc.decode import Decoder
+from harness.ttc.subjects import Subject, dtype, open_subjects
 from harness.ttc_records import FOLDER, TtcRecord, Window, asked
-from harness.units import S_PER_NS
 
 SEEN = 256  # problems of the training side, for `seen_greedy`
 COUNTED = ("answer", "correct", "verified", "trace_ok", "truncated", "length", "forced", "logprob")
@@ -83,18 +77,6 @@ def _end(folder: Path, state: RunState, name: str, reason: str | None) -> RunSta
     return state
 
 
-@dataclass
-class Subject:
-    """What is evaluated: the weights of one end point."""
-
-    branch: str
-    decoder: Decoder
-    identity: str  # hash of the weights
-    n_total: int
-    record: RunRecord | None = None
-    point: Point | None = None
-
-
 @dataclass(frozen=True)
 class Cell:
     branch: str
@@ -119,18 +101,18 @@ class _Evaluation:
         self.config, self.ttc, self.run_id, self.name, self.resolved = config, config.ttc, run_id, name, resolved
         self.run_dir, self.folder, self.state, self.killed = run_dir, run_dir / FOLDER, state, killed
         self.device = devices.choose(config.device, parallel_runs)
-        self.dtype = self.device.autocast or torch.float32
         self.reason = spending.guard(config.budget.kwh, run_dir.parent, stop.reason)
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         self.meter: Meter = open_meter(config.power, self.folder / "power", attempt=state.attempt, cuda_visible=card)
+        self.books = Books(self.folder, state.attempt, self.meter, self.device.sync)
         self.cells: list[TtcRecord] = []
 
     # --- the whole
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         records.write_json(self.folder / "state.json", self.state)
-        self.task, whole = self._open()
+        self.task, found = open_subjects(self.config, self.run_dir, self.device)
         self.problems = self.task.problems(self.ttc.problems, self.ttc.seed)
         self.seen = self.task.problems(min(SEEN, self.ttc.problems), self.ttc.seed, held_out=False)
         controls = self.task.controls(self.ttc.strides, self.ttc.max_states, self.ttc.min_states)
@@ -148,19 +130,19 @@ class _Evaluation:
         self.meter.start()
         try:
             if self.killed:
-                self._book_lost()
+                self.books.book_lost()
             mirror.start()
-            subjects = list(self._subjects(whole))
+            subjects = list(found)
             grid = [(s, c, t) for s in subjects for c in controls for t in self.ttc.temperatures]
             self.state.steps = len(grid)
             for subject, control, temperature in grid:
                 # Shapes are equal at all end points of a run, so one is metered: the longest
                 record = self._cell(subject, control, temperature, subjects[-1])
                 self.cells.append(record)
-                self._mirror_cell(mirror, record)
+                mirroring.cell(mirror, record)
                 self.state.step += 1
                 self._beat(force=True)
-            self._mirror_tables(mirror)
+            mirroring.tables(mirror, self.cells, self.run_id, self.folder)
             status = mirror.finish()
         except BaseException:
             mirror.finish(exit_code=1)
@@ -173,39 +155,6 @@ class _Evaluation:
                 records.write_json(self.folder / record.cell / "record.json", record)
         branches = [s.branch for s in subjects]
         records.write_json(self.folder / "asked.json", asked(self.resolved, branches))
-
-    def _open(self) -> tuple[Task, torch.nn.Module | None]:
-        """The task, and the model where it is a pretrained one."""
-        assert isinstance(self.config.corpus, TaskConfig)
-        if isinstance(self.config.model, PretrainedConfig):
-            model = pretrained.load(self.config.model.path)
-            if isinstance(self.config.corpus, QaConfig):
-                codec = pretrained.load_codec(self.config.model.path, model)
-                return open_task(self.config.corpus, codec, self.ttc.max_new_tokens), model
-            return open_task(self.config.corpus), model
-        return open_task(self.config.corpus), None
-
-    def _subjects(self, model: torch.nn.Module | None) -> Iterator[Subject]:
-        """The end points that were asked for, the shortest first."""
-        if model is not None:
-            decoder = open_decoder(model, None, self.device.torch_device, self.dtype)  # type: ignore[arg-type]
-            yield Subject("pretrained", decoder, _weights_hash(model), pretrained.n_total(model))  # type: ignore[arg-type]
-            return
-        from safetensors.torch import load_file
-
-        record = records.load_record(self.run_dir)
-        shape = Shape(**{f.name: record.shape[f.name] for f in dataclasses.fields(Shape)})
-        points = record.points if self.ttc.points is TtcPoints.all else record.points[-1:]
-        for point in points:
-            path = self.run_dir / "checkpoints" / (point.hf_checkpoint or "") / "model.safetensors"
-            if point.hf_checkpoint is None or not path.exists():
-                raise RecordError(
-                    f"run {self.run_id} has no weights of its point {point.branch}. Train it again with run.force=true."
-                )
-            own = llama.build(shape, record.seed, record.config["model"]["rope_theta"])
-            own.load_state_dict(load_file(path), strict=False)
-            decoder = open_decoder(own, shape, self.device.torch_device, self.dtype)
-            yield Subject(point.branch, decoder, _weights_hash(own), record.counts.n_total, record, point)
 
     # --- one cell
     def _cell(self, subject: Subject, control: Control, temperature: float, metered: Subject) -> TtcRecord:
@@ -220,7 +169,7 @@ class _Evaluation:
         )
         missing = [u for u in (*sample, *greedy, *seen, *search, *likely) if not blocks.path(cell.folder, u).exists()]
         if missing:
-            with self._booked(subject.branch) as row:
+            with self.books.window(subject.branch) as row:
                 for unit in missing:
                     self._unit(cell, subject.decoder, unit, row)
         windows, loads = self._metered(metered, control, temperature)
@@ -259,7 +208,7 @@ class _Evaluation:
                 "version": self.task.version,
                 "control": dataclasses.asdict(control),
                 "temperature": temperature,
-                "dtype": str(self.dtype),
+                "dtype": str(dtype(self.device)),
                 "seed": self.ttc.seed,
             }
         )
@@ -271,76 +220,21 @@ class _Evaluation:
         self._beat()
         began_ns = time.monotonic_ns()
         problems = (self.seen if unit.kind == "seen" else self.problems).take(_index(unit.problems))
-        seed, rows = unit.seed(cell.key), self.ttc.batch_rows
-        if unit.kind == "smooth":
-            lnp, brier = likelihood(decoder, self.task, problems, cell.control)
-            arrays = {"lnp": lnp, "brier": brier}
-            prompts, _ = self.task.prompts(problems, cell.control)
-            lengths = [len(p) + lnp.shape[1] - 1 for p in prompts]
-            tokens, flop = sum(lengths), float(sum(prefill_flop(decoder.shape, n, causal=False) for n in lengths))
-        else:
-            if unit.kind == "search":
-                drawn = step_search(
-                    decoder,
-                    self.task,
-                    problems,
-                    cell.control,
-                    width=self.ttc.beam_width,
-                    keep=self.ttc.beam_keep,
-                    temperature=cell.temperature,
-                    seed=seed,
-                    batch_rows=rows,
-                )
-            else:
-                temperature = cell.temperature if unit.kind == "sample" else 0.0
-                drawn = draw(
-                    decoder,
-                    self.task,
-                    problems,
-                    cell.control,
-                    samples=unit.count,
-                    temperature=temperature,
-                    seed=seed,
-                    batch_rows=rows,
-                )
-            arrays = self._graded(problems, cell.control, drawn, unit.count)
-            tokens, flop = drawn.prefill_tokens + drawn.row_passes, drawn.executed_flop
+        seed = unit.seed(cell.key)
+        arrays, tokens, flop = drawing.unit(
+            decoder, self.task, problems, cell.control, unit, self.ttc, cell.temperature, seed
+        )
         self.device.sync()
-        ended_ns = time.monotonic_ns()
         spent = {
             "attempt": self.state.attempt,
             "tokens": tokens,
             "spent_flop": flop,
             "t_a_ns": began_ns,
-            "t_b_ns": ended_ns,
+            "t_b_ns": time.monotonic_ns(),
         }
         blocks.write(cell.folder, unit, {**arrays, **{k: np.array(v) for k, v in spent.items()}})
         row.tokens += tokens
         row.flop += flop
-
-    def _graded(self, problems: Problems, control: Control, drawn: Drawn, samples: int) -> blocks.Arrays:
-        """The verifier's word on every row, (problems, samples) each; costs of a search are per problem."""
-        grades = self.task.grade(problems.take(drawn.problem), control, drawn.tokens, drawn.lengths)
-        flat = {
-            "answer": grades.answer,
-            "correct": grades.correct,
-            "verified": grades.verified,
-            "trace_ok": grades.trace_ok,
-            "truncated": grades.truncated,
-            "length": drawn.lengths,
-            "forced": drawn.forced,
-            "logprob": drawn.logprob,
-        }
-        if grades.strict is not None:
-            flat["strict"] = grades.strict
-        arrays = {k: v.reshape(len(problems), samples) for k, v in flat.items()}
-        costs = {
-            "flop": drawn.decode_flop,
-            "passes": drawn.passes,
-            "row_passes": drawn.row_passes,
-            "context": drawn.context_sum,
-        }
-        return arrays | {k: np.full((len(problems), samples), v / len(problems)) for k, v in costs.items()}
 
     # --- metering
     def _metered(
@@ -358,7 +252,7 @@ class _Evaluation:
         }
         path = self.folder / f"meter-{blocks.digest(settings)}.json"
         if not path.exists():
-            with self._booked(subject.branch) as row:
+            with self.books.window(subject.branch) as row:
                 windows, loads = metering.meter_windows(
                     subject.decoder,
                     self.task,
@@ -377,43 +271,6 @@ class _Evaluation:
             records.write_json(path, Metered(windows, [x.numbers().tolist() for x in loads]))
         found = records.from_json(Metered, records.read_json(path), str(path))
         return found.windows, [metering.Load(*x) for x in found.loads]
-
-    # --- what was spent
-    @contextlib.contextmanager
-    def _booked(self, branch: str) -> Iterator[SpendRow]:
-        """One window of spend.jsonl, booked however it ends; the block adds tokens and FLOP to the row."""
-        began_ns = time.monotonic_ns()
-        row = SpendRow(self.state.attempt, "ttc", branch, 0, 0, 0, 0.0, 0.0, began_ns)
-        try:
-            yield row
-        finally:
-            self.device.sync()
-            row.t_b_ns = time.monotonic_ns()
-            row.wall_s = (row.t_b_ns - began_ns) * S_PER_NS
-            row.energy = self.meter.energy(began_ns, row.t_b_ns)
-            append(self.folder / "spend.jsonl", row)
-
-    def _book_lost(self) -> None:
-        """Book, once, what the attempt before spent after its last booked window: killed, it could not do so itself."""
-        before = self.state.attempt - 1
-        path = self.folder / "spend.jsonl"
-        rows = [r for r in records.read_rows(path, SpendRow) if r.attempt == before]
-        if any(r.phase == "lost" for r in rows):
-            return
-        if path.exists() and not path.read_bytes().endswith(b"\n"):  # a line torn by the kill
-            whole = path.read_bytes()
-            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-        booked_ns = max((r.t_b_ns for r in rows), default=0)
-        lost = SpendRow(before, "lost", "", 0, 0, 0, 0.0, 0.0, booked_ns, booked_ns)
-        for file in sorted(self.folder.glob("*/blocks/*.npz")):
-            block = blocks.read(file)
-            if int(block["attempt"]) == before and int(block["t_b_ns"]) > booked_ns:
-                lost.tokens += int(block["tokens"])
-                lost.flop += float(block["spent_flop"])
-                lost.wall_s += (int(block["t_b_ns"]) - int(block["t_a_ns"])) * S_PER_NS
-        lost.energy = self.meter.recover(before, booked_ns)
-        if lost.flop or lost.energy.energy_j:
-            append(path, lost)
 
     # --- the record
     def _record(self, subject: Subject, cell: Cell, drawn: score.Sampled, cost: metering.CostModel) -> TtcRecord:
@@ -473,58 +330,6 @@ class _Evaluation:
             meter=self.meter.describe(),
         )
 
-    # --- the mirror
-    def _mirror_cell(self, mirror: Mirror, record: TtcRecord) -> None:
-        for row in record.rows:
-            flat = {k: v for k, v in dataclasses.asdict(row).items() if v is None or isinstance(v, (int, float, str))}
-            mirror.log(
-                {
-                    "train_flop": record.train_flop,
-                    "test_flop": row.test_flop,
-                    "tokens": row.tokens,
-                    "energy_j": row.energy_j,
-                    "branch": record.branch,
-                    "ttc/cell": record.cell,
-                    "ttc/control": record.label,
-                    "ttc/temperature": record.temperature,
-                    **{f"ttc/{k}": flat[k] for k in ("strategy", "n", "arm", "accuracy", "wall_s", "passes")},
-                }
-            )
-
-    def _mirror_tables(self, mirror: Mirror) -> None:
-        """Accuracy against FLOP, joules and tokens as charts, and the sample table: counts per problem."""
-        points = [
-            [r.branch, r.label, row.strategy, row.n, row.arm, row.test_flop, row.energy_j, row.tokens, row.accuracy]
-            for r in self.cells
-            for row in r.rows
-        ]
-        columns = ["branch", "control", "strategy", "n", "arm", "test_flop", "energy_j", "tokens", "accuracy"]
-        for x in ("test_flop", "energy_j", "tokens"):
-            kept = [p for p in points if p[columns.index(x)] is not None and p[-1] is not None]
-            if kept:
-                mirror.chart(f"ttc/accuracy_{x}", "scatter", columns, kept, x, "accuracy", f"accuracy against {x}")
-        samples = [
-            [r.branch, r.label, r.temperature, i, size, r.samples, greedy, right, traced, unread]
-            for r in self.cells
-            for i, (size, greedy, right, traced, unread) in enumerate(
-                zip(r.stats.size, r.stats.greedy, r.stats.correct, r.stats.trace_ok, r.stats.unread, strict=True)
-            )
-        ]
-        names = [
-            "branch",
-            "control",
-            "temperature",
-            "problem",
-            "size",
-            "samples",
-            "greedy",
-            "correct",
-            "trace_ok",
-            "unread",
-        ]
-        mirror.table("ttc/samples", names, samples)
-        mirror.artifact(f"ttc-{self.run_id}", "ttc", [self.folder / r.cell / "record.json" for r in self.cells])
-
     # --- life
     def _ask_to_stop(self) -> None:
         if (why := self.reason()) is not None:
@@ -548,12 +353,3 @@ class Metered:
 
 def _index(part: slice) -> np.ndarray:
     return np.arange(part.start, part.stop)
-
-
-def _weights_hash(model: torch.nn.Module) -> str:
-    """Hash of all parameters: the checkpoint's identity, wherever it lies."""
-    h = hashlib.sha256()
-    for key, p in sorted(model.named_parameters()):
-        h.update(key.encode())
-        h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()[:16]

@@ -20,7 +20,7 @@ from harness.records import SpendRow
 from harness.schema import BudgetConfig, PretrainedConfig, ReplayConfig, Retry, TrackerConfig, WandbMode
 from harness.sweep import enumerate_runs
 from harness.ttc import blocks
-from harness.ttc import run as evaluation
+from harness.ttc import drawing
 from tests.ttc import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +122,7 @@ def test_a_failed_block_is_failed_and_never_zeros(
         def refuse(*arguments: object, **more: object) -> None:
             raise DeviceError("the card fell off the bus")
 
-        patch.setattr(evaluation, "draw", refuse)
+        patch.setattr(drawing, "draw", refuse)
         state = small.evaluated(run)
     assert (state.state, state.reason) == ("failed", "the card fell off the bus")
     assert not small.found(run)
