@@ -19,8 +19,7 @@ from harness.planning import check_tests
 from harness.records import SpendRow
 from harness.schema import BudgetConfig, PretrainedConfig, ReplayConfig, Retry, TrackerConfig, WandbMode
 from harness.sweep import enumerate_runs
-from harness.ttc import blocks
-from harness.ttc import drawing
+from harness.ttc import blocks, drawing
 from tests.ttc import small
 
 ROOT = Path(__file__).resolve().parents[2]
