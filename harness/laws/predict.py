@@ -86,7 +86,7 @@ def _require(fit: Fit, table: Table, force: bool, extrapolate: bool) -> None:
     if len({len(c) for c in columns.values()}) > 1:
         raise FitError(f"the columns {', '.join(columns)} have different lengths.")
     if "N" in columns and "D" in columns:
-        columns = {"C": 6 * columns["N"] * columns["D"]}
+        columns = {"C": 6 * columns["N"] * columns["D"]} | columns
     if extrapolate:
         return
     for s, x in columns.items():

@@ -25,7 +25,7 @@ MAX_RATIO = {"exponent": 3.0, "coefficient": 10.0}  # interval end / start beyon
 MANY_BLOCKS = (
     300  # no leave-one-out above this: one of many rarely decides, and the top losses are still dropped together
 )
-ONE_OF_EACH = ("tokenizer", "corpus_id", "data_id", "val_id", "n_convention", "flop_convention")
+ONE_OF_EACH = ("tokenizer", "corpus", "corpus_id", "data_id", "val_id", "n_convention", "flop_convention")
 
 
 # --- before -----------------------------------------------------------------------------------------------------------
@@ -40,13 +40,29 @@ def refuse_rows(law: AnyLaw, table: Table) -> None:
                 "runs are points. Drop them."
             )
     if "annealed" in table:
-        annealed = np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in np.asarray(table["annealed"])])
+        cells = [str(v).strip().lower() for v in np.asarray(table["annealed"])]
+        annealed = np.array([v in ("true", "1", "1.0") for v in cells])
+        if odd := sorted(set(cells) - {"true", "1", "1.0", "false", "0", "0.0"}):
+            shown = ", ".join(repr(v) for v in odd[:3])
+            raise FitError(f"column 'annealed' holds {shown}: write true or false, or leave the column out.")
         if not annealed.all():
             raise FitError(
                 f"column 'annealed' is false in {(~annealed).sum()} rows: a checkpoint before its cooldown lies "
                 "0.04-0.09 nat above an annealed one and bends the law. Drop these rows or branch a cooldown from them."
             )
-    for key in (*ONE_OF_EACH, *(("device",) if law.y == "energy" else ())):
+    if "role" in table and (probes := np.asarray(table["role"]).astype(str) == "probe").any():
+        raise FitError(
+            f"column 'role' holds probe in {probes.sum()} rows: trial runs, such as those of a learning-rate check, are no "
+            "points of a law. Drop them."
+        )
+    joules = law.y == "energy" or "J" in law.symbols
+    if joules and "energy_verdict" in table:
+        invalid = np.asarray(table["energy_verdict"]).astype(str) == "invalid"
+        if invalid.any():
+            raise FitError(
+                f"column 'energy_verdict' holds invalid in {invalid.sum()} rows: the meter rejected these joules. Drop them."
+            )
+    for key in (*ONE_OF_EACH, *(("device",) if joules else ())):
         if key in table and len(found := sorted(set(np.asarray(table[key]).astype(str)))) > 1:
             raise FitError(
                 f"column {key!r} mixes {', '.join(found)}: their values are not comparable. Fit each on its own."
@@ -63,6 +79,15 @@ def refuse_design(law: AnyLaw, table: Table, y: Array, fixed: Mapping[str, float
             f"law {law.name} has {len(free)} free parameters ({', '.join(free)}) and the table {len(y)} rows: "
             f"no residual is left. Give at least {len(free) + 1} rows (5 more to judge the fit), or fix a parameter."
         )
+    places = len(
+        np.unique(np.stack([np.asarray(table[s], dtype=np.float64) for s in dict.fromkeys(law.symbols)]), axis=1).T
+    )
+    if places < len(free):
+        raise FitError(
+            f"law {law.name} has {len(free)} free parameters ({', '.join(free)}) and the {len(y)} rows stand at {places} "
+            f"different places of {', '.join(dict.fromkeys(law.symbols))}: rows at one place (seeds) cannot tell parameters "
+            "apart. Add runs at other places, or fix a parameter."
+        )
     need = 4 if law.floor and len(law.powers) == 1 else 3
     for t in law.powers:
         if t.exponent in fixed:
@@ -74,24 +99,38 @@ def refuse_design(law: AnyLaw, table: Table, y: Array, fixed: Mapping[str, float
                 f"Add runs at other values of {t.symbol}, or fix {t.exponent}."
             )
     if isinstance(law, Curve):
-        for s in law.symbols[:1]:
+        anchors = (p.anchor for p in law.parameters if p.anchor)
+        needs = {symbol: 3 for exponent, symbol, _ in anchors if exponent not in fixed}
+        for s, least in (needs | {law.symbols[0]: law.needs}).items():
             distinct = len(np.unique(np.asarray(table[s], dtype=np.float64)))
-            if distinct < law.needs:
+            if distinct < least:
                 raise FitError(
-                    f"column {s!r} has {distinct} distinct values; law {law.name} needs {law.needs}. Add runs at other "
+                    f"column {s!r} has {distinct} distinct values; law {law.name} needs {least}. Add runs at other "
                     f"values of {s}."
                 )
     both = sum(t.exponent not in fixed for t in law.powers) == 2
-    if both or (isinstance(law, Curve) and law.symbols == ["N", "D"]):
+    if isinstance(law, Curve) and law.symbols[:2] == ["N", "D"]:
+        both = all(p.name not in fixed for p in law.parameters if p.anchor)
+    if both:
         first, second = law.symbols[:2]
-        logs = np.stack([np.log(np.asarray(table[s], dtype=np.float64)) for s in (first, second)])
-        corr = float(np.corrcoef(logs)[0, 1])
+        x, y_log = (np.log(np.asarray(table[s], dtype=np.float64)) for s in (first, second))
+        corr = float(np.corrcoef(x, y_log)[0, 1])
+        if "U" in law.symbols:  # unique tokens can part N and D where tokens seen do not
+            unique = np.minimum(y_log, np.log(np.asarray(table["U"], dtype=np.float64)))
+            corr = min(corr, float(np.corrcoef(x, unique)[0, 1]), key=abs) if np.ptp(unique) > 0 else corr
         if abs(corr) > MAX_COLLINEARITY:
             raise FitError(
                 f"ln {first} and ln {second} correlate at {corr:.3f} (limit {MAX_COLLINEARITY}): in a fixed-ratio ladder A, B, "
                 f"alpha and beta are not separable. Fit law loss_compute, or vary {second} at each {first} by a factor of 4 "
                 "or more."
             )
+    if np.ptp(y) == 0:
+        raise FitError(f"{law.y} is {float(y[0]):g} in all {len(y)} rows: there is no dependence to fit.")
+    if (floor := law.floor) in fixed and fixed[str(floor)] >= np.median(y):
+        raise FitError(
+            f"fixed: {floor}={fixed[str(floor)]:g} is no floor: half of the rows have a {law.y} of {np.median(y):.4g} or less. "
+            f"Give it in the unit of {law.y}."
+        )
     if len(law.linears) > 1 and all(t.coef not in fixed for t in law.linears):
         columns = np.stack([np.asarray(table[str(t.symbol)], dtype=np.float64) / y for t in law.linears], axis=1)
         condition = float(np.linalg.cond(columns / np.linalg.norm(columns, axis=0)))
