@@ -72,6 +72,17 @@ def test_compare_on_published_runs(published: Path) -> None:
     assert found.rollout[1].naive_top_error == pytest.approx(-0.0040, abs=1e-4)
 
 
+def test_approaches_that_disagree_warn_in_their_fits(published: Path) -> None:
+    table = tables.read_table(published / "porian" / "isoflop_points.csv")
+    named = {"N": "n", "D": "tokens", "C": "flops"}
+    found = compare_table(table, named, keep="experiment == 'rw/base/short/chinchilla/standard/val'", bootstrap=100)
+    said = {n: [w.message for w in f.warnings if w.code == "APPROACHES_DISAGREE"] for n, f in found.fits.items()}
+    assert any(m.startswith("beyond their intervals: 1 envelope and 2 parabola: a 0.58") for m in said["envelope"])
+    assert {m for ms in said.values() for m in ms} == {
+        f"beyond their intervals: {d}." for d in found.comparison.disagree
+    }
+
+
 def test_an_approach_that_refuses_is_absent_and_says_why() -> None:
     table = runs(budgets=3)
     found = compare_table(in_memory(table | {"D": 1.3 * table["D"]}), {}, bootstrap=0)
