@@ -226,9 +226,11 @@ def _positive(source: Mapping[str, NDArray], name: str, symbol: str, where: str)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         shown = "empty or not a number" if np.isnan(values[i]) else f"{float(values[i]):g}"
+        # A share or a count may be 0, and a filter that drops these rows as well would bias the fit
+        what, least = ("a positive number", ">") if symbol in DEFAULTS else ("a number", ">=")
         raise FitError(
             f"{where}: column {name!r} ({symbol}) is {shown} in row {i + 1} of {len(values)} ({int(bad.sum())} such rows), "
-            f'and the law needs a positive number. Leave such rows out, and count them: --filter "[{name}] > 0".'
+            f'and the law needs {what}. Leave such rows out, and count them: --filter "[{name}] {least} 0".'
         )
     return values
 

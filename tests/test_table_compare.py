@@ -153,6 +153,12 @@ def test_pass_at_k_takes_counts_or_a_curve(tmp_path: Path) -> None:
         ("isoflop", runs(budgets=3), [], ["holds 3 budgets", "needs 4"]),
         ("isoflop", runs() | {"annealed": runs()["C"] < 9e20}, [], ["'annealed' is false"]),
         ("pass_at_k", {"correct": np.full(9, 5), "samples": np.full(9, 4)}, [], ["problem 0: 5 correct of 4"]),
+        (
+            "pass_at_k",
+            {"correct": np.r_[np.nan, 0, 0, np.full(6, 2)], "samples": np.full(9, 4)},
+            [],
+            ["row 1 of 9 (1 such rows)", '--filter "[correct] >= 0"'],
+        ),
         ("pass_at_k", {"correct": np.full(9, 3)}, [], ["needs samples", "--column samples="]),
         ("pass_at_k", {"correct": np.full(9, 3), "samples": np.full(9, 4)}, ["--sigma", "correct"], ["--sigma means"]),
     ],
