@@ -12,8 +12,8 @@ from harness import fitfiles, laws, tables
 from harness.errors import FitError
 from harness.laws import compare
 from harness.laws.catalogue import law_named
+from harness.laws.refuse import refuse_rows
 from harness.laws.result import Fit, Warn
-from harness.laws.trust import refuse_rows
 from harness.records import write_text_atomic
 from harness.table_fit import COMPARE, error_bars, kept, not_judged, refuse_options
 

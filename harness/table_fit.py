@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from harness import conditions, fitfiles, laws, tables
 from harness.errors import FitError
 from harness.laws.catalogue import NAMES, law_named
+from harness.laws.refuse import refuse_rows
 from harness.laws.result import Fit, Warn
 from harness.laws.samples import pass_at_k
-from harness.laws.trust import refuse_rows
 from harness.records import write_text_atomic
 
 FLAGS = {"n": "N", "d": "D", "flop": "C", "loss": "loss", "time": "t"}

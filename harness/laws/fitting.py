@@ -16,9 +16,10 @@ from harness.laws.curve import Curve
 from harness.laws.energy import BALANCE
 from harness.laws.forms import Array, Table, column, data_hash
 from harness.laws.heldout import held_out
+from harness.laws.refuse import refuse_design, refuse_rows
 from harness.laws.result import Certificate, Fit, Warn
 from harness.laws.solve import ROUNDING, certify, multistart, robust_delta
-from harness.laws.trust import Evidence, exponents_at, identify, objective_at, refuse_design, refuse_rows, warn
+from harness.laws.trust import Evidence, exponents_at, identify, objective_at, warn
 
 MAX_SIGMA_RATIO = 1e4
 
@@ -56,7 +57,7 @@ def fit(
     columns    symbol -> column of origin (N -> n_head), stored with the fit. excluded: reason -> rows that the caller
                removed.
 
-    Raises FitError where no trustworthy fit can exist (see `trust`). A fit that did not converge is returned with
+    Raises FitError where no trustworthy fit can exist (see `refuse`). A fit that did not converge is returned with
     `certificate.passed = False`, and predictions from it raise.
     """
     form = law_named(law)
