@@ -196,6 +196,11 @@ def _from_power(fit: Fit, loss: float, symbol: str, extrapolate: bool) -> Choice
             return np.where(loss > e, (np.maximum(loss - e, 1e-300) / a) ** (-1 / g), np.inf)
 
     x = float(invert(fit.params["E"], fit.params["A"], fit.params["g"]))
+    if not 0 < x < math.inf:
+        raise FitError(
+            f"--loss {loss:g}: by {fit.formula} it takes {symbol} = {x:g}. The fitted curve is flat (A = {fit.params['A']:.3g}, "
+            f"g = {fit.params['g']:.3g}), so no {what[1]} can be named for a loss."
+        )
     laws.predict(fit, {symbol: np.array([x])}, extrapolate=extrapolate)  # refuses what lies too far outside
     choice = Choice(f"cheapest {what[1]} for a loss of {loss:g} nat, by {fit.formula}", None, None, None, loss)
     setattr(choice, what[0], x)

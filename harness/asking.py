@@ -47,6 +47,10 @@ def run(arguments: list[str], find_study: Callable[[str], Path]) -> int:
         p.error("ask something: --flop C, --loss L or --next COUNT")
     if given.next is not None and (given.next < 1 or given.loss is not None):
         p.error("--next takes a count of 1 or more, and --flop for its target, not --loss")
+    if given.out is not None and (given.out.is_dir() or not given.out.absolute().parent.is_dir()):
+        raise FitError(
+            f"--out {given.out}: there is no folder {given.out.parent}, or it is one itself. Choose another place."
+        )
     fits, folder = gather(given.sources, find_study)
     name = pick(fits, given.fit)
     fit = fits[name]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness import records
 from harness.errors import RecordError
+from harness.laws.catalogue import NAMES, law_named
 from harness.laws.result import Fit
 
 STUDY_FILE = "fits.json"
@@ -47,9 +48,27 @@ def load_file(path: Path) -> dict[str, Fit]:
         fits = value.get("fits")
         if not isinstance(fits, dict):
             raise RecordError(f"{path}: expected an object `fits`, found {type(fits).__name__}. Run harness fit again.")
-        return {name: records.from_json(Fit, one, f"{path}: {name}") for name, one in fits.items()}
+        return {
+            name: _whole(records.from_json(Fit, one, f"{path}: {name}"), f"{path}: {name}")
+            for name, one in fits.items()
+        }
     value.pop("schema_version", None)
     if "law" not in value:
         raise RecordError(f"{path} holds no fit. Files of fits come from harness fit, as fits.json or with --out.")
-    fit = records.from_json(Fit, value, str(path))
+    fit = _whole(records.from_json(Fit, value, str(path)), str(path))
     return {fit.law: fit}
+
+
+def _whole(fit: Fit, where: str) -> Fit:
+    """The fit itself; RecordError where its parts do not belong together, so that no prediction comes out of half a fit."""
+    if fit.law not in NAMES:
+        raise RecordError(
+            f"{where}: law {fit.law!r} is unknown here. Fit again with this version, or update the harness."
+        )
+    if missing := [p for p in law_named(fit.law).params if p not in fit.params]:
+        raise RecordError(f"{where}: {fit.law} lacks {', '.join(missing)}; the file is damaged. Run harness fit again.")
+    if len(lengths := {len(v) for v in fit.draws.values()}) > 1:
+        raise RecordError(
+            f"{where}: draws of {min(lengths)} to {max(lengths)} entries; the file is damaged. Run harness fit again."
+        )
+    return fit

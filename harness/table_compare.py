@@ -12,8 +12,8 @@ from harness import fitfiles, laws, tables
 from harness.errors import FitError
 from harness.laws import compare
 from harness.laws.catalogue import law_named
-from harness.laws.result import Fit
-from harness.laws.trust import refuse_rows
+from harness.laws.refuse import refuse_rows
+from harness.laws.result import Fit, Warn
 from harness.records import write_text_atomic
 from harness.table_fit import COMPARE, error_bars, kept, not_judged, refuse_options
 
@@ -116,6 +116,9 @@ def compare_table(
         if r.fit is not None:
             r.fit.columns = dict(origin)
             r.fit.excluded = excluded | r.fit.excluded
-            r.fit.warnings += not_judged(chosen)
+            apart = [
+                Warn("APPROACHES_DISAGREE", f"beyond their intervals: {d}.") for d in comparison.disagree if r.name in d
+            ]
+            r.fit.warnings = [*apart, *r.fit.warnings, *not_judged(chosen)]
     ratio = float(np.median(chosen.table["C"] / (6 * chosen.table["N"] * chosen.table["D"])))
     return Compared(comparison, compare.rollout("chinchilla", chosen.table, "C"), ratio)

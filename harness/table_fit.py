@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from harness import conditions, fitfiles, laws, tables
 from harness.errors import FitError
 from harness.laws.catalogue import NAMES, law_named
+from harness.laws.refuse import refuse_rows
 from harness.laws.result import Fit, Warn
 from harness.laws.samples import pass_at_k
-from harness.laws.trust import refuse_rows
 from harness.records import write_text_atomic
 
 FLAGS = {"n": "N", "d": "D", "flop": "C", "loss": "loss", "time": "t"}
@@ -84,8 +84,11 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """The verb's table form: exit code 0 also for a fit that did not converge, which its first line says."""
     given = parser().parse_args(arguments)
-    if not given.out.absolute().parent.is_dir():
-        raise FitError(f"--out {given.out}: there is no folder {given.out.parent}. Make it, or choose another place.")
+    for flag, path in (("--out", given.out), ("--markdown", given.markdown), ("--latex", given.latex)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise FitError(
+                f"{flag} {path}: there is no folder {path.parent}, or it is one itself. Choose another place."
+            )
     if given.figure and (given.figure.suffix not in FIGURES or not given.figure.absolute().parent.is_dir()):
         raise FitError(
             f"--figure {given.figure}: give a file that ends in {' or '.join(FIGURES)}, in a folder that exists."
@@ -187,6 +190,12 @@ def fit_points(
     trunks = None
     if cluster is not None:
         trunks = conditions.find_column(source, cluster, f"{where}, --cluster")
+        missing = trunks == "" if conditions.is_text(trunks) else np.isnan(trunks)
+        if missing.any():
+            raise FitError(
+                f"{where}, --cluster {cluster}: {int(missing.sum())} of {len(missing)} rows have no entry, and would count as one "
+                "trunk. Fill the column, or leave such rows out with --filter."
+            )
         origin["cluster"] = cluster
     mask = None
     if hold_out is not None:
@@ -210,6 +219,11 @@ def fit_points(
         excluded=excluded,
     )
     fit.warnings += not_judged(chosen)
+    if law == "broken":
+        seen = {s: chosen.table[s] if mask is None else chosen.table[s][~mask] for s in ("C", "loss")}
+        found = laws.broken.offer(seen)
+        if found.broken is None:
+            fit.warnings.insert(0, Warn("BREAK_NOT_SHOWN", f"{found.reason}. Law loss_compute describes these points."))
     form = law_named(law)
     points = {s: chosen.table[s] for s in (*form.symbols, form.y)}
     return Fitted(fit, points, np.zeros(len(points[form.y]), dtype=bool) if mask is None else mask)
@@ -265,8 +279,14 @@ def refuse_options(law: str, given: Mapping[str, object], how: str = "") -> None
 
 
 def error_bars(source: Mapping[str, NDArray], name: str, chosen: tables.Chosen, y: str, where: str) -> NDArray:
-    """The column of error bars of `y`; FitError where one is larger than what it belongs to."""
+    """The column of error bars of `y`; FitError where one is not positive or larger than what it belongs to."""
     bars = tables.number_column(source, name, "sigma", where)
+    if (bad := ~(np.isfinite(bars) & (bars > 0))).any():
+        i = int(np.flatnonzero(bad)[0])
+        raise FitError(
+            f"{where}: --sigma {name}: row {i + 1} of {len(bars)} holds {bars[i]:g} ({int(bad.sum())} such rows), which is no error "
+            "bar. Floor it at the seed noise, or leave such rows out with --filter."
+        )
     if y in chosen.table:
         _possible_bars(bars, chosen.table[y], name, where)
     return bars
@@ -300,6 +320,8 @@ def _pairs(flag: str, given: list[str]) -> dict[str, str]:
         name, sign, value = pair.partition("=")
         if not (name and sign and value):
             raise FitError(f"{flag} {pair}: give NAME=VALUE.")
+        if name in out:
+            raise FitError(f"{flag} {name}: given twice, as {out[name]} and {value}. Keep one.")
         out[name] = value
     return out
 

@@ -11,6 +11,7 @@ import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,10 @@ OPTION = {"N": "--n", "D": "--d", "C": "--flop", "J": "--energy", "t": "--time",
 JUDGED = (
     "state",
     "annealed",
+    "role",
+    "energy_verdict",
     "tokenizer",
+    "corpus",
     "corpus_id",
     "data_id",
     "val_id",
@@ -44,7 +48,13 @@ JUDGED = (
     "device",
 )
 FLOP_RATIO = (0.1, 30.0)  # of C and 6ND: embedding and attention conventions stay within, wrong units do not
-J_PER_FLOP = (1e-15, 1e-4)  # 1000 TFLOP per joule; a small model on a CPU stays far below the other end
+LEAST = 10  # parameters, tokens: no row has fewer
+TOKENS_PER_N = (1e-4, 1e6)
+J_PER_FLOP = (
+    1e-14,
+    1e-4,
+)  # 100 TFLOP per joule, 50 times today's cards; a small model on a CPU stays far below the other end
+POWER_W = (0.5, 1e9)  # a small board; a power station
 MAX_LOSS = 20.0  # nat per token, of the median: a uniform guess over 400,000 words is 12.9
 
 
@@ -62,6 +72,11 @@ class TableFile:
 
 def read_table(path: Path) -> TableFile:
     """Read a .csv (with a header, comma-separated) or .parquet file; FitError where it is none."""
+    if path.is_dir():
+        raise FitError(
+            f"{path} is a folder: its records are fitted with harness fit {path}, without --law. For a law of your choice make a "
+            f"table of them first: harness export {path} --format parquet."
+        )
     if path.suffix not in SUFFIXES:
         raise FitError(f"{path}: a table ends in {' or '.join(SUFFIXES)}.")
     try:
@@ -80,20 +95,21 @@ def read_table(path: Path) -> TableFile:
 def _csv(path: Path) -> dict[str, NDArray]:
     with path.open(newline="", encoding="utf-8-sig") as f:
         try:
-            lines = [line for line in csv.reader(f, strict=True) if line]
+            reader = csv.reader(f, strict=True)
+            lines = [(reader.line_num, line) for line in reader if line]
         except csv.Error as e:
             raise FitError(f"table {path} is not comma-separated text: {e}.") from e
     if not lines:
         raise FitError(f"table {path} is empty: its first line must name the columns.")
-    head = [h.strip() for h in lines[0]]
+    head = [h.strip() for h in lines[0][1]]
     if doubles := sorted({h for h in head if head.count(h) > 1}):
         raise FitError(
             f"table {path}: the columns {', '.join(map(repr, doubles))} stand there twice. Rename one of each."
         )
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in lines[1:]:
         if len(line) != len(head):
             raise FitError(f"table {path}, line {number}: {len(line)} cells under {len(head)} column names.")
-    return {h: _array([line[i].strip() for line in lines[1:]]) for i, h in enumerate(head)}
+    return {h: _array([line[i].strip() for _, line in lines[1:]]) for i, h in enumerate(head)}
 
 
 def _array(cells: list[str]) -> NDArray:
@@ -115,7 +131,7 @@ def _parquet(path: Path) -> dict[str, NDArray]:
     out: dict[str, NDArray] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         values = column.to_pylist()
-        if all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in values):
+        if all(v is None or (isinstance(v, (int, float, Decimal)) and not isinstance(v, bool)) for v in values):
             out[name] = np.array([np.nan if v is None else float(v) for v in values])
         else:
             out[name] = np.array(["" if v is None else str(v) for v in values], dtype=str)
@@ -148,15 +164,27 @@ def choose(
     if needed is None:
         form = law_named(law)
         needed = list(dict.fromkeys([*form.symbols, form.y]))
+    if foreign := [s for s in given if s not in needed and s not in DEFAULTS]:
+        raise FitError(
+            f"{where}: law {law}{_formula(law)} has no symbol {', '.join(foreign)}; it has {', '.join(needed)}. Leave it out."
+        )
     names = {
         s: given.get(s) or next((c for c in DEFAULTS.get(s, (s,)) if c in source), None) for s in {*needed, *given}
     }
-    names |= {s: next((c for c in DEFAULTS[s] if c in source), None) for s in ("N", "D", "C") if s not in names}
     table: dict[str, NDArray] = {}
     columns: dict[str, str] = {}
     for s in [*needed, *(s for s in names if s not in needed)]:
         name = names[s]
         if name is not None:
+            table[s], columns[s] = _positive(source, name, s, where), name
+    derived = {"D", "C"} & (set(needed) - table.keys())
+    related = ("N", "D", "C") if {"N", "D", "C", "J", "energy"} & set(needed) else ()
+    for s in related:  # to derive from, or else to check units against: then what cannot serve is no reason to refuse
+        name = next((c for c in DEFAULTS[s] if c in source), None)
+        if s in names or name is None:
+            continue
+        values = source[name]
+        if derived or not (is_text(values) or (~np.isfinite(values) | (values <= 0)).any()):
             table[s], columns[s] = _positive(source, name, s, where), name
     if "D" in needed and "D" not in table and {"N", "C"} <= table.keys():
         table["D"], columns["D"] = table["C"] / (6 * table["N"]), f"{columns['C']} / (6 {columns['N']})"
@@ -198,9 +226,11 @@ def _positive(source: Mapping[str, NDArray], name: str, symbol: str, where: str)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         shown = "empty or not a number" if np.isnan(values[i]) else f"{float(values[i]):g}"
+        # A share or a count may be 0, and a filter that drops these rows as well would bias the fit
+        what, least = ("a positive number", ">") if symbol in DEFAULTS else ("a number", ">=")
         raise FitError(
             f"{where}: column {name!r} ({symbol}) is {shown} in row {i + 1} of {len(values)} ({int(bad.sum())} such rows), "
-            f'and the law needs a positive number. Leave such rows out, and count them: --filter "[{name}] > 0".'
+            f'and the law needs {what}. Leave such rows out, and count them: --filter "[{name}] {least} 0".'
         )
     return values
 
@@ -217,10 +247,19 @@ def units(table: Mapping[str, NDArray]) -> list[str]:
     """One line for each column, by symbol, whose values cannot be in its unit; empty where nothing is impossible."""
     out = []
     for s, what in (("N", "parameters"), ("D", "tokens")):
-        if s in table and table[s].max() < 1000:
+        if s in table and (table[s].max() < 1000 or table[s].min() < LEAST):
+            which = "at most" if table[s].max() < 1000 else "down to"
+            value = table[s].max() if table[s].max() < 1000 else table[s].min()
             out.append(
-                f"{s} is at most {table[s].max():.4g} {what}: that is a column in thousands, millions or billions. "
+                f"{s} is {which} {value:.4g} {what}: that is a column, or a row, in thousands, millions or billions. "
                 f"Multiply it, so that {s} counts {what}."
+            )
+    if not out and {"N", "D"} <= table.keys():
+        ratio = float(np.median(table["D"] / table["N"]))
+        if not TOKENS_PER_N[0] <= ratio <= TOKENS_PER_N[1]:
+            out.append(
+                f"D is {ratio:.3g} times N (median): no run has {TOKENS_PER_N[1]:g} tokens per parameter, or as few as "
+                f"{TOKENS_PER_N[0]:g}. One of the two is in thousands, millions or billions; give plain counts."
             )
     if "C" in table and table["C"].max() < 1e6:
         out.append(
@@ -246,6 +285,13 @@ def units(table: Mapping[str, NDArray]) -> list[str]:
                 f"the energy is {rate:.3g} per FLOP (median): joules per FLOP lie between {J_PER_FLOP[0]:g} and "
                 f"{J_PER_FLOP[1]:g} on any hardware. Kilojoules, kWh or Wh? Give joules (1 kWh = 3.6e6 J)."
             )
-    if joules is not None and "t" in table and (power := float(np.median(joules / table["t"]))) > 1e9:
-        out.append(f"energy over time is {power:.3g} W (median), more than a power station. Give joules and seconds.")
+    if (
+        joules is not None
+        and "t" in table
+        and not POWER_W[0] <= (power := float(np.median(joules / table["t"]))) <= POWER_W[1]
+    ):
+        out.append(
+            f"energy over time is {power:.3g} W (median), which no computer draws ({POWER_W[0]:g} to {POWER_W[1]:g}). Give joules "
+            "and seconds."
+        )
     return out

@@ -185,9 +185,12 @@ def fit(arguments: list[str]) -> int:
         help="mirror of the fit's summary run",
     )
     given = parser.parse_args(arguments)
-    if given.bootstrap < 0 or not 0 < given.delta < math.inf:
-        raise FitError(f"--bootstrap {given.bootstrap} must be 0 or more, --delta {given.delta:g} a number above 0.")
+    if not 0 < given.delta < math.inf:
+        raise FitError(f"--delta {given.delta:g} must be a number above 0.")
     from harness import curves, joules, laws, study_fits, testtime, testtime_study, ttc_records
+    from harness.laws.fitting import check_resampling
+
+    check_resampling(given.bootstrap, given.seed)  # each law would refuse them, and a refused law is only left out
 
     fetched = given.study.startswith(WANDB)
     folder = _fetched(given.study) if fetched else _study(given.study)

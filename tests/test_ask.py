@@ -11,7 +11,7 @@ import pytest
 import synthetic
 
 from harness import answers, cli, curves, fitfiles, laws, nextruns, prices, records, study_fits
-from harness.errors import FitError
+from harness.errors import FitError, RecordError
 from harness.laws.forms import LAWS, Bound, value
 from harness.laws.result import Fit
 from harness.laws.solve import minimise
@@ -356,3 +356,37 @@ def test_ask_a_law_of_compute_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"{exact:.1e}"[:3] in text or "7." in text
     assert cli.main(["ask", str(tmp_path / "c.json"), "--flop", "1e19"]) == 0
     assert "knows no N and D" in capsys.readouterr().out
+
+
+# --- files and places that cannot serve ---------------------------------------------------------------------------------
+def test_half_a_fit_answers_nothing(fit: Fit, tmp_path: Path) -> None:
+    whole = records.to_json(fit)
+    cut = {k: v[: 7 if k == "A" else None] for k, v in whole["draws"].items()}
+    for change, said in (
+        ({"params": {k: v for k, v in whole["params"].items() if k != "E"}}, "chinchilla lacks E; the file is damaged"),
+        ({"draws": cut}, "draws of 7 to 400 entries"),
+        ({"law": "other"}, "law 'other' is unknown"),
+    ):
+        records.write_json(tmp_path / "f.json", whole | change)
+        with pytest.raises(RecordError, match=said):
+            fitfiles.load_file(tmp_path / "f.json")
+    with pytest.raises(FitError, match="does not say over which C it was made"):
+        answers.best_for_flop(dataclasses.replace(fit, span={}), PLAIN, 1e20)
+
+
+def test_a_flat_curve_names_no_compute_for_a_loss() -> None:
+    c = np.geomspace(1e15, 1e20, 10)
+    rising = laws.fit("loss_compute", {"C": c, "loss": np.linspace(2, 3, 10)}, bootstrap=0)
+    with pytest.raises(FitError, match=r"--loss 2.6: .*The fitted curve is flat"):
+        answers.cheapest_for_loss(rising, PLAIN, 2.6)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_answer(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitfiles.write_fit(tmp_path / "f.json", fit)
+    for out in (tmp_path, tmp_path / "no" / "a.json"):
+        assert cli.main(["ask", str(tmp_path / "f.json"), "--flop", "1e20", "--out", str(out)]) == 2
+        text = capsys.readouterr()
+        assert text.out == ""
+        assert "Choose another place" in text.err

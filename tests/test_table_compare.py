@@ -72,6 +72,17 @@ def test_compare_on_published_runs(published: Path) -> None:
     assert found.rollout[1].naive_top_error == pytest.approx(-0.0040, abs=1e-4)
 
 
+def test_approaches_that_disagree_warn_in_their_fits(published: Path) -> None:
+    table = tables.read_table(published / "porian" / "isoflop_points.csv")
+    named = {"N": "n", "D": "tokens", "C": "flops"}
+    found = compare_table(table, named, keep="experiment == 'rw/base/short/chinchilla/standard/val'", bootstrap=100)
+    said = {n: [w.message for w in f.warnings if w.code == "APPROACHES_DISAGREE"] for n, f in found.fits.items()}
+    assert any(m.startswith("beyond their intervals: 1 envelope and 2 parabola: a 0.58") for m in said["envelope"])
+    assert {m for ms in said.values() for m in ms} == {
+        f"beyond their intervals: {d}." for d in found.comparison.disagree
+    }
+
+
 def test_an_approach_that_refuses_is_absent_and_says_why() -> None:
     table = runs(budgets=3)
     found = compare_table(in_memory(table | {"D": 1.3 * table["D"]}), {}, bootstrap=0)
@@ -135,10 +146,19 @@ def test_pass_at_k_takes_counts_or_a_curve(tmp_path: Path) -> None:
         ),
         ("isoflop", runs(), ["--fix", "a=0.5"], ["--fix means nothing to --law isoflop from C, N, loss"]),
         ("isoflop", runs(), ["--sigma", "D"], ["error bar", "1/sigma^2"]),
+        ("isoflop", runs() | {"bar": np.zeros(len(runs()["C"]))}, ["--sigma", "bar"], ["holds 0", "no error bar"]),
+        ("compare", runs() | {"bar": -np.ones(len(runs()["C"]))}, ["--sigma", "bar"], ["holds -1", "no error bar"]),
+        ("compare", runs(), ["--seed", "-1"], ["seed=-1"]),
         ("isoflop", {k: v for k, v in runs().items() if k in ("C", "loss")}, [], ["N* = k C^a", "needs N"]),
         ("isoflop", runs(budgets=3), [], ["holds 3 budgets", "needs 4"]),
         ("isoflop", runs() | {"annealed": runs()["C"] < 9e20}, [], ["'annealed' is false"]),
         ("pass_at_k", {"correct": np.full(9, 5), "samples": np.full(9, 4)}, [], ["problem 0: 5 correct of 4"]),
+        (
+            "pass_at_k",
+            {"correct": np.r_[np.nan, 0, 0, np.full(6, 2)], "samples": np.full(9, 4)},
+            [],
+            ["row 1 of 9 (1 such rows)", '--filter "[correct] >= 0"'],
+        ),
         ("pass_at_k", {"correct": np.full(9, 3)}, [], ["needs samples", "--column samples="]),
         ("pass_at_k", {"correct": np.full(9, 3), "samples": np.full(9, 4)}, ["--sigma", "correct"], ["--sigma means"]),
     ],

@@ -230,8 +230,23 @@ def with_cell(row: int, column: str, value: object) -> dict[str, list]:
         (surface(), ["--sigma", "tok"], ["error bar", "1/sigma^2"]),
         (surface(), ["--fix", "E"], ["--fix E: give NAME=VALUE"]),
         (surface(), ["--fix", "E=low"], ["'low' is not a number"]),
+        (surface(), ["--fix", "E=1", "--fix", "E=2"], ["--fix E: given twice, as 1 and 2"]),
+        (surface(), ["--column", "X=tok"], ["has no symbol X", "it has N, D, loss"]),
         (surface(), ["--law", "chinchila"], ["'chinchila' is unknown", "chinchilla"]),
         (surface(), ["--out", "nowhere/f.json"], ["--out nowhere/f.json", "no folder nowhere"]),
+        (surface(), ["--out", "."], ["--out .", "or it is one itself"]),
+        (surface(), ["--markdown", "nowhere/f.md"], ["--markdown nowhere/f.md", "no folder nowhere"]),
+        (surface(), ["--latex", "nowhere/f.tex"], ["--latex nowhere/f.tex", "no folder nowhere"]),
+        (surface(), ["--seed", "-1"], ["seed=-1", "positive"]),
+        (surface() | {"bar": [0.01] * 24 + [0.0]}, ["--sigma", "bar"], ["row 25 of 25 holds 0", "no error bar"]),
+        (surface() | {"bar": ["nan"] + [0.01] * 24}, ["--sigma", "bar"], ["row 1 of 25 holds nan", "no error bar"]),
+        (surface() | {"t": [""] * 5 + ["a"] * 20}, ["--cluster", "t"], ["--cluster t", "5 of 25 rows have no entry"]),
+        (with_cell(0, "params", 0.01), [], ["N is down to 0.01 parameters", "or a row"]),
+        (
+            surface() | {"params": [x / 1e3 for x in surface()["params"]], "tok": [x * 1e6 for x in surface()["tok"]]},
+            [],
+            ["times N (median)", "plain counts"],
+        ),
     ],
     ids=lambda x: " ".join(x)[:50] if isinstance(x, list) else "",
 )
@@ -259,6 +274,7 @@ def test_refusals(
         ("t.csv", "a,b\n", ["has no rows"]),
         ("t.csv", "a,a\n1,2\n", ["'a'", "twice"]),
         ("t.csv", "a,b\n1\n", ["line 2", "1 cells under 2"]),
+        ("t.csv", "a,b\n\n\n1\n", ["line 4", "1 cells under 2"]),
         ("t.csv", 'a,b\n"1,2\n', ["not comma-separated"]),
         ("t.csv", b"\xff\xfe\x00", ["cannot be read"]),
         ("t.parquet", "a,b\n1,2\n", ["not a parquet file"]),
@@ -275,11 +291,64 @@ def test_files_that_are_no_tables(name: str, content: str | bytes, words: list[s
 
 def test_joules_in_another_unit_are_refused(tmp_path: Path) -> None:
     flop = np.geomspace(1e15, 1e19, 9)
-    for factor in (1 / 3.6e6, 1e9):  # kWh; nanojoule
-        table = {"C": flop, "energy": flop * 1e-11 * factor}
+    for joules in (1e-11 / 3.6e6, 1e-2, 1.75e-15):  # kWh; nanojoule; kilojoule of a card at 400 TFLOP/s and 700 W
+        table = {"C": flop, "energy": flop * joules}
         with pytest.raises(FitError, match="joules per FLOP"):
             tables.choose(table, "energy_power", {}, "t.csv")
     assert tables.choose({"C": flop, "energy": flop * 1e-11}, "energy_power", {}, "t.csv").columns["energy"] == "energy"
+
+
+def test_a_column_that_the_law_does_not_need_refuses_nothing(tmp_path: Path) -> None:
+    """D is the name of a data set here, N a number of problems, and the FLOP of one run were not kept."""
+    k = np.array([1.0, 2, 4, 8])
+    other = {"k": k, "coverage": 1 - 0.5 / k, "D": np.array(["gsm"] * 4), "N": np.full(4, 200.0)}
+    assert tables.choose(other, "coverage", {}, "t.csv").table.keys() == {"k", "coverage"}
+    n = np.geomspace(1e7, 1e9, 4)
+    gap = {"N": n, "D": 30 * n, "loss": 2 + n**-0.1, "C": np.r_[np.nan, 180 * n[1:] ** 2]}
+    assert tables.choose(gap, "chinchilla", {}, "t.csv").columns == {"N": "N", "D": "D", "loss": "loss"}
+    with pytest.raises(FitError, match=r"'C' .C. is empty or not a number in row 1"):
+        tables.choose({k: v for k, v in gap.items() if k != "D"}, "chinchilla", {}, "t.csv")
+
+
+def test_probes_in_the_exported_table_of_a_study_are_refused(tmp_path: Path) -> None:
+    """Runs at half and twice the rate are rows of the export; the study's own fit leaves them out."""
+    from harness import curves
+
+    rows = curves.study_table(synthetic.ladder(rates=True))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    table = tables.read_table(tmp_path / "t.parquet")
+    with pytest.raises(FitError, match="'role' holds probe"):
+        fit_table(table, "chinchilla", {}, bootstrap=0)
+    mine = study_fits.fit_study(synthetic.ladder(rates=True), bootstrap=0)["loss_nd"]
+    fit = fit_table(table, "chinchilla", {}, keep="role == 'fit'", bootstrap=0)
+    assert fit.params == pytest.approx(mine.params, rel=1e-9)
+
+
+def test_a_broken_law_that_the_data_do_not_earn_says_so() -> None:
+    c = np.geomspace(1e15, 1e20, 14)
+    loss = (1.5 + 200 * c**-0.15) * np.exp(0.002 * np.random.default_rng(1).normal(size=14))
+    straight = fit_table(tables.TableFile("t.csv", "", {"C": c, "loss": loss}), "broken", {}, bootstrap=0)
+    assert straight.warnings[0].code == "BREAK_NOT_SHOWN"
+    bent = 1.2 + 900 * c**-0.15 * (1 + (c / 1e17) ** (1 / 0.6)) ** (-0.35 * 0.6)
+    shown = fit_table(tables.TableFile("t.csv", "", {"C": c, "loss": bent}), "broken", {}, bootstrap=0)
+    assert "BREAK_NOT_SHOWN" not in [w.code for w in shown.warnings]
+
+
+def test_a_studys_fit_refuses_a_bootstrap_that_every_law_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else each law is left out in silence, and a fits.json without fits takes the place of the old one."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "fits.json").write_text("{}")
+    for options, words in ((["--bootstrap", "5"], "at least 40"), (["--seed", "-1"], "seed=-1")):
+        assert cli.main(["fit", str(tmp_path / "s"), *options]) == 2
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "s" / "fits.json").read_text() == "{}"
+
+
+def test_a_folder_given_with_a_law_says_how_to_make_a_table(tmp_path: Path) -> None:
+    with pytest.raises(FitError, match=r"is a folder: .*without --law.*harness export"):
+        tables.read_table(tmp_path)
 
 
 def test_missing_columns_are_named_with_their_flags() -> None:

@@ -2,7 +2,7 @@
 torch.
 
 Reading order: `forms` (sums of power terms), `curve` and `catalogue` (laws of any other shape; `describe` says what each
-is), `solve` (objective, optimum, certificate), `bootstrap` (intervals), `trust` (refusals, warnings), `fitting` (`fit`, all
+is), `solve` (objective, optimum, certificate), `bootstrap` (intervals), `refuse` and `trust` (before and after a fit), `fitting` (`fit`, all
 of it together), `predict`, `heldout`, `energy` (what a law of joules says), `text`, `result` (what is stored). On top of
 `fit`: `isoflop` (approach 2), `compare` (approaches 1, 2, 3 and the roll-out), `broken` (when to offer a broken law),
 `passk` (beta-binomial from counts), `twostep` (loss, then accuracy).

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness.errors import FitError
 from harness.laws import isoflop
 from harness.laws.catalogue import law_named
-from harness.laws.fitting import fit
+from harness.laws.fitting import check_resampling, fit
 from harness.laws.forms import LAWS, Array, Table, column
 from harness.laws.predict import frontier, predict, predict_interval
 from harness.laws.result import Fit
@@ -55,6 +55,7 @@ def approaches(
     An approach that refuses the table has a row with its reason. Approach 3 takes C as 6 N D, so its N* is comparable only
     where the table's C is; with another count pass the C of 6 N D.
     """
+    check_resampling(bootstrap, seed)
     c = column(table, "C", LAWS["isoflop"])
     at = float(c.max()) if flop is None else flop
     makers = {

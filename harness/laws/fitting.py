@@ -16,9 +16,12 @@ from harness.laws.curve import Curve
 from harness.laws.energy import BALANCE
 from harness.laws.forms import Array, Table, column, data_hash
 from harness.laws.heldout import held_out
+from harness.laws.refuse import refuse_design, refuse_rows
 from harness.laws.result import Certificate, Fit, Warn
-from harness.laws.solve import certify, multistart, robust_delta
-from harness.laws.trust import Evidence, exponents_at, identify, objective_at, refuse_design, refuse_rows, warn
+from harness.laws.solve import ROUNDING, certify, multistart, robust_delta
+from harness.laws.trust import Evidence, exponents_at, identify, objective_at, warn
+
+MAX_SIGMA_RATIO = 1e4
 
 
 def fit(
@@ -54,13 +57,14 @@ def fit(
     columns    symbol -> column of origin (N -> n_head), stored with the fit. excluded: reason -> rows that the caller
                removed.
 
-    Raises FitError where no trustworthy fit can exist (see `trust`). A fit that did not converge is returned with
+    Raises FitError where no trustworthy fit can exist (see `refuse`). A fit that did not converge is returned with
     `certificate.passed = False`, and predictions from it raise.
     """
     form = law_named(law)
     fixed = {k: float(v) for k, v in (fixed or {}).items()}
     delta = form.delta if delta is None else delta
-    _check_arguments(form, fixed, delta, bootstrap, method)
+    check_resampling(bootstrap, seed)
+    _check_arguments(form, fixed, delta, method)
     data = {s: column(table, s, form) for s in dict.fromkeys(form.symbols)}
     y_all = column(table, form.y, form)
     n_all = len(y_all)
@@ -118,7 +122,8 @@ def fit(
         labels(rung if rung is not None else trunk, len(y)),
     )  # fmt: skip
     result.identified, unpinned = identify(evidence)
-    result.warnings = [*unpinned, *warn(evidence), *_bootstrap_warnings(draws, bootstrap, free)]
+    result.warnings = [*_row_warnings(rows, y, weight, free), *unpinned, *warn(evidence)]
+    result.warnings += _bootstrap_warnings(draws, bootstrap, free)
     if mask.any():
         result.held_out, worse = held_out(result, data, y_all, mask, hold_out_label)
         result.warnings += worse
@@ -176,13 +181,23 @@ def percentiles(values: Array) -> list[float]:
     return [float(v) for v in np.quantile(values, [0.025, 0.975])]
 
 
-def _check_arguments(law: AnyLaw, fixed: dict[str, float], delta: float, draws: int, method: str) -> None:
+def check_resampling(draws: int, seed: int) -> None:
+    """FitError for a number of draws or a seed that no bootstrap can use."""
+    if draws < 0 or 0 < draws < 40:
+        raise FitError(f"bootstrap={draws}: give 0 for none, or at least 40 (1000 for a 95 % interval worth printing).")
+    if seed < 0:
+        raise FitError(f"seed={seed}: give 0 or a positive whole number.")
+
+
+def _check_arguments(law: AnyLaw, fixed: dict[str, float], delta: float, method: str) -> None:
     if not (np.isfinite(delta) and delta > 0):
         raise FitError(
             f"delta={delta!r} must be a positive number; 1e-3 is usual, 1 is plain least squares of the logs."
         )
-    if draws < 0 or 0 < draws < 40:
-        raise FitError(f"bootstrap={draws}: give 0 for none, or at least 40 (1000 for a 95 % interval worth printing).")
+    if delta < ROUNDING:
+        raise FitError(
+            f"delta={delta:g} is below the rounding of a residual ({ROUNDING:g}); 1e-6 already is least absolute error."
+        )
     if method not in METHODS:
         raise FitError(f"method={method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
     for name, v in fixed.items():
@@ -206,7 +221,13 @@ def _weights(law: AnyLaw, y: Array, sigma: Array | None) -> Array:
             f"sigma, row {i}: {float(sigma[i])!r} is not a positive error bar. Floor it at the seed "
             "noise, or leave sigma out."
         )
-    weight = ((1.0 if law.plain else y) / sigma) ** 2
+    root = (1.0 if law.plain else y) / sigma
+    if (ratio := float(root.max() / root.min())) > MAX_SIGMA_RATIO:
+        raise FitError(
+            f"sigma: the {'' if law.plain else 'relative '}error bars of two rows differ by a factor of {ratio:.3g} (limit "
+            f"{MAX_SIGMA_RATIO:g}): a few rows would be all that is fitted. Floor sigma at the noise that all rows share."
+        )
+    weight = root**2
     return weight / weight.mean()
 
 
@@ -242,6 +263,30 @@ def _bootstrap(
         return None
     result = resample(bound, theta, delta, draws, seed, trunk, rung, method)
     return result if len(result.theta) >= 20 else None
+
+
+def _row_warnings(rows: Mapping[str, Array], y: Array, weight: Array, free: int) -> list[Warn]:
+    """Rows that say less than their number suggests: copies of one another, or outweighed by a few."""
+    out = []
+    copies = len(y) - np.unique(np.stack([*rows.values(), y]), axis=1).shape[1]
+    if copies:
+        out.append(
+            Warn(
+                "DUPLICATE_ROWS",
+                f"{copies} of {len(y)} rows repeat another one in every column of the law: if they are copies and not further "
+                "runs, intervals are too narrow.",
+            )
+        )
+    effective = float(weight.sum() ** 2 / (weight**2).sum())
+    if effective <= free:
+        out.append(
+            Warn(
+                "FEW_WEIGH",
+                f"the error bars leave {len(y)} rows the weight of {effective:.1f}, for {free} free parameters: a few rows "
+                "decide. Floor sigma at the noise that all rows share, such as the lack of fit.",
+            )
+        )
+    return out
 
 
 def _bootstrap_warnings(draws: Draws | None, asked: int, free: int) -> list[Warn]:

@@ -161,6 +161,10 @@ def column(table: Table, key: str, law: Described) -> Array:
             f"the law {law.name} takes its logarithm. Drop the rows of failed or unmeasured runs and count "
             "them as excluded."
         )
+    if law.name == "pass_at_k" and key == "k" and (values % 1 > 0).any():
+        raise FitError(
+            f"column 'k' holds {float(values[values % 1 > 0][0]):g}: k counts samples, so it is a whole number."
+        )
     return values
 
 

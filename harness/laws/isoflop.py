@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
+from harness.laws.fitting import check_resampling
 from harness.laws.fitting import fit as fit_law
 from harness.laws.forms import LAWS, Array, Table, column
 from harness.laws.result import Fit, Warn
@@ -38,7 +39,7 @@ METHODS = ("parabola", "akima")
 MIN_SIZES = 4
 MIN_BUDGETS, MIN_SURVIVING = 4, 3
 SPREAD_FLOOR = 1 / 3  # of the grid step in ln N: no curve locates its minimum better than that
-SAME_BUDGET = 0.05  # rows whose ln C differ by less belong to one budget: steps are whole numbers
+SAME_BUDGET = 0.05  # rows whose ln C lies this little above the smallest are one budget: steps are whole numbers
 AKIMA_POINTS = 25  # per interval between two sizes
 DRAWS = 200  # of noise, for the spread of ln N*
 
@@ -73,6 +74,7 @@ def fit(
     Each refused budget is a warning BUDGET_REFUSED, and its rows are counted in `excluded` by reason. Raises FitError
     with fewer than four budgets in the table or fewer than three that survive.
     """
+    check_resampling(bootstrap, seed)
     points = optima(table, method=method, window=window, sigma=sigma, seed=seed)
     if len(points) < MIN_BUDGETS:
         raise FitError(
@@ -161,9 +163,19 @@ def optima(
 
 
 def budgets(c: Array) -> list[NDArray[np.intp]]:
-    """Row indices of each budget, in order of C: a new one begins where ln C jumps by more than `SAME_BUDGET`."""
+    """Row indices of each budget, in order of C: a new one begins more than `SAME_BUDGET` in ln C above its first row.
+
+    Steps from row to row would chain a continuous range of C into one budget.
+    """
     order = np.argsort(c, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(np.log(c[order])) > SAME_BUDGET) + 1)
+    log_c = np.log(c[order])
+    begins = []
+    first = log_c[0] if len(log_c) else 0.0
+    for i, at in enumerate(log_c):
+        if at > first + SAME_BUDGET:
+            begins.append(i)
+            first = at
+    return np.split(order, begins)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.errors import FitError
 from harness.laws.catalogue import law_named
-from harness.laws.fitting import percentiles
+from harness.laws.fitting import check_resampling, percentiles
 from harness.laws.forms import Array, data_hash
 from harness.laws.result import Certificate, Fit, Warn
 
@@ -37,8 +37,7 @@ def fit(correct: NDArray, samples: NDArray, *, bootstrap: int = 1000, seed: int 
         raise FitError(f"problem {i}: {c[i]:g} correct of {n[i]:g} samples is no count. Drop unfinished problems.")
     if len(c) < 8:
         raise FitError(f"{len(c)} problems are too few for a distribution over problems; give at least 8.")
-    if 0 < bootstrap < 40:
-        raise FitError(f"bootstrap={bootstrap}: give 0 for none, or at least 40.")
+    check_resampling(bootstrap, seed)
     top = int(n.max())
     steps = np.arange(top)
     tails = [(x[:, None] > steps).astype(np.float64) for x in (c, n - c, n)]  # problems x steps

@@ -79,17 +79,22 @@ def _columns(fit: Fit) -> dict[str, Array]:
 def _require(fit: Fit, table: Table, force: bool, extrapolate: bool) -> None:
     if not fit.certificate.passed and not force:
         raise FitError(
-            f"this fit of {fit.law} has no certificate: {fit.certificate.reason}. Predictions need force=True."
+            f"this fit of {fit.law} has no certificate: {fit.certificate.reason}. Fit other rows or a law of fewer parameters; in "
+            "Python, force=True predicts from it all the same."
         )
     law = law_named(fit.law)
     columns = {s: column(table, s, law) for s in law.symbols}
     if len({len(c) for c in columns.values()}) > 1:
         raise FitError(f"the columns {', '.join(columns)} have different lengths.")
     if "N" in columns and "D" in columns:
-        columns = {"C": 6 * columns["N"] * columns["D"]}
+        columns = {"C": 6 * columns["N"] * columns["D"]} | columns
     if extrapolate:
         return
     for s, x in columns.items():
+        if s not in fit.span:
+            raise FitError(
+                f"this fit of {fit.law} does not say over which {s} it was made, so how far {s} lies outside is not known. Fit again."
+            )
         low, high = fit.span[s]
         decades = max(float(np.log10(x.max() / high)), float(np.log10(low / x.min())))
         if decades > law.max_decades:

@@ -37,6 +37,13 @@ class HeldOut:
     relative_error: list[float]  # predicted / measured - 1
     naive_relative_error: list[float | None]  # the log-log line through the last two rungs, same points
 
+    @property
+    def inside(self) -> int | None:
+        """How many measured values lie in their interval; None without intervals."""
+        if not self.interval:
+            return None
+        return sum(low <= m <= high for (low, high), m in zip(self.interval, self.measured, strict=True))
+
 
 @dataclass
 class Fit:

@@ -44,7 +44,8 @@ def summary(fit: Fit) -> str:
     if fit.excluded:
         lines.append("  excluded: " + ", ".join(f"{n} rows {reason}" for reason, n in fit.excluded.items()))
     if (h := fit.held_out) is not None:
-        lines.append(f"  held out, {h.label}:")
+        hold = "" if h.inside is None else f" {h.inside} of {len(h.measured)} in their 95 % interval of one more run"
+        lines.append(f"  held out, {h.label}:{hold}")
         for i, (p, m, e, naive) in enumerate(
             zip(h.predicted, h.measured, h.relative_error, h.naive_relative_error, strict=True)
         ):

@@ -1,106 +1,27 @@
-"""When not to believe a fit: refusals before it, profiles and warnings after it. Thresholds are those of
+"""When not to believe a fit: profiles and warnings after it; `refuse` has what comes before. Thresholds are those of
 docs/conventions.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import FitError
-from harness.laws.catalogue import AnyBound, AnyLaw, bind
+from harness.laws.catalogue import AnyBound, bind
 from harness.laws.curve import Curve
 from harness.laws.forms import EXPONENT_BOUNDS, Array, Table
+from harness.laws.refuse import MAX_COLLINEARITY
 from harness.laws.result import Certificate, Warn
 from harness.laws.solve import cold_start, huber_sum, minimise, robust_delta, rounding_floor
 
-MAX_COLLINEARITY = 0.98  # |correlation| of ln N and ln D
-MAX_CONDITION = 30.0  # of the scaled columns of an energy law
 FLAT = 1.05  # an objective within 5 % of the best is not told apart from it
 FLAT_WIDTH = 0.2  # of the smallest measured y: a floor that may move further is not pinned
 MAX_RATIO = {"exponent": 3.0, "coefficient": 10.0}  # interval end / start beyond which a parameter is not pinned
 MANY_BLOCKS = (
     300  # no leave-one-out above this: one of many rarely decides, and the top losses are still dropped together
 )
-ONE_OF_EACH = ("tokenizer", "corpus_id", "data_id", "val_id", "n_convention", "flop_convention")
-
-
-# --- before -----------------------------------------------------------------------------------------------------------
-def refuse_rows(law: AnyLaw, table: Table) -> None:
-    """Refuse rows that are not finished, annealed points of one kind. Columns that are absent are not judged."""
-    if "state" in table:
-        states = np.asarray(table["state"]).astype(str)
-        if (states != "done").any():
-            found = ", ".join(sorted(set(states[states != "done"])))
-            raise FitError(
-                f"column 'state' holds {found} in {(states != 'done').sum()} rows: only finished "
-                "runs are points. Drop them."
-            )
-    if "annealed" in table:
-        annealed = np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in np.asarray(table["annealed"])])
-        if not annealed.all():
-            raise FitError(
-                f"column 'annealed' is false in {(~annealed).sum()} rows: a checkpoint before its cooldown lies "
-                "0.04-0.09 nat above an annealed one and bends the law. Drop these rows or branch a cooldown from them."
-            )
-    for key in (*ONE_OF_EACH, *(("device",) if law.y == "energy" else ())):
-        if key in table and len(found := sorted(set(np.asarray(table[key]).astype(str)))) > 1:
-            raise FitError(
-                f"column {key!r} mixes {', '.join(found)}: their values are not comparable. Fit each on its own."
-            )
-
-
-def refuse_design(law: AnyLaw, table: Table, y: Array, fixed: Mapping[str, float]) -> None:
-    """Refuse designs that cannot identify the free parameters."""
-    free = [p for p in law.params if p not in fixed]
-    if not free:
-        raise FitError(f"law {law.name}: all parameters are fixed, nothing is left to fit.")
-    if len(y) <= len(free):
-        raise FitError(
-            f"law {law.name} has {len(free)} free parameters ({', '.join(free)}) and the table {len(y)} rows: "
-            f"no residual is left. Give at least {len(free) + 1} rows (5 more to judge the fit), or fix a parameter."
-        )
-    need = 4 if law.floor and len(law.powers) == 1 else 3
-    for t in law.powers:
-        if t.exponent in fixed:
-            continue
-        distinct = len(np.unique(np.round(np.log(np.asarray(table[t.symbol], dtype=np.float64)), 9)))
-        if distinct < need:
-            raise FitError(
-                f"column {t.symbol!r} has {distinct} distinct values; {t.exponent} of {law.formula} needs {need}. "
-                f"Add runs at other values of {t.symbol}, or fix {t.exponent}."
-            )
-    if isinstance(law, Curve):
-        for s in law.symbols[:1]:
-            distinct = len(np.unique(np.asarray(table[s], dtype=np.float64)))
-            if distinct < law.needs:
-                raise FitError(
-                    f"column {s!r} has {distinct} distinct values; law {law.name} needs {law.needs}. Add runs at other "
-                    f"values of {s}."
-                )
-    both = sum(t.exponent not in fixed for t in law.powers) == 2
-    if both or (isinstance(law, Curve) and law.symbols == ["N", "D"]):
-        first, second = law.symbols[:2]
-        logs = np.stack([np.log(np.asarray(table[s], dtype=np.float64)) for s in (first, second)])
-        corr = float(np.corrcoef(logs)[0, 1])
-        if abs(corr) > MAX_COLLINEARITY:
-            raise FitError(
-                f"ln {first} and ln {second} correlate at {corr:.3f} (limit {MAX_COLLINEARITY}): in a fixed-ratio ladder A, B, "
-                f"alpha and beta are not separable. Fit law loss_compute, or vary {second} at each {first} by a factor of 4 "
-                "or more."
-            )
-    if len(law.linears) > 1 and all(t.coef not in fixed for t in law.linears):
-        columns = np.stack([np.asarray(table[str(t.symbol)], dtype=np.float64) / y for t in law.linears], axis=1)
-        condition = float(np.linalg.cond(columns / np.linalg.norm(columns, axis=0)))
-        if condition > MAX_CONDITION:
-            raise FitError(
-                f"{' and '.join(str(t.symbol) for t in law.linears)} are collinear (scaled condition number "
-                f"{condition:.0f}, limit {MAX_CONDITION:.0f}): at constant throughput time is proportional to FLOP. "
-                f"Fix {law.linears[0].coef} at a measured baseline."
-            )
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
         held = f"{h.label}: {len(h.measured)} rows, error at most {percent(max(abs(e) for e in h.relative_error))}"
         pairs = [abs(e) for e in h.naive_relative_error if e is not None]
         held += f" (naive line through the last two rungs: {percent(max(pairs))})" if pairs else ""
+        held += "" if h.inside is None else f"; {h.inside} inside their 95 % interval"
     span = ", ".join(f"{s} {number(low)} to {number(high)}" for s, (low, high) in fit.span.items())
     b = fit.bootstrap
     intervals = "none: no bootstrap"

@@ -114,6 +114,19 @@ def test_every_law_says_what_it_is(name: str) -> None:
     ("law", "table", "said"),
     [
         ("over_training", {"N": N[::6], "D": 20 * N[::6], "loss": 3 + N[::6] ** -0.1}, r"1.000 .*fixed-ratio ladder"),
+        (
+            "over_training",
+            {"N": N, "D": np.full(30, 1e10), "loss": 3 + N**-0.1},
+            r"'D' has 1 distinct values.* needs 3",
+        ),
+        ("kaplan_nd", {"N": N, "D": np.full(30, 1e10), "loss": 3 + N**-0.1}, r"'D' has 1 distinct values.* needs 3"),
+        (
+            "data_constrained",
+            {"N": C / 1e9, "D": C / 5e7, "U": C / 5e7, "loss": 3 + C**-0.1},
+            r"ln N and ln D correlate at 1.000 .*fixed-ratio ladder",
+        ),
+        ("voting", {"n": K, "error": np.zeros(8)}, r"error is 0 in all 8 rows"),
+        ("pass_at_k", {"k": K - 0.5, "coverage": np.linspace(0.1, 0.8, 8)}, r"'k' holds 0.5: .*whole number"),
         ("accuracy_flop", {"C": C, "accuracy": np.linspace(5, 90, 16)}, r"no share of 1 \(16 such rows\).*percentages"),
         ("broken", {"C": np.repeat(C[:7], 2), "loss": np.linspace(3, 2, 14)}, r"'C' has 7 distinct values.* needs 8"),
         ("voting", {"n": np.repeat(K[:3], 2), "error": np.full(6, 0.3)}, r"'n' has 3 distinct values.* needs 4"),

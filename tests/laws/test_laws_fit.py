@@ -169,6 +169,38 @@ COMPUTE = np.geomspace(1e12, 1e15, 6)
         ("chinchilla", grid_with(state=np.array(["done"] * 24 + ["failed"])), {}, r"'state' holds failed in 1 rows"),
         ("chinchilla", grid_with(annealed=np.arange(25) > 0), {}, r"'annealed' is false in 1 rows"),
         ("chinchilla", grid_with(tokenizer=np.array(["a"] * 20 + ["b"] * 5)), {}, r"'tokenizer' mixes a, b"),
+        ("chinchilla", grid_with(corpus=np.array(["a"] * 20 + ["b"] * 5)), {}, r"'corpus' mixes a, b"),
+        ("chinchilla", grid_with(role=np.array(["fit"] * 20 + ["probe"] * 5)), {}, r"'role' holds probe in 5 rows"),
+        ("chinchilla", grid_with(annealed=np.array(["yes"] * 25)), {}, r"'annealed' holds 'yes': write true or false"),
+        ("chinchilla", grid_with(loss=np.full(25, 2.5)), {}, r"loss is 2.5 in all 25 rows"),
+        ("chinchilla", surface(), {"fixed": {"E": 5.0}}, r"E=5 is no floor: half of the rows have a loss of"),
+        ("chinchilla", surface(), {"delta": 1e-300}, r"delta=1e-300 is below the rounding"),
+        (
+            "chinchilla",
+            surface(),
+            {"sigma": np.r_[1e-9, np.full(24, 0.01)]},
+            r"error bars of two rows differ by a factor of .* Floor sigma",
+        ),
+        ("chinchilla", surface(), {"seed": -1}, r"seed=-1: give 0 or a positive"),
+        ("chinchilla", surface(), {"bootstrap": -1}, r"bootstrap=-1: give 0"),
+        (
+            "chinchilla",
+            {k: np.tile(v[[0, 7, 13, 19]], 3) for k, v in surface().items()},
+            {},
+            r"5 free parameters .* the 12 rows stand at 4 different places of N, D",
+        ),
+        (
+            "loss_energy",
+            {"J": COMPUTE * 1e-10, "loss": 2 + COMPUTE**-0.1, "device": np.array(["a100"] * 3 + ["h200"] * 3)},
+            {},
+            r"'device' mixes a100, h200",
+        ),
+        (
+            "energy_power",
+            {"C": COMPUTE, "energy": COMPUTE * 1e-10, "energy_verdict": np.array(["valid"] * 5 + ["invalid"])},
+            {},
+            r"'energy_verdict' holds invalid in 1 rows",
+        ),
         ("loss_compute", {"C": np.repeat(COMPUTE[:3], 4), "loss": np.linspace(3, 2, 12)}, {}, r"3 distinct .* needs 4"),
         (
             "energy_idle",
@@ -242,6 +274,26 @@ def test_few_degrees_of_freedom_are_called_out() -> None:
     assert "FEW_DEGREES" not in codes(fit("chinchilla", surface(sizes=4, budgets=4, noise=0.001), bootstrap=0))
 
 
+def test_copies_of_rows_are_called_out_because_they_narrow_intervals() -> None:
+    once = surface(noise=0.004)
+    four = {k: np.tile(v, 4) for k, v in once.items()}
+    narrow, right = (fit("chinchilla", t, bootstrap=200) for t in (four, once))
+    message = next(w.message for w in narrow.warnings if w.code == "DUPLICATE_ROWS")
+    assert message.startswith("75 of 100 rows repeat another")
+    assert np.ptp(narrow.interval["E"]) < 0.7 * np.ptp(right.interval["E"])
+    assert "DUPLICATE_ROWS" not in codes(right)
+
+
+def test_a_few_rows_that_outweigh_the_others_are_called_out() -> None:
+    sigma = np.full(25, 0.01)
+    assert "FEW_WEIGH" not in codes(fit("chinchilla", surface(noise=0.004), sigma=sigma, bootstrap=0))
+    sigma[:3] = 1e-5
+    found = fit("chinchilla", surface(noise=0.004), sigma=sigma, bootstrap=0)
+    assert "the weight of 2.9, for 5 free parameters" in next(
+        w.message for w in found.warnings if w.code == "FEW_WEIGH"
+    )
+
+
 # --- held out, storage, text -----------------------------------------------------------------------------------------
 def test_held_out_rung_is_predicted_beside_the_naive_line() -> None:
     table = surface(sizes=6, noise=0.002)
@@ -258,6 +310,8 @@ def test_held_out_rung_is_predicted_beside_the_naive_line() -> None:
     assert all(e is not None and e < -0.01 for e in h.naive_relative_error)
     inside = [low <= m <= high for (low, high), m in zip(h.interval, h.measured, strict=True)]
     assert sum(inside) >= 4
+    assert h.inside == sum(inside)
+    assert f"held out, the largest: {sum(inside)} of 5 in their 95 % interval" in summary(f)
     assert "WORSE_THAN_LINE" not in codes(f)
 
 

@@ -117,7 +117,22 @@ def test_seeds_enter_with_their_mean_and_budgets_with_small_differences_are_one(
     assert isoflop.fit(table, bootstrap=0).params["a"] == pytest.approx(EXPONENT, abs=5e-3)
 
 
+def test_a_continuous_range_of_compute_is_not_one_budget() -> None:
+    """Steps of 4 % over three decades: each budget holds at most 5 % of C, so no curve mixes runs of different C."""
+    c = np.geomspace(1e17, 1e20, 180)
+    groups = isoflop.budgets(c)
+    assert max(c[g].max() / c[g].min() for g in groups) < 1.06
+    assert sorted(np.concatenate(groups).tolist()) == list(range(180))
+    n = 10 ** np.random.default_rng(1).uniform(7, 9, 180)
+    d = c / (6 * n)
+    table = {"C": c, "N": n, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37}
+    with pytest.raises(FitError, match=r"0 of \d+ budgets have an optimum .*fewer than 4 sizes"):
+        isoflop.fit(table, bootstrap=0)
+
+
 def test_too_few_budgets_and_bad_options_are_refused() -> None:
+    with pytest.raises(FitError, match="seed=-1"):
+        isoflop.fit(grid(1, 2, 7), seed=-1)
     with pytest.raises(FitError, match=r"'C' holds 3 budgets .* needs 4"):
         isoflop.fit(grid(1, 2, 7, budgets=3))
     with pytest.raises(FitError, match="method='spline' is unknown"):

@@ -67,6 +67,13 @@ def test_two_decades_is_as_far_as_a_law_goes_unasked(fitted: Fit) -> None:
     assert predict(fitted, far, extrapolate=True)[0] == pytest.approx(1.03, rel=0.2)
 
 
+def test_a_size_far_outside_is_refused_at_any_compute(fitted: Fit) -> None:
+    """A huge model on few tokens has the compute of the data, and nothing else of them."""
+    n, d = 1e4 * fitted.span["N"][1], fitted.span["C"][1] / 6 / (1e4 * fitted.span["N"][1])
+    with pytest.raises(FitError, match=r"N lies 4.0 decades outside"):
+        predict(fitted, {"N": np.array([n]), "D": np.array([d])})
+
+
 def test_prediction_needs_the_columns_of_its_law_and_draws_for_an_interval(fitted: Fit) -> None:
     with pytest.raises(FitError, match=r"needs the column 'D'"):
         predict(fitted, {"N": np.array([1e5])})
