@@ -37,6 +37,10 @@ def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float, in
     bend = 0.0
     before, after = s.instant.at(t_s[i] + LOOK * u), s.instant.at(t_s[i + 1] + LOOK * u)
     if before is not None and after is not None and 0 <= x <= 1:
+        before, after = (
+            min(before, 3 * mean),
+            min(after, 3 * mean),
+        )  # steeper ends would make the counter fall between them
         slopes = (x**3 - 2 * x**2 + x) * (before - mean) + (x**3 - x**2) * (after - mean)
         bend = trust(s, first + i, u) * length * slopes
     error = mean * math.hypot((1 - x) * se_s[i], x * se_s[i + 1])
@@ -124,6 +128,23 @@ def edge_step(s: Series, k: int, levels: float, mean: float, u: float) -> float:
     after = (s.joule[last] - s.joule[k + 1]) / (tick(s, last, u)[0] - tick(s, k + 1, u)[0])
     step = abs(after - before)
     return step if step > max(0.25 * levels, 0.05 * mean) else 0.0
+
+
+def shortfall(s: Series, k: int, x: float, u: float, end: bool) -> float:
+    """How much a window reads low by a straight line, J, if power steps just at its edge, at share `x` of the tick interval k: dP u x (1 - x).
+
+    From two ticks on each side, so that short pauses show; where no later tick was read yet, from the instant reading after it, and
+    without one the step down is taken as the whole of the power. Negative where there is less power inside than outside.
+    """
+    t, first, last = [tick(s, k, u)[0], tick(s, k + 1, u)[0]], max(0, k - 2), min(len(s.hi_s) - 1, k + 3)
+    if first == k or s.piece[first] != s.piece[last]:
+        return 0.0
+    before = (s.joule[k] - s.joule[first]) / (t[0] - tick(s, first, u)[0])
+    if last > k + 1:
+        after = (s.joule[last] - s.joule[k + 1]) / (tick(s, last, u)[0] - t[1])
+    else:
+        after = s.instant.at(t[1] + LOOK * u) or 0.0
+    return (before - after if end else after - before) * (t[1] - t[0]) * x * (1 - x)
 
 
 def average_se(held: Held, a: float, b: float, u: float) -> float:
