@@ -154,7 +154,9 @@ def _ratio(s: Series) -> float | None:
     return (s.joule[last] - s.joule[first]) / shown if shown else None
 
 
-def settle(source: Source, facts: Sequence[dict[str, Any]], card: int, give_up_s: float = SETTLE_GIVE_UP_S) -> float | None:
+def settle(
+    source: Source, facts: Sequence[dict[str, Any]], card: int, give_up_s: float = SETTLE_GIVE_UP_S
+) -> float | None:
     """Wait until idle power drifts less than 1 W over 5 s; how long that took, s, or None if it did not happen."""
     begin = time.monotonic()
     while time.monotonic() - begin < give_up_s:

@@ -132,7 +132,9 @@ def _attempt(
             cards = meter.describe().get("cards", [])
             _require_metered_card(device, cards)
             if cards and device.uuid is None and isinstance(config.power, NvmlConfig):
-                progress.events.append(f"power=nvml meters {cards[0]['name']}, but training is on {device.label}: not its joules")
+                progress.events.append(
+                    f"power=nvml meters {cards[0]['name']}, but training is on {device.label}: not its joules"
+                )
             if resumed:
                 ledger.recover()
                 progress.events.append(
