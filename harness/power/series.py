@@ -106,6 +106,9 @@ class Series:
         self.trace = Trace.of(list(trace["t_s"]), list(trace["power_w"])) if trace else None
         support = self.facts.get("support", {"energy": OK})
         self.has_counter: bool = support["energy"] == OK
+        self.momentary: bool = (
+            self.facts.get("power_call") != "nvmlDeviceGetPowerUsage"
+        )  # that is a mean over 1 s on some cards
         self.limit_w: float | None = self.facts["limit_w"]
         self.bound_w: float = IMPLAUSIBLE_FACTOR * self.limit_w if self.limit_w else UNKNOWN_LIMIT_W
         if self.trace:

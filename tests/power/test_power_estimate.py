@@ -121,6 +121,29 @@ def test_late_polls_are_covered(sampled: Sampled) -> None:
     assert covered / counted >= 0.93
 
 
+@pytest.mark.parametrize(
+    ("window_s", "faults"),
+    [(0.1, []), (0.025, [Fault("nvmlDeviceGetFieldValues", 13)])],
+    ids=["readings are means of a whole update", "an old driver's mean over 1 s"],
+)
+def test_readings_that_show_no_level_inside_a_tick_widen_the_interval(
+    sampled: Sampled, window_s: float, faults: list[Fault]
+) -> None:
+    """Ada and GA10x read the mean of each update, which is what the counter says: steps shorter than a tick are not seen by either."""
+    for step_s in (0.237, 0.041):
+        trace = square(250, 650, step_s, 0.71, 24, -3)
+        (s,) = sampled(Script([Card(trace, window_s=window_s, phase_s=0.03)], faults), 20.0)
+        chance, held = random.Random(1), 0
+        for _ in range(100):
+            a = chance.uniform(2, 12)
+            b = a + chance.choice([0.3, 1.0, 5.0])
+            w = estimate.card_window(s, a, b)
+            assert w.energy_j is not None
+            assert w.se_j is not None
+            held += abs(w.energy_j - integral_j(trace, a, b)) <= 1.96 * w.se_j
+        assert held >= 93, step_s
+
+
 def test_the_sum_of_many_cold_windows_is_inside_its_interval(sampled: Sampled) -> None:
     """Each reads low at both edges: an error of one sign, which does not shrink as windows are added."""
     chance, t, trace, windows = random.Random(1), 3.0, [(-5.0, 120.0)], []
