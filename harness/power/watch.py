@@ -53,7 +53,7 @@ def judge(looks: Sequence[Look], a: float, b: float) -> list[tuple[str, str]]:
         return []
     out: list[tuple[str, str]] = []
 
-    def told(code: str, where: list[Look], evidence: str) -> None:
+    def told(code: str, where: Sequence[Look], evidence: str) -> None:
         span = (
             f"at {where[0].t_s - a:.3g} s"
             if len(where) == 1
