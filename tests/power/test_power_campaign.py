@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import os
 import subprocess
@@ -45,3 +47,14 @@ def test_the_campaign_answers_trains_packs_and_goes_on(nvml_library: Path, tmp_p
     assert all(json.loads(p.read_text())["meter"]["sensor_cards"][0] for p in records)
     again = call("--work", str(tmp_path / "elsewhere"), "--previous", str(out), "--minutes", "0.5")
     assert again.rstrip().endswith("complete"), again
+
+
+def test_answers_of_a_smoke_run_are_not_a_card_s(tmp_path: Path) -> None:
+    loader = importlib.machinery.SourceFileLoader("gpu_campaign", str(SCRIPT))
+    spec = importlib.util.spec_from_loader("gpu_campaign", loader)
+    assert spec is not None
+    campaign = importlib.util.module_from_spec(spec)
+    loader.exec_module(campaign)
+    (tmp_path / "q01.json").write_text(json.dumps({"failed": "x", "smoke": True}))
+    assert [campaign.answered(tmp_path, "q01", smoke) for smoke in (True, False)] == [True, False]
+    assert not campaign.answered(tmp_path, "q02", True)
