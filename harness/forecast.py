@@ -93,6 +93,10 @@ def predict(rung: Rung, rates: Iterable[Rate]) -> Forecast:
                 seconds, rung.spent_flop * mean
             )  # one size alone says nothing about another's joules per FLOP
         low, high = min(low, *others), max(high, *others)
+        sides = {r.n_total > rung.counts.n_total for r in near if r.j_per_flop is not None}
+        if len(sides) == 1:  # nothing measured beyond: it may go on as it went so far
+            beyond = max(abs(j - mean) for j in others)
+            low, high = min(low, mean - beyond), max(high, mean + beyond)
     return Forecast(seconds, rung.spent_flop * mean, rung.spent_flop * max(0.0, low), rung.spent_flop * high)
 
 

@@ -14,12 +14,15 @@ GPUS: dict[str, tuple[float | None, float | None]] = {
     "H100 NVL": (None, 835e12),
     "H100": (700.0, 989e12),
     "B200": (1000.0, 2250e12),
-    "A100 PCIe": (None, 312e12),
+    "A100 PCIe": (None, 312e12),  # the driver writes PCIe and PCIE
     "A100": (400.0, 312e12),
     "L40S": (None, 362e12),
     "L4": (72.0, 121e12),
     "L40": (None, 181e12),
+    "RTX 4090 Laptop": (None, None),
+    "RTX 4090 D": (None, None),
     "RTX 4090": (450.0, 165e12),  # with fp32 accumulation
+    "V100 PCIe": (None, None),
     "V100": (300.0, 125e12),  # fp16; the card has no bf16
 }
 
@@ -37,5 +40,5 @@ def floor_j_per_flop(name: str) -> float | None:
 
 
 def _figures(name: str) -> tuple[float | None, float | None] | None:
-    words = set(re.split(r"[\s-]+", name))
-    return next((v for k, v in GPUS.items() if words.issuperset(k.split())), None)
+    words = set(re.split(r"[\s-]+", name.casefold()))
+    return next((v for k, v in GPUS.items() if words.issuperset(k.casefold().split())), None)

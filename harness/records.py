@@ -33,6 +33,9 @@ class Measured:
 
     energy_j: float | None = None
     energy_se_j: float | None = None  # one standard error, sensor gain excluded
+    energy_edge_j: float | None = (
+        None  # what it is expected to read low where power steps at its edges; not added to energy_j
+    )
     energy_net_j: float | None = None  # minus the idle (context resident) power named in `idle_power_w`
     idle_power_w: float | None = None
     power_w: float | None = None  # mean over the window

@@ -48,6 +48,20 @@ def test_another_size_lies_between_its_neighbours_or_is_without_interval() -> No
     assert alone.low_j is None
 
 
+@pytest.mark.parametrize(("near", "far", "truth"), [(N * 2 // 3, N // 3, 1.5e-9), (N * 3 // 2, N * 3, 6e-9)])
+def test_beyond_all_measured_sizes_the_trend_may_go_on(near: int, far: int, truth: float) -> None:
+    """Joules per FLOP fall with size: 4 and 2 nJ below the rung, or above it, make the next one lower, or higher."""
+    small, large = 4e-9, 2e-9
+    rates = [
+        replace(MEASURED, n_total=near, j_per_flop=large if near < N else small),
+        replace(MEASURED, n_total=far, j_per_flop=small if near < N else large),
+    ]
+    out = forecast.predict(RUNG, rates)
+    assert out.low_j is not None
+    assert out.high_j is not None
+    assert out.low_j <= truth * RUNG.spent_flop <= out.high_j
+
+
 @pytest.mark.parametrize("rates", [[], [replace(MEASURED, n_total=5 * N)], [replace(MEASURED, j_per_flop=None)]])
 def test_what_was_not_measured_is_unknown(rates: list[Rate]) -> None:
     assert forecast.predict(RUNG, rates).energy_j is None

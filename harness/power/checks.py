@@ -27,6 +27,7 @@ class CardWindow:
 
     energy_j: float | None = None
     se_j: float | None = None
+    edge_j: float = 0.0  # how much it is expected to read low at its edges: adds up over windows, unlike `se_j`
     source: str | None = None
     codes: list[str] = field(default_factory=list)
     reason: str | None = None
@@ -48,7 +49,9 @@ def cross_check(s: Series, a: float, b: float, u: float, out: CardWindow) -> Non
     """
     assert out.energy_j is not None
     assert out.se_j is not None
-    out.e2_j, out.e3_j = s.instant.integral(a, b), s.average.integral(a, b)
+    out.e2_j, out.e3_j = (
+        held.integral(a, b) if held.reads.whole(a, b, 5 * u) else None for held in (s.instant, s.average)
+    )
     if out.energy_j <= 0:
         return
     limits: list[tuple[float, float]] = []

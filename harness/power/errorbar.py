@@ -37,6 +37,10 @@ def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float, in
     bend = 0.0
     before, after = s.instant.at(t_s[i] + LOOK * u), s.instant.at(t_s[i + 1] + LOOK * u)
     if before is not None and after is not None and 0 <= x <= 1:
+        before, after = (
+            min(before, 3 * mean),
+            min(after, 3 * mean),
+        )  # steeper ends would make the counter fall between them
         slopes = (x**3 - 2 * x**2 + x) * (before - mean) + (x**3 - x**2) * (after - mean)
         bend = trust(s, first + i, u) * length * slopes
     error = mean * math.hypot((1 - x) * se_s[i], x * se_s[i + 1])
@@ -50,7 +54,7 @@ def trust(s: Series, k: int, u: float) -> float:
     Readings that alias a fast load, or stand locked to it, do not follow the counter, and the line stays straight.
     """
     first = max(0, k - SHAPE_TICKS)
-    if k - first < LEAST_SHAPE or s.piece[first] != s.piece[k] or not s.instant.w:
+    if k - first < LEAST_SHAPE or s.piece[first] != s.piece[k] or not s.instant.w or not s.momentary:
         return 0.0
     lo, hi = np.array(s.lo_s[first : k + 1]), np.array(s.hi_s[first : k + 1])
     at = 0.5 * (np.maximum(lo, hi - u) + hi)
@@ -68,7 +72,8 @@ def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
     """Lowest and highest power within `EDGE_S` of the tick interval k, W: instant readings, and slopes of the counter.
 
     Instant readings that see a part of each update and are locked to the load show one level for ever. That their mean misses
-    the counter's gives it away: then the hidden level may be anything from nothing to the card's limit.
+    the counter's gives it away: then the hidden level may be anything from nothing to the card's limit. Readings that are means over a whole
+    tick (Ada, old drivers) repeat the counter and show no level inside one: then half and one and a half times the mean are assumed.
     """
     n = max(2, round(EDGE_S / u))
     first, last = max(0, k - n), min(len(s.hi_s), k + 2 + n)
@@ -85,7 +90,7 @@ def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
         low = min(low, float(np.min(rise[sure] / (apart - doubt)[sure])))
         high = max(high, float(np.max(rise[sure] / (apart + doubt)[sure])))
     shown = np.array(s.instant.span(float(hi[0]), float(hi[-1])))
-    if len(shown) == 0:
+    if len(shown) == 0 or not s.momentary or _tell_nothing(s, hi[1:][same], rise / apart, mean_w, u):
         return min(low, 0.5 * mean_w), max(high, 1.5 * mean_w)
     low, high = min(low, float(shown.min())), max(high, float(shown.max()))
     looks = s.instant.integral(float(hi[0]), float(hi[-1]))
@@ -95,6 +100,13 @@ def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
         if abs(miss) > UNSEEN * counted + 3 * float(shown.std()) / math.sqrt(len(shown)):
             return (low, max(high, s.limit_w or 3 * counted)) if miss < 0 else (0.0, high)
     return low, high
+
+
+def _tell_nothing(s: Series, ticks: np.ndarray, counted_w: np.ndarray, mean_w: float, u: float) -> bool:
+    """Whether the readings after `ticks` are what the counter says of the tick intervals before them, as far as polls tell."""
+    shown = [s.instant.at(float(t) + LOOK * u) for t in ticks]
+    apart = [abs(w - c) for w, c in zip(shown, counted_w, strict=True) if w is not None]
+    return not apart or float(np.median(apart)) < LEVEL_FLOOR * mean_w
 
 
 def edge(s: Series, k: int, x: float, mean_w: float, u: float) -> tuple[float, float]:
@@ -126,6 +138,23 @@ def edge_step(s: Series, k: int, levels: float, mean: float, u: float) -> float:
     return step if step > max(0.25 * levels, 0.05 * mean) else 0.0
 
 
+def shortfall(s: Series, k: int, x: float, u: float, end: bool) -> float:
+    """How much a window reads low by a straight line, J, if power steps just at its edge, at share `x` of the tick interval k: dP u x (1 - x).
+
+    From two ticks on each side, so that short pauses show; where no later tick was read yet, from the instant reading after it, and
+    without one the step down is taken as the whole of the power. Negative where there is less power inside than outside.
+    """
+    t, first, last = [tick(s, k, u)[0], tick(s, k + 1, u)[0]], max(0, k - 2), min(len(s.hi_s) - 1, k + 3)
+    if first == k or s.piece[first] != s.piece[last]:
+        return 0.0
+    before = (s.joule[k] - s.joule[first]) / (t[0] - tick(s, first, u)[0])
+    if last > k + 1:
+        after = (s.joule[last] - s.joule[k + 1]) / (tick(s, last, u)[0] - t[1])
+    else:
+        after = s.instant.at(t[1] + LOOK * u) or 0.0
+    return (before - after if end else after - before) * (t[1] - t[0]) * x * (1 - x)
+
+
 def average_se(held: Held, a: float, b: float, u: float) -> float:
     """A mean over the last `BOXCAR_S` smears each edge: half of that length times the range of the mean around the window."""
     shown = held.span(a, b + BOXCAR_S + u)
@@ -136,7 +165,10 @@ def instant_se(held: Held, a: float, b: float, u: float) -> float:
     """Looks of a part of each update: scatter of block means, J. Blind to a load locked to the update period."""
     t = np.arange(a + u / 2, b, u)
     w = np.array(held.w)[np.maximum(np.searchsorted(np.array(held.t_s), t, side="right") - 1, 0)]
-    edges = (float(np.ptp(w)) if len(w) else 0.0) * u / math.sqrt(6)
+    around = held.span(
+        a - EDGE_S, b + EDGE_S
+    )  # a level that begins just after the last reading inside is not among `w`
+    edges = (max(around) - min(around) if around else 0.0) * u / math.sqrt(6)
     blocks = len(w) // BLOCK
     if blocks < 4:
         scatter = float(np.std(w)) * (b - a) if len(w) else 0.0

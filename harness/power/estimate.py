@@ -7,6 +7,8 @@ at its ends as far as these are seen to follow the counter (`errorbar.trust`). I
     sub-tick   0.435 dP u x (1 - x) per edge    x: share of the tick interval u gone by; dP: power levels around, highest minus lowest
     ticks      P dt per edge                dt: standard error of the comb, or of a tick's bracket where there is no comb
     cold edge  (u_a step_a + u_b step_b) / 6   bias where the power steps at an edge; added as an allowance, not corrected
+A sum of windows or cards adds errors in quadrature, and to these the sum of what each is expected to read low at its edges (`errorbar.shortfall`):
+where every window begins and ends with a step in power that error has one sign, and does not shrink as windows are added.
 The gain of the card (about 5 % until calibrated) is common to all its windows and is not in the standard error.
 Not seen: whether the counter samples or integrates inside a tick, and its latency; both are properties of the card.
 """
@@ -44,7 +46,7 @@ def window(
 
 
 def combine(parts: list[CardWindow], tolerance: float) -> records.Measured:
-    """Cards of one window added up: joules, standard errors in quadrature, union of codes."""
+    """Cards of one window added up: joules, standard errors (`_summed_se`), union of codes."""
     found = _union(c for p in parts for c in p.codes)
     source = "+".join(_union(p.source for p in parts if p.source)) or None
     notes = _union(n for p in parts for n in p.notes)
@@ -53,10 +55,10 @@ def combine(parts: list[CardWindow], tolerance: float) -> records.Measured:
         reason = missing[0].reason or "no reading"
         return records.Measured(source=source, verdict="invalid", codes=found, reason=reason, notes=notes)
     energy = math.fsum(p.energy_j or 0.0 for p in parts)
-    se = math.hypot(*(p.se_j or 0.0 for p in parts))
+    se, edge = _summed_se([(p.se_j or 0.0, p.edge_j) for p in parts])
     duration = parts[0].duration_s
     mean_w = energy / duration if duration > 0 else None
-    out = records.Measured(energy, se, power_w=mean_w, source=source, codes=found, notes=notes)
+    out = records.Measured(energy, se, edge, power_w=mean_w, source=source, codes=found, notes=notes)
     return _judge(out, tolerance)
 
 
@@ -68,7 +70,7 @@ def net(measured: records.Measured, idle_w: float | None, seconds: float) -> rec
 
 
 def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Measured:
-    """Sum of windows. Joules are None if any part's are; errors in quadrature; codes united; the worst verdict.
+    """Sum of windows. Joules are None if any part's are; errors by `_summed_se`; codes united; the worst verdict.
 
     Short windows are judged again as a sum: WINDOW_TOO_SHORT stays only if 1.96 standard errors of the sum exceed `tolerance`.
     """
@@ -84,13 +86,14 @@ def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Mea
         reason = f"{missing[0].reason}{more}"
         return records.Measured(source=source, verdict=verdict, codes=found, reason=reason, notes=_notes(parts))
     energy = math.fsum(p.energy_j or 0.0 for p in parts)
-    se = math.hypot(*(p.energy_se_j or 0.0 for p in parts))
+    se, edge = _summed_se([(p.energy_se_j or 0.0, p.energy_edge_j or 0.0) for p in parts])
     seconds = [p.energy_j / p.power_w for p in parts if p.energy_j and p.power_w]
     timed = math.fsum(seconds) if len(seconds) == sum(1 for p in parts if p.energy_j) else 0.0
     net = [p.energy_net_j for p in parts if p.energy_net_j is not None]
     out = records.Measured(
         energy_j=energy,
         energy_se_j=se,
+        energy_edge_j=edge,
         energy_net_j=math.fsum(net) if len(net) == len(parts) else None,
         idle_power_w=parts[0].idle_power_w if len({p.idle_power_w for p in parts}) == 1 else None,
         power_w=energy / timed if timed > 0 else None,
@@ -113,7 +116,7 @@ def refuse(measured: records.Measured, tolerance: float = 0.03) -> records.Measu
             f"; {measured.energy_j:.3g} J are known to ± {Z95 * measured.energy_se_j:.2g} J (95 %), wider than {tolerance:.1%}"
             f" or from under 3 ticks; this power needs a window of {needed:.2g} s or more"
         )
-    return replace(measured, energy_j=None, energy_se_j=None, energy_net_j=None, reason=reason)
+    return replace(measured, energy_j=None, energy_se_j=None, energy_edge_j=None, energy_net_j=None, reason=reason)
 
 
 def card_window(s: Series, a: float, b: float, ended: bool = False, step_s: float | None = None) -> CardWindow:
@@ -209,6 +212,13 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
         out.codes.append("WINDOW_TOO_SHORT")
     edges = [errorbar.edge(s, k, x, mean, u) for k, x in ((ka, xa), (kb, xb))]
     out.se_j = math.hypot(*(scatter for scatter, _ in edges), sa, sb, sum(bias for _, bias in edges))
+    out.edge_j = errorbar.shortfall(s, ka, xa, u, end=False) + errorbar.shortfall(s, kb, xb, u, end=True)
+    still = max(s.lo_s[k + 1] - s.hi_s[k] for k in range(ka, kb + 1))  # polled all the while, and showing one value
+    if still > 5 * u:
+        out.codes.append("SOURCES_DISAGREE")
+        out.notes.append(
+            f"SOURCES_DISAGREE: the energy counter stood still for {still:.3g} s, though it ticks each {u:.3g} s"
+        )
     if s.facts.get("range_j") and energy <= 0:
         return _fail(out, "STUCK", "the RAPL counter did not move during the window")
     if not wide:
@@ -256,19 +266,18 @@ def _no_end(s: Series, b: float, u: float, out: CardWindow, ended: bool) -> Card
 def _from_power(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> CardWindow:
     """No counter: average power if there is one, else instant."""
     u = DEFAULT_TICK_S
-    average = bool(s.average.w)
-    held = s.average if average else s.instant
+    held, average = s.power, s.power is s.average
     old = s.facts.get("power_call") == "nvmlDeviceGetPowerUsage"
     out.source = "nvml-average" if average else "nvml-power-usage" if old else "nvml-instant"
     if not average:
         out.codes.append("INSTANT_ONLY")
     energy = held.integral(a, b)
-    until = s.power_reads.until_s or -1.0
+    until = held.reads.until_s or -1.0
     if energy is None or until < b:
         code = "SAMPLER_DIED" if ended and energy is not None else "NO_PERMISSION" if s.denied else "SAMPLER_GAP"
         edge = "before the window began" if energy is None else "past the window's end"
         return _fail(out, code, f"no power reading {edge}")
-    gaps = s.power_reads.inside(a, b, 5 * u)
+    gaps = held.reads.inside(a, b, 5 * u)
     if gaps:
         return _fail(
             out,
@@ -310,6 +319,12 @@ def _judge(measured: records.Measured, tolerance: float) -> records.Measured:
     if "WINDOW_TOO_SHORT" not in found and Z95 * se > tolerance * energy:
         found.append("WINDOW_TOO_SHORT")
     return replace(measured, codes=found, verdict=reasons.verdict(found))
+
+
+def _summed_se(parts: list[tuple[float, float]]) -> tuple[float, float]:
+    """Standard error of a sum of (standard error, expected shortfall), and the summed shortfall, J."""
+    edge = math.fsum(e for _, e in parts)
+    return parts[0] if len(parts) == 1 else (math.hypot(edge, *(se for se, _ in parts)), edge)
 
 
 def _fail(out: CardWindow, code: str, reason: str) -> CardWindow:

@@ -218,7 +218,7 @@ class Meter:
         return math.fsum(known) if known and len(known) == len(found) else None
 
     def recover(self, attempt: int, after_ns: int) -> records.Measured:
-        """Energy of an earlier attempt from `after_ns` (its clock) to its sampler's last reading, from the files.
+        """Energy of an earlier attempt from `after_ns` (its clock; 0: its first reading) to its sampler's last reading, from the files.
 
         For work that was lost in a kill and is done again. A boot in between does not matter: both ends lie in one segment.
         """
@@ -248,9 +248,8 @@ class Meter:
             if after_ns < begin and i > 0:
                 gap = "SAMPLER_DIED: the sampler of attempt {} ended and was started again in between"
                 parts.append(records.Measured(verdict="invalid", codes=["SAMPLER_DIED"], reason=gap.format(attempt)))
-            measured, _ = estimate.window(
-                s.series, after_ns if i == 0 else max(after_ns, begin), last, self.tolerance, True
-            )
+            start = max(after_ns, begin) if i > 0 or after_ns == 0 else after_ns
+            measured, _ = estimate.window(s.series, start, last, self.tolerance, True)
             parts.append(measured)
         if not parts:
             return records.Measured(

@@ -251,7 +251,10 @@ def _field(value: Any) -> tuple[int | None, int]:
     if value.nvmlReturn != OK:
         return None, int(value.nvmlReturn)
     name = _VALUE.get(value.valueType)
-    return (None, READ_FAILED) if name is None else (int(getattr(value.value, name)), OK)
+    try:
+        return (None, READ_FAILED) if name is None else (int(getattr(value.value, name)), OK)
+    except (ValueError, OverflowError):  # a double that is no number
+        return None, READ_FAILED
 
 
 def _code(error: Any) -> int:

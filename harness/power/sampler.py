@@ -242,8 +242,9 @@ def lock_card(uuid: str, wait_s: float) -> Path | None:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:  # not one that its last holder removed
-                return path
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(fd).st_ino:  # not one that its last holder removed
+                    return path
         except BlockingIOError:
             if time.monotonic() > end:
                 raise Refused(

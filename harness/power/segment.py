@@ -117,7 +117,7 @@ class Reader:
         self.refused: dict[str, Any] | None = None
         self.stats: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
-        self.looks: list[dict[str, Any]] = []
+        self._looks: list[dict[str, Any]] = []
         self.end: dict[str, Any] | None = None
         self.damaged = 0  # whole lines that are no JSON
         self._offset = 0
@@ -151,6 +151,11 @@ class Reader:
                 self.damaged += 1
         return rows
 
+    def take_looks(self) -> list[dict[str, Any]]:
+        """Looks read since the last call; they are not kept here, a run of weeks has millions."""
+        taken, self._looks = self._looks, []
+        return taken
+
     def _take(self, value: dict[str, Any]) -> None:
         kind = value["kind"]
         if kind == "header":
@@ -162,7 +167,7 @@ class Reader:
         elif kind == "stats":
             self.stats = value
         elif kind == "watch":
-            self.looks.append(value)
+            self._looks.append(value)
         elif kind == "event":
             self.events.append(value)
         elif kind == "end":

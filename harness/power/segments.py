@@ -29,7 +29,6 @@ class Segment:
     series: list[Series] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     ended: bool = False  # nothing more will be written
-    _looks: int = 0  # how many of the reader's looks the series have
 
     def __post_init__(self) -> None:
         self.reader = segment.Reader(self.path)
@@ -43,10 +42,9 @@ class Segment:
         for row in rows:
             if 0 <= row.card < len(self.series):
                 self.series[row.card].add(row)
-        for line in self.reader.looks[self._looks :]:
+        for line in self.reader.take_looks():
             if 0 <= line["card"] < len(self.series):
                 self.series[line["card"]].look(line)
-        self._looks = len(self.reader.looks)
         self.ended = ended
 
     def ask(self, control: bytes) -> None:

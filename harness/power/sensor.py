@@ -29,6 +29,7 @@ from harness.units import S_PER_NS
 CARD_SCHEMA = 1
 POLL_S = 0.002
 SETTLED_W, SETTLE_OVER_S = 1.0, 5.0  # power that drifts less than this has settled
+SETTLE_GIVE_UP_S = 120.0
 BLOCK_S = 1.0  # of idle: the scatter of such means is the error of the idle power
 
 
@@ -124,9 +125,11 @@ def measure(
             out.reasons[name] = why_no_actions
     else:
         actions.context()
-        settle(source, facts, card)
-        warm, _ = poll(source, facts, card, after(seconds))
-        out.idle_context_w, out.idle_context_sd_w = _idle(warm, out, "idle_context_w")
+        if settle(source, facts, card) is None:
+            out.reasons["idle_context_w"] = f"idle power did not settle within {SETTLE_GIVE_UP_S:g} s"
+        else:
+            warm, _ = poll(source, facts, card, after(seconds))
+            out.idle_context_w, out.idle_context_sd_w = _idle(warm, out, "idle_context_w")
         moving, onsets = bursts(source, facts, card, actions, steps)
         out.instant_window_s = instant_window(moving, onsets)
         out.counter_period_s = moving.tick_period_s() or out.counter_period_s
@@ -151,7 +154,9 @@ def _ratio(s: Series) -> float | None:
     return (s.joule[last] - s.joule[first]) / shown if shown else None
 
 
-def settle(source: Source, facts: Sequence[dict[str, Any]], card: int, give_up_s: float = 120.0) -> float | None:
+def settle(
+    source: Source, facts: Sequence[dict[str, Any]], card: int, give_up_s: float = SETTLE_GIVE_UP_S
+) -> float | None:
     """Wait until idle power drifts less than 1 W over 5 s; how long that took, s, or None if it did not happen."""
     begin = time.monotonic()
     while time.monotonic() - begin < give_up_s:

@@ -23,10 +23,14 @@ IMPLAUSIBLE_FACTOR = 1.5  # of the enforced limit
 
 
 class Held:
-    """A power reading that stands until the next one: a step function with its running integral."""
+    """A power reading that stands until the next one: a step function with its running integral.
 
-    def __init__(self) -> None:
+    `reads` tells when it was read at all: a field that fails while another is read shows its last value for ever.
+    """
+
+    def __init__(self, least_s: float) -> None:
         self.t_s, self.w, self.joule = array("d"), array("d"), array("d")
+        self.reads = Coverage(least_s)
 
     def add(self, t_s: float, w: float) -> None:
         if self.t_s:
@@ -74,9 +78,17 @@ class Coverage:
             self.until_s = t_s
         self._good = good
 
+    def forget(self) -> None:
+        """How the polls since the last row went is not known."""
+        self._good = False
+
     def inside(self, a_s: float, b_s: float, longer_s: float) -> list[tuple[float, float]]:
         """Gaps longer than `longer_s` that overlap [a, b]."""
         return [(g, h) for g, h in self.gaps if h - g > longer_s and g < b_s and h > a_s]
+
+    def whole(self, a_s: float, b_s: float, longer_s: float) -> bool:
+        """Whether no stretch of [a, b] longer than that went without a good read, the one up to `b` included."""
+        return self.until_s is not None and b_s - self.until_s <= longer_s and not self.inside(a_s, b_s, longer_s)
 
 
 class Series:
@@ -94,6 +106,9 @@ class Series:
         self.trace = Trace.of(list(trace["t_s"]), list(trace["power_w"])) if trace else None
         support = self.facts.get("support", {"energy": OK})
         self.has_counter: bool = support["energy"] == OK
+        self.momentary: bool = (
+            self.facts.get("power_call") != "nvmlDeviceGetPowerUsage"
+        )  # that is a mean over 1 s on some cards
         self.limit_w: float | None = self.facts["limit_w"]
         self.bound_w: float = IMPLAUSIBLE_FACTOR * self.limit_w if self.limit_w else UNKNOWN_LIMIT_W
         if self.trace:
@@ -104,8 +119,8 @@ class Series:
         self.breaks: list[tuple[float, str]] = []  # time and code of what ended piece i
         self.shown_j: list[tuple[float, float]] = []  # per piece: first and last counter value shown
         # power
-        self.instant, self.average = Held(), Held()
-        self.energy_reads, self.power_reads = Coverage(3 * self.period_s), Coverage(3 * self.period_s)
+        self.instant, self.average = Held(3 * self.period_s), Held(3 * self.period_s)
+        self.energy_reads = Coverage(3 * self.period_s)
         self.lost: list[list[float | None]] = []  # [from, to], `to` None while it lasts
         self.bad_reads = 0  # zeros, spikes and power beyond the bound, dropped
         self.denied = False  # a read was refused for lack of permission
@@ -125,12 +140,14 @@ class Series:
     # --- folding -------------------------------------------------------------------------------------------------------
     def add(self, row: Row) -> None:
         t, prev = self.time_s(row.mid_ns), self.time_s(row.prev_ns)
+        if row.seq != self._seq + 1:  # a row was lost: what the polls since the last one said is unknown
+            self._was_good = False
+            for reads in (self.energy_reads, self.instant.reads, self.average.reads):
+                reads.forget()
+        self._seq = row.seq
         self._note_loss(row, t)
         self._add_power(row, prev, t)
         good = row.rc_energy == OK and row.energy is not None
-        if row.seq != self._seq + 1:
-            self._was_good = False  # a row was lost: what the polls since the last one said is unknown
-        self._seq = row.seq
         # The poll before this row still showed the old value, if it was a good one.
         last_good = prev if self._was_good else self.energy_reads.until_s
         self.energy_reads.add(prev, t, good)
@@ -151,22 +168,18 @@ class Series:
         self.denied = self.denied or 4 in (row.rc_energy, row.rc_instant, row.rc_average)
 
     def _add_power(self, row: Row, prev: float, t: float) -> None:
-        any_good = False
         for held, value, rc in (
             (self.instant, row.instant, row.rc_instant),
             (self.average, row.average, row.rc_average),
         ):
-            if rc != OK or value is None:
-                continue
-            watts = value * self._power_unit_w
+            watts = None if rc != OK or value is None else value * self._power_unit_w
             # NVML reads 0 for "not supported" and has returned kilowatts of garbage with success.
-            if watts > self.bound_w or (watts <= 0 and not self.trace):
+            if watts is not None and (watts > self.bound_w or (watts <= 0 and not self.trace)):
                 self.bad_reads += 1
-                continue
-            any_good = True
-            if not held.w or held.w[-1] != watts:
+                watts = None
+            held.reads.add(prev, t, watts is not None)
+            if watts is not None and (not held.w or held.w[-1] != watts):
                 held.add(t if not held.w else 0.5 * (max(prev, held.t_s[-1]) + t), watts)
-        self.power_reads.add(prev, t, any_good)
 
     def _add_energy(self, lo: float, hi: float, value: float) -> None:
         value += self._wrapped_j
@@ -233,14 +246,18 @@ class Series:
         )
         return spacings[len(spacings) // 2] if spacings else None
 
+    @property
+    def power(self) -> Held:
+        """What stands in for a counter that is not there: average power if the card has it, else instant."""
+        return self.average if self.average.w else self.instant
+
     def begin_s(self) -> float | None:
         """From when on energy is known; None if nothing was read yet."""
         if self.trace:
             return self.time_s(self.facts["trace"]["origin_ns"])
         if self.has_counter:
             return self.hi_s[0] if self.hi_s else None
-        held = self.average if self.average.w else self.instant
-        return held.t_s[0] if held.t_s else None
+        return self.power.t_s[0] if self.power.t_s else None
 
     def end_s(self) -> float | None:
         """Until when energy is known. A tick lies before the poll that showed it: its early end is safe."""
@@ -248,7 +265,7 @@ class Series:
             return self.energy_reads.until_s
         if self.has_counter:
             return self.lo_s[-1] if self.lo_s else None
-        return self.power_reads.until_s
+        return self.power.reads.until_s
 
     def so_far_j(self) -> float | None:
         """Provisional joules from the beginning to the latest reading; None where something in between was not measured."""
@@ -259,13 +276,14 @@ class Series:
             return self.trace.energy_to(self.trace.t_s[0] + end - begin)
         if self.has_counter:
             return self.joule[-1] - self.joule[0]
-        return (self.average if self.average.w else self.instant).integral(begin, end)
+        return None if self.power.reads.gaps else self.power.integral(begin, end)
 
     def latest_w(self, now_s: float, stale_s: float) -> float | None:
         """The latest power, W; None if it is older than `stale_s`."""
-        until = self.power_reads.until_s
-        if until is not None and now_s - until < stale_s:
-            return self.instant.at(until) or self.average.at(until)
+        for held in (self.instant, self.average):
+            until = held.reads.until_s
+            if until is not None and now_s - until < stale_s:
+                return held.at(until)
         if self.points and len(self.hi_s) > 1 and now_s - self.hi_s[-1] < stale_s and self.piece[-1] == self.piece[-2]:
             return (self.joule[-1] - self.joule[-2]) / (self.hi_s[-1] - self.hi_s[-2])
         return None
@@ -278,4 +296,4 @@ class Series:
             return True
         if self.has_counter:
             return bool(self.lo_s) and self.lo_s[-1] >= b_s
-        return (self.power_reads.until_s or -1.0) >= b_s
+        return (self.power.reads.until_s or -1.0) >= b_s

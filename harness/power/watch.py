@@ -7,6 +7,7 @@ the one before it. What a card does not tell is None, and no code follows from i
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, HW_POWER_BRAKE = 0x4, 0x8, 0x
 HW_BITS = HW_SLOWDOWN | HW_THERMAL | HW_POWER_BRAKE
 # Fields of accumulated throttle time, in the order in which a look holds them
 THROTTLE_FIELDS = {"power_cap": 74, "thermal": 75, "sw_thermal": 269, "hw_thermal": 270, "hw_power_brake": 271}
+STALE_S = 5.0  # without a look at the end of a window, from which on who else used the card is not known
 SW_THERMAL_SHARE = 0.01  # of a window, from which on software thermal slowdown is told
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """One look at one card; None where the card does not tell."""
 
@@ -45,13 +47,13 @@ class Look:
 
 def judge(looks: Sequence[Look], a: float, b: float) -> list[tuple[str, str]]:
     """(code, evidence) pairs that hold for the window [a, b], seconds of the segment."""
-    before = [x for x in looks if x.t_s <= a][-1:]
-    seen = [*before, *(x for x in looks if a < x.t_s <= b)]
+    first_inside = bisect_right(looks, a, key=_time)
+    seen = looks[max(0, first_inside - 1) : bisect_right(looks, b, key=_time)]
     if not seen:
         return []
     out: list[tuple[str, str]] = []
 
-    def told(code: str, where: list[Look], evidence: str) -> None:
+    def told(code: str, where: Sequence[Look], evidence: str) -> None:
         span = (
             f"at {where[0].t_s - a:.3g} s"
             if len(where) == 1
@@ -66,6 +68,8 @@ def judge(looks: Sequence[Look], a: float, b: float) -> list[tuple[str, str]]:
         hidden = max(x.hidden for x in unknown)
         why = f"{hidden} processes of another pid namespace" if hidden else "the card gives no process list"
         told("FOREIGN_UNKNOWN", unknown, why)
+    elif b - seen[-1].t_s > STALE_S:
+        told("FOREIGN_UNKNOWN", seen[-1:], f"and no look in the {b - seen[-1].t_s:.3g} s before its end")
     first, last = seen[0], seen[-1]
     hot = [x for x in seen if (x.mask or 0) & HW_BITS]
     moved = [n for n in ("hw_thermal", "hw_power_brake") if _advance_ns(first, last, n) > 0]
@@ -83,10 +87,9 @@ def judge(looks: Sequence[Look], a: float, b: float) -> list[tuple[str, str]]:
     capped = [x for x in seen if (x.mask or 0) & SW_POWER_CAP]
     if capped:
         told("POWER_CAPPED", capped, f"at the power limit in {len(capped) / len(seen):.0%} of looks")
-    start = looks[0]
     for code, name, value in _SETTINGS:
-        was = value(start)
-        changed = [x for x in seen if was is not None and value(x) is not None and value(x) != was]
+        was = next((v for v in map(value, looks) if v is not None), None)
+        changed = [x for x in seen if value(x) is not None and value(x) != was]
         if changed:
             told(code, changed, f"{name} {value(changed[0])} instead of {was} at the start")
     return out
@@ -96,6 +99,10 @@ _SETTINGS: tuple[tuple[str, str, Callable[[Look], Any]], ...] = (
     ("POWER_LIMIT_CHANGED", "power limit (W)", lambda x: x.limit_w),
     ("CLOCKS_CHANGED", "clock setting (MHz)", lambda x: x.clock_setting_mhz),
 )
+
+
+def _time(look: Look) -> float:
+    return look.t_s
 
 
 def _advance_ns(first: Look, last: Look, name: str) -> int:
@@ -139,6 +146,6 @@ def owners(pids: Sequence[int], root_pid: int, proc: Path = Path("/proc")) -> tu
 def _parent(pid: int, proc: Path) -> int | None:
     try:
         status = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return int(status.rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):  # it ended before, or while, it was read
         return None
-    return int(status.rpartition(")")[2].split()[1])

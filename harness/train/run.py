@@ -25,7 +25,7 @@ from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
 from harness.power.meter import open_meter
 from harness.records import Json, RunRecord, RunState
-from harness.schema import LlamaConfig, Retry, RunConfig
+from harness.schema import LlamaConfig, NvmlConfig, Retry, RunConfig
 from harness.track.wandb import Mirror
 from harness.train import device as devices
 from harness.train import lock, optim, provenance
@@ -129,7 +129,12 @@ def _attempt(
         ledger = Ledger(run_dir, progress, meter, fpt=float(rung.counts.fpt_causal))
         try:
             device = _device(config, progress, run_id, parallel_runs)
-            _require_metered_card(device, meter.describe().get("cards", []))
+            cards = meter.describe().get("cards", [])
+            _require_metered_card(device, cards)
+            if cards and device.uuid is None and isinstance(config.power, NvmlConfig):
+                progress.events.append(
+                    f"power=nvml meters {cards[0]['name']}, but training is on {device.label}: not its joules"
+                )
             if resumed:
                 ledger.recover()
                 progress.events.append(

@@ -182,9 +182,10 @@ def _share(energy: Measured, times: int) -> Measured:
         return None if value is None else value / times
 
     copy = Measured(**vars(energy))
-    copy.energy_j, copy.energy_se_j, copy.energy_net_j = (
+    copy.energy_j, copy.energy_se_j, copy.energy_edge_j, copy.energy_net_j = (
         part(energy.energy_j),
         part(energy.energy_se_j),
+        part(energy.energy_edge_j),
         part(energy.energy_net_j),
     )
     return copy

@@ -105,3 +105,9 @@ def test_an_anchor_that_moved_over_two_percent_is_named(
 def test_no_drift_is_claimed_without_both_anchors(script: dict[str, object]) -> None:
     assert script["drift"]({"anchor": {"answer": {"j_per_flop": 1e-12}}}) == {}  # type: ignore[operator]
     assert script["drift"]({"anchor": {"failed": "x"}, "anchor_after": {"answer": {"j_per_flop": 1.0}}}) == {}  # type: ignore[operator]
+
+
+def test_answers_of_a_smoke_run_are_not_a_card_s(script: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "q01.json").write_text(json.dumps({"failed": "x", "smoke": True}))
+    assert [script["answered"](tmp_path, "q01", smoke) for smoke in (True, False)] == [True, False]  # type: ignore[operator]
+    assert not script["answered"](tmp_path, "q02", True)  # type: ignore[operator]

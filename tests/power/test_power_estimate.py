@@ -124,6 +124,59 @@ def test_late_polls_are_covered(sampled: Sampled) -> None:
     assert covered / counted >= 0.93
 
 
+@pytest.mark.parametrize(
+    ("window_s", "faults"),
+    [(0.1, []), (0.025, [Fault("nvmlDeviceGetFieldValues", 13)])],
+    ids=["readings are means of a whole update", "an old driver's mean over 1 s"],
+)
+def test_readings_that_show_no_level_inside_a_tick_widen_the_interval(
+    sampled: Sampled, window_s: float, faults: list[Fault]
+) -> None:
+    """Ada and GA10x read the mean of each update, which is what the counter says: steps shorter than a tick are not seen by either."""
+    for step_s in (0.237, 0.041):
+        trace = square(250, 650, step_s, 0.71, 24, -3)
+        (s,) = sampled(Script([Card(trace, window_s=window_s, phase_s=0.03)], faults), 20.0)
+        chance, held = random.Random(1), 0
+        for _ in range(100):
+            a = chance.uniform(2, 12)
+            b = a + chance.choice([0.3, 1.0, 5.0])
+            w = estimate.card_window(s, a, b)
+            assert w.energy_j is not None
+            assert w.se_j is not None
+            held += abs(w.energy_j - integral_j(trace, a, b)) <= 1.96 * w.se_j
+        assert held >= 93, step_s
+
+
+def test_the_sum_of_many_cold_windows_is_inside_its_interval(sampled: Sampled) -> None:
+    """Each reads low at both edges: an error of one sign, which does not shrink as windows are added."""
+    chance, t, trace, windows = random.Random(1), 3.0, [(-5.0, 120.0)], []
+    for _ in range(60):
+        length = chance.uniform(0.9, 1.1)
+        trace += [(t, 120.0), (t, 600.0), (t + length, 600.0), (t + length, 120.0)]
+        windows.append((t, t + length))
+        t += length + chance.uniform(0.25, 0.35)
+    for faults in ([], [Fault(INSTANT, 3)]):
+        (s,) = sampled(Script([Card(trace, phase_s=0.03)], faults), t + 2)
+        out = estimate.total([estimate.combine([estimate.card_window(s, a, b)], 0.03) for a, b in windows], 0.03)
+        truth = sum(integral_j(trace, a, b) for a, b in windows)
+        assert out.energy_j is not None
+        assert out.energy_se_j is not None
+        assert out.energy_j < truth
+        assert truth - out.energy_j <= 1.96 * out.energy_se_j < 0.1 * truth
+
+
+def test_no_window_has_negative_joules(sampled: Sampled) -> None:
+    """Pulses at random times: readings at both ends of a tick far above its mean bend the line between no further than level."""
+    chance, t, trace = random.Random(0), -3.0, [(-3.0, 30.0)]
+    while t < 12:
+        t, length = t + chance.expovariate(3), chance.choice([0.02, 0.03, 0.05, 0.4, 0.8])
+        trace += [(t, 30.0), (t, 650.0), (t + length, 650.0), (t + length, 30.0)]
+        t += length
+    (s,) = sampled(Script([Card(trace)]), 10.0)
+    parts = [estimate.card_window(s, 3 + 0.005 * k, 3.02 + 0.005 * k).energy_j for k in range(1200)]
+    assert min(p for p in parts if p is not None) >= 0
+
+
 # --- no counter, disagreeing sources -----------------------------------------------------------------------------------
 def test_without_a_counter_the_average_is_integrated(sampled: Sampled) -> None:
     trace = [(0.0, 120.0), (4.0, 120.0), (4.0, 600.0), (12.0, 600.0), (12.0, 120.0)]
@@ -195,7 +248,8 @@ def test_two_cards_add_up_and_their_errors_in_quadrature(sampled: Sampled) -> No
     both, parts = estimate.window(series, 10**9, 5 * 10**9, 0.03)
     assert both.energy_j == pytest.approx(1600, rel=0.01)
     assert both.power_w == pytest.approx(400, rel=0.01)
-    assert both.energy_se_j == pytest.approx(math.hypot(*(p.se_j or 0 for p in parts)))
+    assert both.energy_se_j == pytest.approx(math.hypot(sum(p.edge_j for p in parts), *(p.se_j or 0 for p in parts)))
+    assert both.energy_edge_j == pytest.approx(0, abs=0.5)  # of 1600 J: flat power steps nowhere
     assert both.verdict == "valid"
     assert both.codes == ["UNCALIBRATED"]
     series = sampled(Script([Card([(0, 300)]), Card([(0, 100)])], [Fault("*", 15, from_s=2.0, gpu=1)]), 6.0)

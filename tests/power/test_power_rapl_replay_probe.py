@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from doubles.nvml import ENERGY, Card, Fault, Script, build
@@ -18,11 +19,11 @@ from hypothesis import strategies as st
 
 from harness import schema
 from harness.errors import ConfigError
-from harness.power import estimate, rapl, replay
+from harness.power import estimate, nvml, rapl, replay
 from harness.power.meter import open_meter
 from harness.power.segment import Recorder
 from harness.power.series import Series
-from harness.power.source import Reading
+from harness.power.source import READ_FAILED, Reading
 
 RANGE_UJ = 262_143_328_850
 
@@ -202,6 +203,7 @@ def test_a_replayed_trace_gives_its_exact_integral(tmp_path: Path) -> None:
     next_attempt = open_meter(schema.ReplayConfig(path=str(path)), tmp_path / "power", attempt=2, cuda_visible=None)
     lost = next_attempt.recover(1, origin)
     assert lost.energy_j == pytest.approx(meter.total_j(), rel=1e-6)
+    assert next_attempt.recover(1, 0).energy_j == pytest.approx(lost.energy_j)  # nothing was booked: all of it
 
 
 @given(
@@ -280,3 +282,9 @@ def test_probe_of_a_driver_that_lacks_symbols(tmp_path: Path) -> None:
     )
     out = probe(Script([Card([(0, 300)])]).environment(library, tmp_path))
     assert (out["reason"], out["cards"][0]["counter"], out["cards"][0]["average"]) == (None, "yes", "no such reading")
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
+def test_a_double_that_is_no_number_is_a_failed_read(garbage: float) -> None:
+    value = SimpleNamespace(nvmlReturn=0, valueType=0, value=SimpleNamespace(dVal=garbage))
+    assert nvml._field(value) == (None, READ_FAILED)

@@ -65,6 +65,7 @@ def test_a_run_carries_the_joules_of_its_own_windows(
     assert {"train", "eval", "checkpoint"} <= {r.phase for r in spend}
     assert record.meter["cards"][0]["uuid"].startswith("GPU-")
     assert record.meter["samples"] > 0
+    assert any("not its joules" in e for e in record.events)  # a GPU's joules beside training on the CPU
 
 
 def test_a_counter_reset_leaves_no_joules_but_a_reason(

@@ -254,3 +254,65 @@ def test_a_lost_row_does_not_move_a_tick() -> None:
     assert b.energy_j is not None
     assert b.se_j is not None
     assert abs(a.energy_j - b.energy_j) < 2 * b.se_j
+
+
+# --- one field fails while the others are read -------------------------------------------------------------------------
+def field_fails(t: float, average_w: float, since: float, until: float, energy: float | None = None) -> Reading:
+    dead = since <= t < until
+    average = None if dead else 1000 * average_w
+    return Reading(energy, 1000 * average_w, average, 0 if energy else 3, 0, 999 if dead else 0, None)
+
+
+def test_an_average_that_fails_alone_is_a_gap_and_not_its_last_value() -> None:
+    """Without a counter. Instant power is read all the while; the load doubles unseen by the average."""
+    head = {**HEAD, "cards": [{**CARD, "support": {"energy": 3, "instant": 0, "average": 0}}]}
+    times = [0.01 * k for k in range(500)]
+    s = fold([(t, field_fails(t, 200 if t < 1.5 else 400, 1.0, 3.0)) for t in times], head)
+    w = estimate.card_window(s, 0.5, 2.5)
+    assert (w.energy_j, w.codes[-1]) == (None, "SAMPLER_GAP")
+    assert estimate.card_window(s, 3.1, 4.5).energy_j == pytest.approx(560, rel=0.01)
+    assert s.so_far_j() is None
+    ended = fold([(t, field_fails(t, 200, 1.0, 9.0)) for t in times], head)
+    assert estimate.card_window(ended, 0.5, 2.5).energy_j is None
+
+
+def test_a_cross_check_that_was_not_read_is_none() -> None:
+    times = [0.01 * k for k in range(900)]
+    p = [
+        (
+            t,
+            field_fails(
+                t, 100 if t < 1.5 else 200, 1.0, 20.0, counter(t) if t < 1.5 else counter(2 * t - 1.5, tick=0.2)
+            ),
+        )
+        for t in times
+    ]
+    w = estimate.card_window(fold(p), 0.5, 8.5)
+    assert w.energy_j == pytest.approx(1500, rel=0.02)
+    assert w.e3_j is w.r3 is None
+    assert w.e2_j == pytest.approx(1500, rel=0.02)
+    assert "SOURCES_DISAGREE" not in w.codes
+
+
+def test_a_counter_that_stood_still_and_went_on_is_suspect() -> None:
+    """A second's joules are missing from the counter, in a window too short for the cross-check."""
+    p = [(t, reading(counter(t if t < 1.0 else max(1.0, t - 1.0)), 100_000)) for t, _ in polls(4.0)]
+    w = estimate.card_window(fold(p), 0.5, 3.5)
+    assert w.energy_j == pytest.approx(200, abs=5)  # for a true 300
+    assert "SOURCES_DISAGREE" in w.codes
+    assert "stood still for" in w.notes[-1]
+
+
+def test_lost_rows_are_a_gap() -> None:
+    """A disk that was full for a while: power doubled and fell again in rows that are not there."""
+    for support, source in ((3, "nvml-average"), (0, "nvml-counter")):
+        head = {**HEAD, "cards": [{**CARD, "support": {"energy": support, "instant": 0, "average": 0}}]}
+        recorder, s = Recorder(20 * MS), Series(head, 0)
+        for t, r in polls(4.0):
+            power = 200_000 if 1.05 < t < 1.95 else 100_000
+            energy, rc = (r.energy, 0) if support == 0 else (None, 3)
+            row = recorder.offer(0, round(t * 1e9), round(t * 1e9), Reading(energy, power, power, rc, 0, 0, None))
+            if row is not None and not 1.0 <= t <= 2.0:
+                s.add(row)
+        w = estimate.card_window(s, 0.5, 2.5)
+        assert (w.source, w.energy_j, w.codes[-1]) == (source, None, "SAMPLER_GAP")

@@ -13,6 +13,7 @@ from harness import cli, schema
 from harness.power import sensor
 from harness.power.meter import open_meter
 from harness.power.series import Series
+from harness.power.source import Reading
 
 Play = Callable[[Script, Path], None]
 
@@ -93,3 +94,18 @@ def test_a_card_of_another_driver_or_a_damaged_one_is_none(tmp_path: Path) -> No
     assert sensor.stored("GPU-1", "2.0") is None
     path.write_text("{")
     assert sensor.stored("GPU-1", "1.0") is None
+
+
+def test_idle_power_that_never_settles_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Still:
+        name, counter, energy_unit_j, power_unit_w = "nvml", "ticks", 1e-3, 1e-3
+
+        def read(self, card: int) -> Reading:
+            return Reading(None, 90_000, 90_000, 3, 0, 0, None)
+
+    monkeypatch.setattr(sensor, "settle", lambda *_: None)
+    facts = [{"uuid": "GPU-1", "name": "x", "limit_w": 700.0, "support": {"energy": 3, "instant": 0, "average": 0}}]
+    actions = sensor.Actions(lambda: None, lambda s: (0, 0))
+    out = sensor.measure(Still(), facts, 0, seconds=0.05, actions=actions, why_no_actions="", steps=0)  # type: ignore[arg-type]
+    assert out.idle_context_w is None
+    assert "did not settle" in out.reasons["idle_context_w"]

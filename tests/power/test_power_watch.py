@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from doubles.nvml import Card, Fault, Script, integral_j, square
 
-from harness.power import estimate, watch
+from harness.power import estimate, segment, watch
 from harness.power.series import Series
 
 Sampled = Callable[..., list[Series]]
@@ -153,3 +153,40 @@ def test_power_that_drifts_is_not_stationary(sampled: Sampled, end_w: float, rai
     out = estimate.card_window(s, 3.0, 15.0)
     assert ("NOT_STATIONARY" in out.codes) == raised
     assert bool(out.notes) == raised
+
+
+# --- looks that are missing ----------------------------------------------------------------------------------------------
+def look(t: float, limit_w: float | None = 700.0) -> watch.Look:
+    return watch.Look(t, limit_w, None, None, 0, [None] * 5, None, None, [], 0)
+
+
+def test_looks_that_ended_before_the_window_did_say_so() -> None:
+    seen = [look(float(t)) for t in range(10)]
+    assert watch.judge(seen, 6.0, 13.5) == []
+    ((code, note),) = watch.judge(seen, 20.0, 30.0)
+    assert code == "FOREIGN_UNKNOWN"
+    assert "no look in the 21 s" in note
+
+
+def test_a_setting_counts_from_the_first_look_that_told_it() -> None:
+    seen = [look(0.0, None), look(1.0), look(2.0, None), look(3.0, 500.0), look(4.0, 500.0)]
+    assert [c for c, _ in watch.judge(seen, 0.5, 2.5)] == []
+    assert [c for c, _ in watch.judge(seen, 0.5, 4.5)] == ["POWER_LIMIT_CHANGED"]
+
+
+def test_a_process_that_ends_while_it_is_looked_up_is_hidden(tmp_path: Path) -> None:
+    for pid, text in ((10, ""), (20, "20 (cut")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(text)
+    assert watch.owners([10, 20], 99, tmp_path) == ([], 2)
+
+
+def test_looks_are_handed_on_and_not_kept(tmp_path: Path) -> None:
+    path = segment.path_of(tmp_path, 1, 0)
+    writer = segment.Writer(path)
+    writer.put({"kind": "watch", "card": 0, "mono_ns": 1}, {"kind": "watch", "card": 0, "mono_ns": 2})
+    writer.close()
+    reader = segment.Reader(path)
+    reader.poll()
+    assert [x["mono_ns"] for x in reader.take_looks()] == [1, 2]
+    assert reader.take_looks() == []

@@ -246,6 +246,10 @@ def test_a_compiled_model_accumulates_into_memory_of_our_own(tmp_path: Path) -> 
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Tesla V100-PCIE-16GB", None),
         ("NVIDIA L4", 121e12),
         ("NVIDIA L40", 181e12),
         ("NVIDIA L40S", 362e12),
@@ -392,3 +396,9 @@ def test_state_of_a_run_that_was_never_started(tmp_path: Path) -> None:
     assert describe(tmp_path / "x") == ("not started", None)
     records.write_json(tmp_path / "state.json", RunState("running", pid=1))
     assert describe(tmp_path)[0] == "died"
+
+
+def test_the_driver_s_spelling_of_pcie_does_not_lend_a_card_another_board_s_power() -> None:
+    assert gpus.floor_j_per_flop("NVIDIA A100-SXM4-40GB") == pytest.approx(400 / 312e12)
+    assert gpus.floor_j_per_flop("NVIDIA A100-PCIE-40GB") is None
+    assert gpus.floor_j_per_flop("NVIDIA A100 80GB PCIe") is None
