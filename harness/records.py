@@ -78,6 +78,7 @@ class SpendRow:
     t_a_ns: int = 0  # monotonic edges on the attempt's host: they join the raw power segments
     t_b_ns: int = 0
     energy: Measured = field(default_factory=Measured)
+    limit_w: float | None = None  # enforced power limit of the metered cards: what bounds a window without joules
 
 
 @dataclass

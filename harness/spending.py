@@ -18,7 +18,10 @@ EVERY_S = 1.0  # how often a run looks at what its study has spent
 
 @dataclass(frozen=True)
 class Spent:
-    """Joules of a study: measured, and an upper bound of what was not (its seconds at the highest power that was)."""
+    """Joules of a study: measured, and an upper bound of what was not: its seconds at the cards' power limit.
+
+    Without a limit (RAPL, a replayed trace) the highest mean power of a measured window stands in, which bounds nothing strictly.
+    """
 
     measured_j: float
     unmeasured_s: float
@@ -34,15 +37,17 @@ def spent(study: Path) -> Spent:
 
     Windows overlap where a run books lost work, and then count twice: a budget errs on the side of stopping early.
     """
-    joules, dark_s, highest_w = [0.0], 0.0, 0.0
+    joules, dark_s, highest_w, limit_w = [0.0], 0.0, 0.0, 0.0
     for path in sorted([*study.glob("*/spend.jsonl"), *study.glob("*/ttc/spend.jsonl")]):
         for row in records.read_rows(path, SpendRow):
+            limit_w = max(limit_w, row.limit_w or 0.0)
             if row.energy.energy_j is None:
                 dark_s += row.wall_s
             else:
                 joules.append(row.energy.energy_j)
                 highest_w = max(highest_w, row.energy.power_w or 0.0)
-    bound = 0.0 if dark_s == 0 else dark_s * highest_w if highest_w else None
+    most_w = limit_w or highest_w
+    bound = 0.0 if dark_s == 0 else dark_s * most_w if most_w else None
     return Spent(math.fsum(joules), dark_s, bound)
 
 

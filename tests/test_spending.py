@@ -25,9 +25,9 @@ TINY = [
 ]
 
 
-def _spend(study: Path, run: str, *energies: Measured) -> None:
+def _spend(study: Path, run: str, *energies: Measured, limit_w: float | None = None) -> None:
     (study / run).mkdir(parents=True)
-    rows = [SpendRow(1, "train", "trunk", 0, 1, 84, 1.0, 10.0, energy=e) for e in energies]
+    rows = [SpendRow(1, "train", "trunk", 0, 1, 84, 1.0, 10.0, energy=e, limit_w=limit_w) for e in energies]
     text = "".join(json.dumps(records.to_json(r)) + "\n" for r in rows)
     (study / run / "spend.jsonl").write_text(text)
 
@@ -44,6 +44,14 @@ def test_unmeasured_time_is_bounded_by_the_highest_power_that_was_measured(tmp_p
     assert "used up" in why
     assert "10 s unmeasured" in why
     assert spending.exhausted(None, tmp_path) is None
+
+
+def test_a_known_power_limit_is_the_bound(tmp_path: Path) -> None:
+    dark = Measured(reason="COUNTER_RESET: …", verdict="invalid")
+    _spend(tmp_path, "a", Measured(1000.0, 1.0, power_w=100.0), dark, limit_w=700.0)
+    assert spending.spent(tmp_path).unmeasured_bound_j == 7000.0
+    _spend(tmp_path, "b", dark, limit_w=700.0)  # nothing measured here, yet bounded
+    assert spending.spent(tmp_path).unmeasured_bound_j == 14000.0
 
 
 def test_a_study_without_any_reading_cannot_keep_a_budget(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.power.series import Held, Series
 
 BOXCAR_S = 1.0  # length of the mean behind "average" on Ampere to Hopper
 EDGE_S = 1.0  # how far beside an edge the power level is looked at
-SUB_TICK = 0.435  # standard error of an edge is this share of the largest error that it can have; see `edge`
+SUB_TICK = 0.44  # standard error of an edge is this share of the largest error that it can have; see `edge`
 LOOK = 0.25  # of an update: how long after a tick its instant reading is surely shown
 SHAPE_TICKS, LEAST_SHAPE = 64, 16  # ticks looked back at for `trust`, and the fewest that tell anything
 FLAT = 0.01  # share of the mean below which a spread of power is none
@@ -114,7 +114,7 @@ def edge(s: Series, k: int, x: float, mean_w: float, u: float) -> tuple[float, f
 
     A power that changes once between two levels dP apart, anywhere inside the interval: a straight line errs by at most dP u x (1 - x), and by
     1/sqrt(3) = 0.58 of that rms; at a tick it is exact. The sum of two such bounded errors has shorter tails than a normal one, and instant readings
-    bend the line, so that 1.96 x 0.435 of the bound holds 95 % (fitted on seeds that scripts/bench/meter, which judges it, does not use).
+    bend the line, so that 1.96 x 0.44 of the bound holds 95 % (fitted on seeds that scripts/bench/meter, which judges it, does not use).
     """
     length = tick(s, k + 1, u)[0] - tick(s, k, u)[0]
     low, high = levels(s, k, mean_w, u)

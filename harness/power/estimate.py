@@ -4,7 +4,7 @@ Value (E1): the counter, interpolated between the two ticks around each edge, so
 the ticks happened comes from a comb fitted through many (`comb`); the line between two is bent towards the instant readings
 at its ends as far as these are seen to follow the counter (`errorbar.trust`). Integrals of instant (E2) and average power
 (E3) are set beside it and never mixed in; they take over only where a card has no counter. Standard error, J, one sigma:
-    sub-tick   0.435 dP u x (1 - x) per edge    x: share of the tick interval u gone by; dP: power levels around, highest minus lowest
+    sub-tick   0.44 dP u x (1 - x) per edge     x: share of the tick interval u gone by; dP: power levels around, highest minus lowest
     ticks      P dt per edge                dt: standard error of the comb, or of a tick's bracket where there is no comb
     cold edge  (u_a step_a + u_b step_b) / 6   bias where the power steps at an edge; added as an allowance, not corrected
 A sum of windows or cards adds errors in quadrature, and to these the sum of what each is expected to read low at its edges (`errorbar.shortfall`):

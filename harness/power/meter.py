@@ -217,6 +217,11 @@ class Meter:
         known = [w for w in found if w is not None]
         return math.fsum(known) if known and len(known) == len(found) else None
 
+    def limit_w(self) -> float | None:
+        """Enforced power limits of the metered cards, added, W; None where one is not known."""
+        known = [s.limit_w for s in self._segments[-1].series] if self._segments else []
+        return math.fsum(w for w in known if w) if known and all(known) else None
+
     def recover(self, attempt: int, after_ns: int) -> records.Measured:
         """Energy of an earlier attempt from `after_ns` (its clock; 0: its first reading) to its sampler's last reading, from the files.
 

@@ -49,6 +49,7 @@ class Ledger:
             t_a_ns,
             t_b_ns,
             energy,
+            self.meter.limit_w(),
         )
         append(self._spend_path, row)
         return row
@@ -84,6 +85,7 @@ class Ledger:
                     booked_ns,
                     booked_ns,
                     self.meter.recover(before, booked_ns),
+                    self.meter.limit_w(),
                 ),
             )
         if self.steps_bytes() > self.progress.steps_bytes:

@@ -36,7 +36,7 @@ class Books:
             self.sync()
             row.t_b_ns = time.monotonic_ns()
             row.wall_s = (row.t_b_ns - began_ns) * S_PER_NS
-            row.energy = self.meter.energy(began_ns, row.t_b_ns)
+            row.energy, row.limit_w = self.meter.energy(began_ns, row.t_b_ns), self.meter.limit_w()
             append(self.folder / "spend.jsonl", row)
 
     def book_lost(self) -> None:
@@ -57,6 +57,6 @@ class Books:
                 lost.tokens += int(block["tokens"])
                 lost.flop += float(block["spent_flop"])
                 lost.wall_s += (int(block["t_b_ns"]) - int(block["t_a_ns"])) * S_PER_NS
-        lost.energy = self.meter.recover(before, booked_ns)
+        lost.energy, lost.limit_w = self.meter.recover(before, booked_ns), self.meter.limit_w()
         if lost.flop or lost.energy.energy_j:
             append(path, lost)

@@ -82,6 +82,7 @@ def test_known_joules_within_the_stated_interval_and_files_left(metered: Callabl
     assert "UNCALIBRATED" in measured.codes
     assert measured.energy_j is not None
     assert measured.power_w == pytest.approx(measured.energy_j / ((b - a) * 1e-9))
+    assert meter.limit_w() == 700.0  # what bounds a window without joules
     total = meter.total_j()
     assert total is not None
     assert total > 0.8 * script.truth_j(a, b)
