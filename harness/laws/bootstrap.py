@@ -31,7 +31,7 @@ from harness.errors import FitError
 from harness.laws.catalogue import AnyBound
 from harness.laws.forms import Array
 from harness.laws.gram import jacobian
-from harness.laws.solve import AGREEMENT, Solution, cold_start, huber_sum, minimise
+from harness.laws.solve import AGREEMENT, Solution, cold_start, minimise
 
 METHODS = ("auto", "residual", "cases", "seeds")
 CASES_FROM = 20  # blocks
@@ -126,40 +126,33 @@ def refit(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float
     the others (they decide the ends of intervals, and another valley shows there first) and to `AUDIT` at random. If one
     of the random ones ends lower from the cold start, all draws get one.
     """
-    best = minimise(bound, np.repeat(theta[None], len(lny), axis=0), lny, weight, delta, tolerance=1e-11)
     count = len(lny)
-    cold = np.zeros(count, dtype=bool)
+    best = minimise(bound, np.repeat(theta[None], count, axis=0), lny, weight, delta, tolerance=1e-11)
+    doubtful = best.decrement > DRAW_TOLERANCE
+    doubtful[np.argsort(_distance(best.theta))[count - math.ceil(TAIL * count) :]] = True
     audit = np.random.default_rng(seed).permutation(count)[:AUDIT]
+    doubtful[audit] = True
     improved = np.zeros(count, dtype=bool)
-    first = best.decrement > DRAW_TOLERANCE
-    first[np.argsort(_distance(best.theta))[count - math.ceil(TAIL * count) :]] = True
-    first[audit] = True
-    for chosen in (first, ~first):
-        if not chosen.any():
-            break
-        other = _cold(bound, lny[chosen], weight[chosen], delta)
-        cold |= chosen
-        before = best.objective[chosen]
-        improved[chosen] = other.objective < before * (1 - AGREEMENT)
-        at = np.flatnonzero(chosen)[other.objective < before]
-        take = other.objective < before
-        best.theta[at], best.objective[at], best.decrement[at] = (
-            other.theta[take],
-            other.objective[take],
-            other.decrement[take],
-        )
-        if not improved[audit].any():
-            break
-    if (slow := best.decrement > DRAW_TOLERANCE).any():  # a few creep along a curved valley
-        more = minimise(bound, best.theta[slow], lny[slow], weight[slow], delta, max_iterations=500, tolerance=1e-11)
-        best.theta[slow], best.objective[slow], best.decrement[slow] = more.theta, more.objective, more.decrement
-    return Refits(best.theta, best.objective, best.decrement, int(cold.sum()), int(improved.sum()))
+    improved[doubtful] = _try_cold(bound, best, np.flatnonzero(doubtful), lny, weight, delta)
+    if improved[audit].any() and not doubtful.all():
+        improved[~doubtful] = _try_cold(bound, best, np.flatnonzero(~doubtful), lny, weight, delta)
+        doubtful[:] = True
+    if (slow := np.flatnonzero(best.decrement > DRAW_TOLERANCE)).size:  # a few creep along a curved valley
+        best.put(slow, minimise(bound, best.theta[slow], lny[slow], weight[slow], delta, 500, tolerance=1e-11))
+    return Refits(best.theta, best.objective, best.decrement, int(doubtful.sum()), int(improved.sum()))
 
 
-def _cold(bound: AnyBound, lny: Array, weight: Array, delta: float) -> Solution:
+def _try_cold(
+    bound: AnyBound, best: Solution, rows: NDArray[np.intp], lny: Array, weight: Array, delta: float
+) -> NDArray[np.bool_]:
+    """Cold starts for some draws, put into `best` where they end lower; which of them did, by more than `AGREEMENT`."""
+    lny, weight, before = lny[rows], weight[rows], best.objective[rows]
     start = cold_start(bound, lny, weight, per_axis=8)
     rough = minimise(bound, start, lny, weight, 5 * delta, max_iterations=30, tolerance=1e-6)
-    return minimise(bound, rough.theta, lny, weight, delta, tolerance=1e-11)
+    cold = minimise(bound, rough.theta, lny, weight, delta, tolerance=1e-11)
+    lower = cold.objective < before
+    best.put(rows[lower], cold.at(lower))
+    return cold.objective < before * (1 - AGREEMENT)
 
 
 def _distance(theta: Array) -> Array:

@@ -45,6 +45,12 @@ class Solution:
     decrement: Array
     iterations: int
 
+    def at(self, rows: NDArray) -> Solution:
+        return Solution(self.theta[rows], self.objective[rows], self.decrement[rows], self.iterations)
+
+    def put(self, rows: NDArray, other: Solution) -> None:
+        self.theta[rows], self.objective[rows], self.decrement[rows] = other.theta, other.objective, other.decrement
+
 
 def huber_sum(residual: Array, weight: Array, delta: float) -> Array:
     """sum_i w_i Huber_delta(r_i) along the last axis."""
@@ -75,7 +81,7 @@ def minimise(
     floor = rounding_floor(weight)
     here = _derivatives(bound, theta, lny, weight, delta)
     decrement = np.full(count, np.inf)
-    damping, stalled = np.full(count, 1e-2), np.zeros(count, dtype=int)
+    damping, stalled = np.full(count, 0.3), np.zeros(count, dtype=int)
     going = np.arange(count)
     iteration = 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007 - its last value is reported
@@ -93,7 +99,7 @@ def minimise(
         better = there.objective < before
         gain = np.where(better, (before - there.objective) / np.maximum(before, floor[going]), 0.0)
         stalled[going] = np.where(better & (gain > 1e-14), 0, stalled[going] + better)
-        damping[going] = np.where(better, damping[going] * 0.1, np.maximum(damping[going], 1e-4) * 8.0)
+        damping[going] = np.where(better, damping[going] * 0.2, np.maximum(damping[going], 1e-4) * 8.0)
         theta[going[better]] = trial[better]
         here.put(going[better], there.at(better))
     return Solution(theta, here.objective, decrement, iteration)

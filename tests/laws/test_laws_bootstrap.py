@@ -10,14 +10,15 @@ import pytest
 
 from harness.laws.bootstrap import AUDIT, DRAW_TOLERANCE, draw_residuals, refit
 from harness.laws.catalogue import AnyBound, bind, law_named, value
-from harness.laws.expansion import Expansion
 from harness.laws.forms import Array
-from harness.laws.solve import _solve, cold_start, huber_sum, minimise, multistart
+from harness.laws.gram import jacobian
+from harness.laws.solve import _derivatives, _solve, cold_start, huber_sum, minimise, multistart
 from tests.laws.test_laws_curves import CASES
 from tests.laws.test_laws_predict import bound_to, ladder
 from tests.laws.test_laws_published import besiroglu, olmo
 
 DELTA = 1e-3
+T = np.geomspace(10.0, 1e4, 20)
 
 
 def long_way(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
@@ -47,7 +48,8 @@ def test_published_draws_end_where_two_starts_each_end(published: Path) -> None:
     found = refit(bound, theta, lny, counts, DELTA)
     wanted, lowest = long_way(bound, theta, lny, counts, DELTA)
     assert found.decrement.max() <= DRAW_TOLERANCE
-    np.testing.assert_array_equal(found.objective, huber_sum(bound.log_value(found.theta) - lny, counts, DELTA))
+    ends_at = huber_sum(bound.log_value(found.theta) - lny, counts, DELTA)
+    np.testing.assert_allclose(found.objective, ends_at, rtol=1e-13)
     assert (found.objective / lowest - 1).max() <= 1e-9
     for name, drawn in bound.external(found.theta).items():
         ends, others = (np.quantile(d, [0.025, 0.975]) for d in (drawn, bound.external(wanted)[name]))
@@ -59,17 +61,14 @@ def test_published_draws_end_where_two_starts_each_end(published: Path) -> None:
 
 def noisy(law: str, sd: float) -> AnyBound:
     form = law_named(law)
-    params, table = CASES[law]
-    if law == "data_constrained":
-        keep = table["D"] >= table["U"]
-        table = {k: v[keep] for k, v in table.items()}
+    params, table = CASES[law] if law in CASES else ({"P_idle": 40.0, "e": 2e-12}, {"t": T, "C": T**1.5 * 1e12})
     y = value(form, params, table)
     noise = sd * np.random.default_rng(1).normal(size=len(y))
     y = y + noise * y.std() if form.plain else y * np.exp(noise)
     return bind(form, table, y, np.ones(len(y)), {})
 
 
-@pytest.mark.parametrize("law", ["over_training", "data_constrained", "broken", "accuracy_loss"])
+@pytest.mark.parametrize("law", ["over_training", "accuracy_loss"])
 def test_laws_of_any_shape(law: str) -> None:
     bound, delta = noisy(law, 0.003), law_named(law).delta
     theta, _, _ = multistart(bound, delta)
@@ -77,7 +76,6 @@ def test_laws_of_any_shape(law: str) -> None:
     lny = np.broadcast_to(bound.lny, counts.shape)
     found = refit(bound, theta, lny, counts, delta)
     _, lowest = long_way(bound, theta, lny, counts, delta)
-    print(law, found.cold, found.improved, (found.decrement>1e-8).sum(), np.sort(found.objective / lowest - 1)[-5:])
     assert (found.objective <= lowest * (1 + 1e-9)).all()
 
 
@@ -90,13 +88,13 @@ def test_new_losses_around_the_law(fixed: dict[str, float]) -> None:
     weight = np.broadcast_to(bound.weight, lny.shape)
     found = refit(bound, theta, lny, weight, DELTA)
     wanted, lowest = long_way(bound, theta, lny, weight, DELTA)
-    print(found.cold, found.improved, (found.decrement>1e-8).sum(), np.sort(found.objective / lowest - 1)[-5:])
     assert (found.objective <= lowest * (1 + 1e-9)).all()
     ends, others = (np.quantile(t, [0.025, 0.975], axis=0) for t in (found.theta, wanted))
     np.testing.assert_allclose(ends, others, rtol=1e-6, atol=1e-9)
 
 
-def test_a_floor_that_nothing_pins(published: Path) -> None:
+def test_one_better_cold_start_in_the_audit_gives_all_draws_one(published: Path) -> None:
+    """A floor that nothing pins: some draws have two valleys, the audit meets one, and then no draw is taken on trust."""
     table = olmo(published, "c4_loss_avg5")
     bound = bound_to(table)
     theta, _, _ = multistart(bound, DELTA)
@@ -104,46 +102,29 @@ def test_a_floor_that_nothing_pins(published: Path) -> None:
     weight = np.ones_like(lny)
     found = refit(bound, theta, lny, weight, DELTA)
     _, lowest = long_way(bound, theta, lny, weight, DELTA)
-    print(found.cold, found.improved, (found.decrement>1e-8).sum(), np.sort(found.objective / lowest - 1)[-5:])
-    assert (found.objective <= lowest * (1 + 1e-9)).all()
-
-
-def test_one_better_cold_start_in_the_audit_gives_all_draws_one() -> None:
-    """From a start far from the optimum the warm way strands, the audit sees it, and the result is still right."""
-    table, _ = ladder(seeds=4)
-    bound = bound_to(table)
-    theta, _, _ = multistart(bound, DELTA)
-    counts = counts_of(bound.n, 300)
-    lny = np.broadcast_to(bound.lny, counts.shape)
-    wrong = theta.copy()
-    wrong[1] = wrong[3] = 4.0
-    found = refit(bound, wrong, lny, counts, DELTA)
-    _, lowest = long_way(bound, theta, lny, counts, DELTA)
-    print(found.cold, found.improved, (found.decrement>1e-8).sum(), np.sort(found.objective / lowest - 1)[-5:])
-    assert found.cold == 300
+    assert found.cold == 400
     assert found.improved > 0
     assert (found.objective <= lowest * (1 + 1e-9)).all()
 
 
-@pytest.mark.parametrize("law", ["chinchilla", "data_constrained"])
-def test_expansion_is_the_law_up_to_third_order_and_has_its_own_exact_gradient(law: str) -> None:
+@pytest.mark.parametrize("law", ["chinchilla", "energy_idle", "over_training"])
+def test_gradient_and_hessian_from_factors_are_those_of_the_objective(law: str) -> None:
+    """Differences of the objective (residuals clear of delta, so that it is smooth), and J'WJ written out."""
     bound = bound_to(ladder()[0]) if law == "chinchilla" else noisy(law, 0.003)
-    theta, _, _ = multistart(bound, DELTA)
-    near = Expansion(bound, theta)
-    way = np.random.default_rng(0).normal(size=(8, len(theta)))
-    misses = [np.abs(near.log_value(theta + h * way) - bound.log_value(theta + h * way)).max(1) for h in (0.01, 0.02)]
-    assert (misses[1] / misses[0] > 6).all()
-    assert (misses[1] / misses[0] < 10).all()
-    lny, weight = np.repeat(bound.lny[None], 8, axis=0), np.ones((8, bound.n))
-    points = theta + 0.02 * way
-    grad, newton, major = near.derivatives(points, lny, weight, 0.01)
-    for k in range(len(theta)):
-        h = np.zeros(len(theta))
-        h[k] = 1e-6
-        up, down = (huber_sum(near.log_value(points + s * h) - lny, weight, 0.01) for s in (1, -1))
-        np.testing.assert_allclose(grad[:, k], (up - down) / 2e-6, rtol=1e-4, atol=1e-6 * np.abs(grad).max())
-    np.testing.assert_array_equal(newton, newton.transpose(0, 2, 1))
-    assert np.linalg.eigvalsh(major).min() > -1e-12
+    theta = multistart(bound, DELTA)[0] + 0.05 * np.random.default_rng(0).normal(size=(6, len(bound.lower)))
+    lny, weight, delta = np.repeat(bound.lny[None], 6, axis=0), np.linspace(0.5, 1.5, bound.n) * np.ones((6, 1)), 10.0
+    local = _derivatives(bound, theta, lny, weight, delta)
+
+    def near(h: Array) -> Array:
+        return huber_sum(bound.log_value(theta + h) - lny, weight, delta)
+
+    for k, step in enumerate(1e-5 * np.eye(theta.shape[1])):
+        np.testing.assert_allclose(local.grad[:, k], (near(step) - near(-step)) / 2e-5, rtol=1e-5, atol=1e-7)
+        slopes = [_derivatives(bound, theta + s * step, lny, weight, delta).grad for s in (1, -1)]
+        np.testing.assert_allclose(local.newton[:, k], (slopes[0] - slopes[1]) / 2e-5, rtol=1e-4, atol=1e-4)
+    jac = jacobian(bound.factors(theta)[1])
+    np.testing.assert_allclose(local.major, np.einsum("ri,rip,riq->rpq", weight, jac, jac), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(local.objective, near(np.zeros(theta.shape[1])))
 
 
 def test_elimination_side_by_side_solves_what_lapack_solves() -> None:
