@@ -12,7 +12,8 @@ from harness.laws.bootstrap import AUDIT, DRAW_TOLERANCE, draw_residuals, refit
 from harness.laws.catalogue import AnyBound, bind, law_named, value
 from harness.laws.forms import Array
 from harness.laws.gram import jacobian
-from harness.laws.solve import _derivatives, _solve, cold_start, huber_sum, minimise, multistart
+from harness.laws.newton import _solve, derivatives, huber_sum
+from harness.laws.solve import cold_start, minimise, multistart
 from tests.laws.test_laws_curves import CASES
 from tests.laws.test_laws_predict import bound_to, ladder
 from tests.laws.test_laws_published import besiroglu, olmo
@@ -113,14 +114,14 @@ def test_gradient_and_hessian_from_factors_are_those_of_the_objective(law: str) 
     bound = bound_to(ladder()[0]) if law == "chinchilla" else noisy(law, 0.003)
     theta = multistart(bound, DELTA)[0] + 0.05 * np.random.default_rng(0).normal(size=(6, len(bound.lower)))
     lny, weight, delta = np.repeat(bound.lny[None], 6, axis=0), np.linspace(0.5, 1.5, bound.n) * np.ones((6, 1)), 10.0
-    local = _derivatives(bound, theta, lny, weight, delta)
+    local = derivatives(bound, theta, lny, weight, delta)
 
     def near(h: Array) -> Array:
         return huber_sum(bound.log_value(theta + h) - lny, weight, delta)
 
     for k, step in enumerate(1e-5 * np.eye(theta.shape[1])):
         np.testing.assert_allclose(local.grad[:, k], (near(step) - near(-step)) / 2e-5, rtol=1e-5, atol=1e-7)
-        slopes = [_derivatives(bound, theta + s * step, lny, weight, delta).grad for s in (1, -1)]
+        slopes = [derivatives(bound, theta + s * step, lny, weight, delta).grad for s in (1, -1)]
         np.testing.assert_allclose(local.newton[:, k], (slopes[0] - slopes[1]) / 2e-5, rtol=1e-4, atol=1e-4)
     jac = jacobian(bound.factors(theta)[1])
     np.testing.assert_allclose(local.major, np.einsum("ri,rip,riq->rpq", weight, jac, jac), rtol=1e-9, atol=1e-12)
