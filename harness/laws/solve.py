@@ -2,7 +2,7 @@
 optimum.
 
 The sum, never the mean, and every test is relative to Q: general-purpose solvers compare a decrease with max(|Q|, 1),
-and at Q ~ 1e-3 stop 15 % above the optimum while reporting success (`tests/laws/test_published.py`).
+and at Q ~ 1e-3 stop 15 % above the optimum while reporting success (`tests/laws/test_laws_published.py`).
 """
 
 from __future__ import annotations
