@@ -72,13 +72,13 @@ def fit_curve(
     if bootstrap:
         bound = bind(form, {form.symbols[0]: x}, y, np.ones(len(x)), {})
         drawn = cluster_weights(cluster, bootstrap, seed) @ values
-        theta, decrement = refit(bound, bound.internal(fit.params), drawn, np.ones_like(drawn), form.delta)
-        good = decrement <= DRAW_TOLERANCE
+        found = refit(bound, bound.internal(fit.params), drawn, np.ones_like(drawn), form.delta, seed)
+        good = found.decrement <= DRAW_TOLERANCE
         if good.sum() >= 20:
-            external = bound.external(theta[good])
+            external = bound.external(found.theta[good])
             fit.draws = {k: v.tolist() for k, v in external.items()}
             fit.interval = {k: percentiles(v) for k, v in external.items()}
-            fit.bootstrap = {"draws": bootstrap, "failed": int((~good).sum()), "seed": seed}
+            fit.bootstrap = found.counts(seed)
     return fit
 
 

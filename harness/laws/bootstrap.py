@@ -21,6 +21,7 @@ seeds of a rung are taken for independent evidence against lack of fit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,14 @@ from numpy.typing import NDArray
 from harness.errors import FitError
 from harness.laws.catalogue import AnyBound
 from harness.laws.forms import Array
-from harness.laws.solve import cold_start, minimise
+from harness.laws.gram import jacobian
+from harness.laws.solve import AGREEMENT, Solution, cold_start, minimise
 
 METHODS = ("auto", "residual", "cases", "seeds")
 CASES_FROM = 20  # blocks
 DRAW_TOLERANCE = 1e-8  # Newton decrement over objective of one draw; anything above counts as failed
+AUDIT = 100  # draws at random that get a cold start too: none better of 100 means fewer than 3 % in all, at 95 %
+TAIL = 0.025  # share of draws, the farthest from the others, that get one
 MAX_T_FACTOR = 12.7  # Student's 97.5 % point at one degree of freedom: no draw inflates the noise further
 
 
@@ -42,10 +46,33 @@ class Draws:
     theta: Array  # (converged draws, p), solver coordinates
     method: str
     blocks: int
-    failed: int
+    counts: dict[str, int]  # draws, failed, seed, cold_starts, cold_better
     between_dof: (
         float | None
     )  # residual method: degrees of freedom of the noise shared by a block; None without shared blocks
+
+
+@dataclass
+class Refits:
+    """R refitted data sets: `theta` (R, p), `objective` and `decrement` (R,); how many also had a cold start, and how many
+    of those ended more than 1e-6 lower from it."""
+
+    theta: Array
+    objective: Array
+    decrement: Array
+    cold: int
+    improved: int
+
+    def counts(self, seed: int) -> dict[str, int]:
+        """What a fit's `bootstrap` says; `failed` draws have no certificate and are left out of intervals."""
+        failed = int((self.decrement > DRAW_TOLERANCE).sum())
+        return {
+            "draws": len(self.theta),
+            "failed": failed,
+            "seed": seed,
+            "cold_starts": self.cold,
+            "cold_better": self.improved,
+        }
 
 
 def labels(values: NDArray | None, n: int) -> NDArray[np.intp]:
@@ -63,7 +90,7 @@ def resample(
     strata: NDArray | None = None,
     method: str = "auto",
 ) -> Draws:
-    """Refit `draws` resampled data sets, each warm from `theta` (p,) and once cold; keep the better.
+    """Refit `draws` resampled data sets from `theta` (p,), the optimum of the data (see `refit`).
 
     `cluster` names the trunk of each row (None: every row its own), `strata` the rung; see above for `method`.
     """
@@ -87,24 +114,52 @@ def resample(
         if min(len(g) for g in groups) < 2:
             raise FitError("method='seeds' needs at least two trunks (seeds) in every rung. Use method='residual'.")
         weight, units = draw_cases(groups, trunk, bound, draws, rng) * bound.weight, int(trunk.max()) + 1
-    best, decrement = refit(bound, theta, lny, weight, delta)
-    good = decrement <= DRAW_TOLERANCE
-    return Draws(best[good], method, units, int((~good).sum()), dof)
+    found = refit(bound, theta, lny, weight, delta, seed)
+    good = found.decrement <= DRAW_TOLERANCE
+    return Draws(found.theta[good], method, units, found.counts(seed), dof)
 
 
-def refit(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
-    """The better of a warm and a cold start for each data set (R, n): vectors (R, p) and decrements (R,)."""
-    warm = minimise(bound, np.repeat(theta[None], len(lny), axis=0), lny, weight, delta, tolerance=1e-11)
+def refit(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float, seed: int = 0) -> Refits:
+    """The optimum of each data set (R, n), warm from `theta` (p,), the optimum of the data.
+
+    A cold start as well, and the better of the two, is given to draws without a certificate, to the `TAIL` farthest from
+    the others (they decide the ends of intervals, and another valley shows there first) and to `AUDIT` at random. If one
+    of the random ones ends lower from the cold start, all draws get one.
+    """
+    count = len(lny)
+    best = minimise(bound, np.repeat(theta[None], count, axis=0), lny, weight, delta, tolerance=1e-11)
+    doubtful = best.decrement > DRAW_TOLERANCE
+    doubtful[np.argsort(_distance(best.theta))[count - math.ceil(TAIL * count) :]] = True
+    audit = np.random.default_rng(seed).permutation(count)[:AUDIT]
+    doubtful[audit] = True
+    improved = np.zeros(count, dtype=bool)
+    improved[doubtful] = _try_cold(bound, best, np.flatnonzero(doubtful), lny, weight, delta)
+    if improved[audit].any() and not doubtful.all():
+        improved[~doubtful] = _try_cold(bound, best, np.flatnonzero(~doubtful), lny, weight, delta)
+        doubtful[:] = True
+    if (slow := np.flatnonzero(best.decrement > DRAW_TOLERANCE)).size:  # a few creep along a curved valley
+        best.put(slow, minimise(bound, best.theta[slow], lny[slow], weight[slow], delta, 500, tolerance=1e-11))
+    return Refits(best.theta, best.objective, best.decrement, int(doubtful.sum()), int(improved.sum()))
+
+
+def _try_cold(
+    bound: AnyBound, best: Solution, rows: NDArray[np.intp], lny: Array, weight: Array, delta: float
+) -> NDArray[np.bool_]:
+    """Cold starts for some draws, put into `best` where they end lower; which of them did, by more than `AGREEMENT`."""
+    lny, weight, before = lny[rows], weight[rows], best.objective[rows]
     start = cold_start(bound, lny, weight, per_axis=8)
     rough = minimise(bound, start, lny, weight, 5 * delta, max_iterations=30, tolerance=1e-6)
     cold = minimise(bound, rough.theta, lny, weight, delta, tolerance=1e-11)
-    better = cold.objective < warm.objective
-    theta_best = np.where(better[:, None], cold.theta, warm.theta)
-    decrement = np.where(better, cold.decrement, warm.decrement)
-    if (slow := decrement > DRAW_TOLERANCE).any():  # a few creep along a curved valley
-        more = minimise(bound, theta_best[slow], lny[slow], weight[slow], delta, max_iterations=500, tolerance=1e-11)
-        theta_best[slow], decrement[slow] = more.theta, more.decrement
-    return theta_best, decrement
+    lower = cold.objective < before
+    best.put(rows[lower], cold.at(lower))
+    return cold.objective < before * (1 - AGREEMENT)
+
+
+def _distance(theta: Array) -> Array:
+    """Mahalanobis distance, squared, of each vector (R, p) from their mean."""
+    x = theta - theta.mean(0)
+    spread = np.linalg.pinv(x.T @ x / len(x), hermitian=True)
+    return np.einsum("ri,ij,rj->r", x, spread, x)
 
 
 def draw_cases(
@@ -133,9 +188,9 @@ def draw_residuals(
     """New ln y (draws, n) around the fitted law, with noise shared by a block and noise per row; and the former's
     dof.
     """
-    lnf, jac = bound.jacobian(theta[None])
+    lnf, factors = bound.factors(theta[None])
     root = np.sqrt(bound.weight)
-    jac = jac[0][:, bound.free] * root[:, None]
+    jac = jacobian(factors)[0][:, bound.free] * root[:, None]
     jac = jac[:, np.abs(jac).max(0) > 0]
     n = bound.n
     basis, spectrum, _ = np.linalg.svd(jac / np.abs(jac).max(0), full_matrices=False)

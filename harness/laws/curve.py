@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.laws.forms import Array, Table
+from harness.laws.gram import Factor, gram
 
 STEP = 1e-30  # complex step: its square vanishes, so the derivative has no truncation error
 SECOND = 1e-5  # of the central difference of first derivatives
@@ -149,29 +150,32 @@ class CurveBound:
         value = self._value(theta)
         return np.where(np.isfinite(value), value, 1e6)
 
-    def jacobian(self, theta: Array) -> tuple[Array, Array]:
-        """f and d f / d theta (R, n, p), zero for coordinates that the caller fixed."""
-        return self.log_value(theta), self._slopes(theta)
+    def factors(self, theta: Array) -> tuple[Array, list[Factor]]:
+        """ln f or f (R, n), and its slopes, zero for coordinates that the caller fixed."""
+        jac = self._slopes(theta)
+        one = np.ones((self.n, 1))
+        return self.log_value(theta), [Factor(k, jac[k], one) for k in range(len(jac))]
 
     def _slopes(self, theta: Array) -> Array:
-        jac = np.zeros((len(theta), self.n, len(self.names)))
+        """(p, R, n)"""
+        out = np.zeros((len(self.names), len(theta), self.n))
         for k in np.flatnonzero(self.free):
             unit = np.zeros(theta.shape[1])
             unit[k] = STEP
             shifted = cast(Array, theta + 1j * unit)  # complex where the types say real
-            jac[..., k] = np.nan_to_num(self._value(shifted).imag / STEP, nan=0.0, posinf=0.0, neginf=0.0)
-        return jac
+            out[k] = np.nan_to_num(self._value(shifted).imag / STEP, nan=0.0, posinf=0.0, neginf=0.0)
+        return out
 
-    def curvature(self, theta: Array, jac: Array, v: Array) -> Array:
-        """sum_i v_i d2 f_i / d theta2 (R, p, p), by differences of the slopes around `theta`."""
+    def hessian(self, theta: Array, factors: list[Factor], weight: Array, v: Array) -> Array:
+        """sum_i weight_i J_i J_i' + v_i d2 f_i / d theta2 (R, p, p), the second by differences of slopes around `theta`."""
         count, p = theta.shape
         moves = SECOND * np.concatenate([np.eye(p)[self.free], -np.eye(p)[self.free]])
         slopes = self._slopes((theta[:, None, :] + moves).reshape(-1, p))  # one call for all moves
-        pulled = np.einsum("rn,rmnp->rmp", v, slopes.reshape(count, len(moves), self.n, p))
+        pulled = np.einsum("rn,prmn->rmp", v, slopes.reshape(p, count, len(moves), self.n))
         half = len(moves) // 2
         out = np.zeros((count, p, p))
         out[:, self.free] = (pulled[:, :half] - pulled[:, half:]) / (2 * SECOND)
-        return (out + out.transpose(0, 2, 1)) / 2
+        return (out + out.transpose(0, 2, 1)) / 2 + gram(factors, weight)
 
     # --- starts ------------------------------------------------------------------------------------------------------
     def pool(self, seed: int = 0) -> Array:

@@ -112,7 +112,7 @@ def fit(
         fixed=fixed,
         columns=dict(columns or {}),
         span=_span(rows),
-        bootstrap={"draws": bootstrap, "failed": draws.failed, "seed": seed} if draws else {},
+        bootstrap=draws.counts if draws else {},
         draws={n: v.tolist() for n, v in drawn.items()},
         residuals=residual.tolist(),
         data_hash=data_hash({**rows, form.y: y, "weight": weight}),
@@ -297,11 +297,12 @@ def _bootstrap_warnings(draws: Draws | None, asked: int, free: int) -> list[Warn
             Warn("BOOTSTRAP_FAILED", f"fewer than 20 of {asked} resamples could be fitted: there are no intervals.")
         ]
     out = []
-    if draws.failed > 0.05 * asked:
+    failed = draws.counts["failed"]
+    if failed > 0.05 * asked:
         out.append(
             Warn(
                 "BOOTSTRAP_FAILURES",
-                f"{draws.failed} of {asked} resamples did not converge and are left out of the intervals.",
+                f"{failed} of {asked} resamples did not converge and are left out of the intervals.",
             )
         )
     if draws.between_dof is not None and draws.between_dof < 1.5:

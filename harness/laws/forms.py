@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
+from harness.laws.gram import Array, Factor, gram
 
-Array = NDArray[np.float64]
 Table = Mapping[str, NDArray]
 
 EXPONENT_BOUNDS = (0.005, 5.0)
@@ -202,11 +202,16 @@ class Bound:
         # A fixed coefficient must stay one coordinate, so its term is not centred
         self._shift = [0.0 if t.coef in fixed else float(x.mean()) for t, x in zip(law.powers, logs, strict=True)]
         self._logx = [x - s for x, s in zip(logs, self._shift, strict=True)]
+        self._slope = [
+            np.stack([np.ones(self.n), t.sign * x], axis=1) for t, x in zip(law.powers, self._logx, strict=True)
+        ]
+        self._bend = [np.column_stack([m, m[:, 1] ** 2]) for m in self._slope]
         raw = [
             np.ones(self.n) if t.symbol is None else np.asarray(table[t.symbol], dtype=np.float64) for t in law.linears
         ]
         self._scale = [float(f.mean()) for f in raw]
         self._feature = [f / s for f, s in zip(raw, self._scale, strict=True)]
+        self._linear = np.stack(self._feature, axis=1) if raw else np.zeros((self.n, 0))
         p = len(self.names)
         self.lower, self.upper = np.full(p, 0.0), np.full(p, np.inf)
         for k in range(len(law.powers)):
@@ -256,10 +261,7 @@ class Bound:
     # --- model -------------------------------------------------------------------------------------------------------
     def _terms(self, theta: Array) -> tuple[list[Array], Array]:
         """Power terms, each (R, n), and the scaled model values f (R, n)."""
-        terms = [
-            np.exp(theta[:, 2 * k, None] + t.sign * theta[:, 2 * k + 1, None] * self._logx[k])
-            for k, t in enumerate(self.law.powers)
-        ]
+        terms = [np.exp(theta[:, 2 * k : 2 * k + 2] @ m.T) for k, m in enumerate(self._slope)]
         f = np.zeros((len(theta), self.n))
         for term in terms:
             f += term
@@ -271,34 +273,25 @@ class Bound:
         """ln f (R, n); a law that is zero everywhere gives a very low, finite value."""
         return np.log(np.maximum(self._terms(theta)[1], 1e-300))
 
-    def jacobian(self, theta: Array) -> tuple[Array, Array]:
-        """ln f (R, n) and d ln f / d theta (R, n, p). For a power term these are its share of f, and share times sign
-        ln x.
-        """
+    def factors(self, theta: Array) -> tuple[Array, list[Factor]]:
+        """ln f (R, n) and its slopes: a power term's are its share of f times 1 and sign ln x, a linear term's 1/f times
+        its feature."""
         terms, f = self._terms(theta)
-        f = np.maximum(f, 1e-300)
-        jac = np.empty((*f.shape, len(self.names)))
-        for k, t in enumerate(self.law.powers):
-            share = terms[k] / f
-            jac[..., 2 * k] = share
-            jac[..., 2 * k + 1] = t.sign * share * self._logx[k]
-        for j, feature in enumerate(self._feature):
-            jac[..., 2 * len(terms) + j] = feature / f
-        return np.log(f), jac
+        inverse = 1.0 / np.maximum(f, 1e-300)
+        out = [Factor(2 * k, term * inverse, self._slope[k]) for k, term in enumerate(terms)]
+        if self._feature:
+            out.append(Factor(2 * len(terms), inverse, self._linear))
+        return np.log(np.maximum(f, 1e-300)), out
 
-    def curvature(self, theta: Array, jac: Array, v: Array) -> Array:
-        """sum_i v_i d2 ln f_i / d theta2 (R, p, p) = sum_i v_i (f''/f - J J'); only (coef, exponent) pairs have f''.
-        `jac`, taken at `theta`, holds all that is needed here.
+    def hessian(self, theta: Array, factors: list[Factor], weight: Array, v: Array) -> Array:
+        """sum_i weight_i J_i J_i' + v_i d2 ln f_i / d theta2 (R, p, p), where the second is f''/f - J J', and only (coef,
+        exponent) pairs have f''. `factors`, taken at `theta`, hold all that is needed here.
         """
-        out = -np.matmul((jac * v[..., None]).transpose(0, 2, 1), jac)
-        for k, t in enumerate(self.law.powers):
-            share, slope = jac[..., 2 * k] * v, t.sign * self._logx[k]
-            a, b = 2 * k, 2 * k + 1
-            out[:, a, a] += share.sum(1)
-            out[:, b, b] += share @ slope**2
-            cross = share @ slope
-            out[:, a, b] += cross
-            out[:, b, a] += cross
+        out = gram(factors, weight - v)
+        for k in range(len(self.law.powers)):
+            bend = (v * factors[k].share) @ self._bend[k]
+            a = slice(2 * k, 2 * k + 2)
+            out[:, a, a] += bend[:, [0, 1, 1, 2]].reshape(-1, 2, 2)
         return out
 
     # --- for variable projection -------------------------------------------------------------------------------------

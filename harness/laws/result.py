@@ -68,7 +68,7 @@ class Fit:
     fixed: dict[str, float] = field(default_factory=dict)  # parameters not fitted
     columns: dict[str, str] = field(default_factory=dict)  # symbol -> column, with the convention (N -> n_total)
     span: dict[str, list[float]] = field(default_factory=dict)  # symbol -> [min, max] of the data
-    bootstrap: dict[str, int] = field(default_factory=dict)  # draws, failed, seed
+    bootstrap: dict[str, int] = field(default_factory=dict)  # draws, failed, seed, cold_starts, cold_better
     draws: dict[str, list[float]] = field(default_factory=dict)  # bootstrap parameters, for prediction intervals
     residuals: list[float] = field(default_factory=list)  # ln predicted - ln measured, in row order
     data_hash: str = ""

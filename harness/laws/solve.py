@@ -2,11 +2,7 @@
 optimum.
 
 The sum, never the mean, and every test is relative to Q: general-purpose solvers compare a decrease with max(|Q|, 1),
-and at Q ~ 1e-3 stop 15 % above the optimum while reporting success (`tests/laws/test_published.py`).
-
-Step: Newton on the Huber sum with the full second derivative, plus lambda times the Hessian of its quadratic majoriser
-(weights w min(1, delta/|r|), as in iteratively re-weighted least squares). lambda -> 0 is Newton and ends in a few
-steps once it is known which residuals exceed delta; large lambda is a short majoriser step that cannot fail to descend.
+and at Q ~ 1e-3 stop 15 % above the optimum while reporting success (`tests/laws/test_laws_published.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +16,16 @@ from numpy.typing import NDArray
 from harness.laws.catalogue import AnyBound
 from harness.laws.curve import CurveBound
 from harness.laws.forms import Array, Bound
+from harness.laws.newton import (
+    derivatives,
+    frozen_coordinates,
+    huber_sum,
+    newton_decrement,
+    newton_step,
+    unit_diagonal,
+)
 from harness.laws.result import Certificate
 
-NDArrayBool = NDArray[np.bool_]
 DECREMENT_TOLERANCE = 1e-8  # of the certificate
 AGREEMENT = 1e-6  # starts within this share of the best objective agree
 MIN_AGREEING = 3
@@ -43,12 +46,11 @@ class Solution:
     decrement: Array
     iterations: int
 
+    def at(self, rows: NDArray) -> Solution:
+        return Solution(self.theta[rows], self.objective[rows], self.decrement[rows], self.iterations)
 
-def huber_sum(residual: Array, weight: Array, delta: float) -> Array:
-    """sum_i w_i Huber_delta(r_i) along the last axis."""
-    size = np.abs(residual)
-    clipped = np.minimum(size, delta)
-    return (weight * clipped * (size - 0.5 * clipped)).sum(-1)
+    def put(self, rows: NDArray, other: Solution) -> None:
+        self.theta[rows], self.objective[rows], self.decrement[rows] = other.theta, other.objective, other.decrement
 
 
 def rounding_floor(weight: Array) -> Array:
@@ -71,105 +73,30 @@ def minimise(
     lny = np.broadcast_to(lny, (count, bound.n))
     weight = np.broadcast_to(weight, (count, bound.n))
     floor = rounding_floor(weight)
-    objective = huber_sum(bound.log_value(theta) - lny, weight, delta)
+    here = derivatives(bound, theta, lny, weight, delta)
     decrement = np.full(count, np.inf)
-    damping, stalled = np.full(count, 1e-2), np.zeros(count, dtype=int)
+    damping, stalled = np.full(count, 0.3), np.zeros(count, dtype=int)
     going = np.arange(count)
     iteration = 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007 - its last value is reported
-        grad, newton, major = _derivatives(bound, theta[going], lny[going], weight[going], delta)
-        frozen = _frozen(bound, theta[going], grad)
-        decrement[going] = _decrement(grad, major, frozen) / np.maximum(objective[going], floor[going])
+        frozen = frozen_coordinates(bound, theta[going], here.grad[going])
+        decrement[going] = newton_decrement(here.grad[going], here.major[going], frozen)
+        decrement[going] /= np.maximum(here.objective[going], floor[going])
         keep = (decrement[going] > tolerance) & (stalled[going] < 4) & (damping[going] < 1e8)
-        going, grad, newton, major, frozen = going[keep], grad[keep], newton[keep], major[keep], frozen[keep]
+        going, frozen = going[keep], frozen[keep]
         if not len(going):
             break
-        step = _step(bound, theta[going], grad, newton, major, frozen, damping[going])
+        step = newton_step(bound, theta[going], here.at(going), frozen, damping[going])
         trial = np.clip(theta[going] + step, bound.lower, bound.upper)
-        value = huber_sum(bound.log_value(trial) - lny[going], weight[going], delta)
-        better = value < objective[going]
-        gain = np.where(better, (objective[going] - value) / np.maximum(objective[going], floor[going]), 0.0)
+        there = derivatives(bound, trial, lny[going], weight[going], delta)
+        before = here.objective[going]
+        better = there.objective < before
+        gain = np.where(better, (before - there.objective) / np.maximum(before, floor[going]), 0.0)
         stalled[going] = np.where(better & (gain > 1e-14), 0, stalled[going] + better)
-        damping[going] = np.where(better, damping[going] * 0.1, np.maximum(damping[going], 1e-4) * 8.0)
-        accepted = going[better]
-        theta[accepted], objective[accepted] = trial[better], value[better]
-    return Solution(theta, objective, decrement, iteration)
-
-
-def _derivatives(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array, Array]:
-    """Gradient (R, p), Hessian (R, p, p), and Hessian of the quadratic majoriser (R, p, p)."""
-    lnf, jac = bound.jacobian(theta)
-    residual = lnf - lny
-    size = np.abs(residual)
-    pull = weight * np.clip(residual, -delta, delta)
-    grad = np.matmul(pull[:, None, :], jac)[:, 0, :]
-    major = np.matmul((jac * (weight * delta / np.maximum(size, delta))[..., None]).transpose(0, 2, 1), jac)
-    newton = np.matmul((jac * (weight * (size < delta))[..., None]).transpose(0, 2, 1), jac) + bound.curvature(
-        theta, jac, pull
-    )
-    return grad, newton, major
-
-
-def _frozen(bound: AnyBound, theta: Array, grad: Array) -> NDArrayBool:
-    """Coordinates that do not move: fixed by the caller, or at a bound with the descent direction leading out."""
-    return ~bound.free | ((theta <= bound.lower) & (grad > 0)) | ((theta >= bound.upper) & (grad < 0))
-
-
-def _reduced(matrix: Array, frozen: NDArrayBool) -> Array:
-    """The matrix with frozen rows and columns replaced by those of the identity."""
-    live = ~frozen
-    out = matrix * (live[:, :, None] & live[:, None, :])
-    i = np.arange(matrix.shape[1])
-    out[:, i, i] += frozen
-    return out
-
-
-def _unit_diagonal(major: Array) -> Array:
-    """1/sqrt(diagonal) (R, p): scales the majoriser to a correlation matrix."""
-    d = np.einsum("rii->ri", major)
-    return 1.0 / np.sqrt(np.maximum(d, 1e-30 * np.maximum(d.max(1, keepdims=True), 1e-300)))
-
-
-def _step(
-    bound: AnyBound, theta: Array, grad: Array, newton: Array, major: Array, frozen: NDArrayBool, damping: Array
-) -> Array:
-    """A descent step (R, p). A coordinate that would cross its bound stops there, and the others are solved for again:
-    clipping it alone would leave the valley that it shares with its partners (E with A and alpha), and stall."""
-    scale = _unit_diagonal(_reduced(major, frozen))
-    outer = scale[:, :, None] * scale[:, None, :]
-    ridge = 1e-12 * np.eye(grad.shape[1])
-    h_major = major * outer + ridge
-    h = newton * outer + damping[:, None, None] * h_major + ridge
-    g = np.where(frozen, 0.0, grad) * scale
-    step = _solve(h, g, frozen)
-    # Not a descent direction: the Hessian is indefinite here, so take the majoriser's step instead
-    uphill = (step * g).sum(1) >= 0
-    if uphill.any():
-        h[uphill] = (1.0 + damping[uphill, None, None]) * h_major[uphill]
-        step[uphill] = _solve(h[uphill], g[uphill], frozen[uphill])
-    end = theta + step * scale
-    crossed = ~frozen & ((end < bound.lower) | (end > bound.upper))
-    if (some := crossed.any(1)).any():
-        moved = np.where(crossed, (np.clip(end, bound.lower, bound.upper) - theta) / scale, 0.0)[some]
-        pulled = g[some] + np.einsum("rij,rj->ri", h[some], moved)
-        step[some] = moved + _solve(h[some], pulled, (frozen | crossed)[some])
-    step *= scale
-    # Beyond half a unit (a factor 1.6 in a term, 0.5 in an exponent) neither model of Q is trusted
-    return step / np.maximum(1.0, 2.0 * np.abs(step).max(1, keepdims=True))
-
-
-def _solve(h: Array, g: Array, frozen: NDArrayBool) -> Array:
-    """-H^-1 g over the coordinates that are not frozen, 0 elsewhere."""
-    right = np.where(frozen, 0.0, g)[..., None]
-    return -np.asarray(np.linalg.solve(_reduced(h, frozen), right), dtype=np.float64)[..., 0]
-
-
-def _decrement(grad: Array, major: Array, frozen: NDArrayBool) -> Array:
-    """0.5 g'H^-1 g over the live coordinates, H the weighted Gauss-Newton Hessian with a 1e-13 ridge."""
-    scale = _unit_diagonal(_reduced(major, frozen))
-    h = major * scale[:, :, None] * scale[:, None, :] + 1e-13 * np.eye(grad.shape[1])
-    g = np.where(frozen, 0.0, grad) * scale
-    return -0.5 * (g * _solve(h, g, frozen)).sum(1)
+        damping[going] = np.where(better, damping[going] * 0.2, np.maximum(damping[going], 1e-4) * 8.0)
+        theta[going[better]] = trial[better]
+        here.put(going[better], there.at(better))
+    return Solution(theta, here.objective, decrement, iteration)
 
 
 # --- starts -----------------------------------------------------------------------------------------------------------
@@ -290,13 +217,13 @@ def multistart(bound: AnyBound, delta: float) -> tuple[Array, float, Certificate
 def certify(bound: AnyBound, theta: Array, delta: float) -> Certificate:
     """Judge one parameter vector, wherever it comes from; `starts` are not counted here."""
     row = theta[None]
-    grad, _, major = _derivatives(bound, row, bound.lny[None], bound.weight[None], delta)
-    frozen = _frozen(bound, row, grad)
-    residual = bound.log_value(row)[0] - bound.lny
-    objective = max(float(huber_sum(residual, bound.weight, delta)), float(rounding_floor(bound.weight)))
-    decrement = float(_decrement(grad, major, frozen)[0]) / objective
+    local = derivatives(bound, row, bound.lny[None], bound.weight[None], delta)
+    grad, major = local.grad, local.major
+    frozen = frozen_coordinates(bound, row, grad)
+    objective = max(float(local.objective[0]), float(rounding_floor(bound.weight)))
+    decrement = float(newton_decrement(grad, major, frozen)[0]) / objective
     live = ~frozen[0]
-    scale = _unit_diagonal(major)[0]
+    scale = unit_diagonal(major)[0]
     h = (major[0] * np.outer(scale, scale))[np.ix_(live, live)]
     condition = float(np.linalg.cond(h)) if live.any() else 1.0
     passed = decrement <= DECREMENT_TOLERANCE

@@ -36,10 +36,11 @@ def summary(fit: Fit) -> str:
         lines.append(
             f"  residuals {fit.residual_rms:.2%} rms of the log; Huber sum {fit.objective:.6g} at delta {fit.delta:g}"
         )
-    if fit.bootstrap:
+    if b := fit.bootstrap:
         lines.append(
-            f"  intervals: {fit.bootstrap['draws']} resamples of {fit.n_clusters} independent units, "
-            f"{fit.bootstrap['failed']} failed"
+            f"  intervals: {b['draws']} resamples of {fit.n_clusters} independent units, "
+            f"{b['failed']} failed"
+            + (f", {b['cold_starts']} also started cold ({b['cold_better']} lower)" if "cold_starts" in b else "")
         )
     if fit.excluded:
         lines.append("  excluded: " + ", ".join(f"{n} rows {reason}" for reason, n in fit.excluded.items()))

@@ -55,6 +55,8 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
             f"95 %, percentiles of {b['draws']} bootstrap draws over {fit.n_clusters} independent units "
             f"(seed {b['seed']}, {b['failed']} failed)"
         )
+        if "cold_starts" in b:
+            intervals += f"; {b['cold_starts']} of them also from a cold start, of which {b['cold_better']} ended lower"
         intervals += "; they hold the noise of the rows, not the error of the law's form"
     unjudged = any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
     plain = law_named(fit.law).plain

@@ -138,7 +138,7 @@ def test_same_seed_same_draws_and_another_seed_others() -> None:
     assert one == same
     assert one.params == other.params
     assert one.interval != other.interval
-    assert one.bootstrap == {"draws": 60, "failed": 0, "seed": 3}
+    assert one.bootstrap == {"draws": 60, "failed": 0, "seed": 3, "cold_starts": 60, "cold_better": 0}
 
 
 def test_residual_draws_keep_the_trunks_shared_noise() -> None:
@@ -186,7 +186,7 @@ def test_many_blocks_are_drawn_whole() -> None:
     bound = bound_to(table)
     theta, _, _ = multistart(bound, 1e-3)
     found = resample(bound, theta, 1e-3, 40, 0, trunk)
-    assert (found.method, found.blocks, found.failed) == ("cases", 24, 0)
+    assert (found.method, found.blocks, found.counts["failed"]) == ("cases", 24, 0)
 
 
 def test_three_rungs_cannot_judge_their_shared_noise() -> None:
