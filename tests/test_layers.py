@@ -33,6 +33,8 @@ LAYERS: list[set[str]] = [
         "exchange",
         "testtime_study",
         "emergence",
+        "payback",
+        "equalcost",
     },
     {
         "sweep",
@@ -81,6 +83,8 @@ TORCH_FREE = {
         "testtime_study",
         "exchange",
         "emergence",
+        "payback",
+        "equalcost",
         "table_fit",
         "table_compare",
         "answers",
