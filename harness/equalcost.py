@@ -69,7 +69,9 @@ def compare(cells: Sequence[TtcRecord], name: str, *, draws: int = 1000, seed: i
         curve = None
         for row in votes(r):
             spent = cost(row, name)
-            cheaper = [s for s in serial if spent is not None and s[0] <= spent and s[1].stats.cluster == r.stats.cluster]
+            cheaper = [
+                s for s in serial if spent is not None and s[0] <= spent and s[1].stats.cluster == r.stats.cluster
+            ]
             if row.n < 2 or spent is None or not cheaper:
                 continue
             price, rival, best = max(cheaper, key=lambda s: (s[2].accuracy or 0.0, -s[0]))

@@ -21,7 +21,9 @@ from harness.ttc_records import TtcRecord
 TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BASES = ("decode", "prefill+decode", "joules")
 MIN_SEEDS = 3  # from here up the bootstrap draws seeds too
-Curve = tuple[Array, Array, Array]  # train cost, test cost, accuracy of the end points of one line, rising in train cost
+Curve = tuple[
+    Array, Array, Array
+]  # train cost, test cost, accuracy of the end points of one line, rising in train cost
 
 
 @dataclass
@@ -105,6 +107,7 @@ def resampled(
     records: Sequence[TtcRecord],
     price: Callable[[TtcRecord], tuple[float, float] | None],
     right: Callable[[TtcRecord], Array],
+    line: Callable[[TtcRecord], str],
     *,
     draws: int,
     seed: int,
@@ -112,12 +115,13 @@ def resampled(
     """Curves by family and line, as seed means: first of all problems and seeds, then `draws` times of resampled problem clusters, and
     of resampled seeds where there are `MIN_SEEDS`.
 
-    `price`: (training, query) cost of a cell, None where either is unknown; `right`: share of right answers per problem (P,).
+    `price`: (training, query) cost of a cell, None where either is unknown; `right`: share of right answers per problem (P,);
+    `line`: what tells the curves of a family apart.
     """
     groups: dict[tuple[str, str], dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
     for r in records:
         if (both := price(r)) is not None:
-            group = (family(r), f"{r.label}, T={r.temperature:g}")
+            group = family(r), line(r)
             groups.setdefault(group, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *both)
     shares: dict[str, Array] = {}  # cell -> accuracy (draws + 1,), the first of all problems
     for r in records:
@@ -128,7 +132,7 @@ def resampled(
     for d in range(draws + 1):
         drawn = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
         curves: dict[str, dict[str, Curve]] = {}
-        for (of, line), ends in groups.items():
+        for (of, name), ends in groups.items():
             rows = []
             for _, by_seed in sorted(ends.items()):
                 if kept := [by_seed[s] for s in drawn if s in by_seed]:
@@ -136,7 +140,7 @@ def resampled(
                     rows.append((np.mean([t for _, t, _ in kept]), np.mean([q for _, _, q in kept]), accuracy))
             if rows:
                 train, test, accuracy = (np.array(c) for c in zip(*sorted(rows), strict=True))
-                curves.setdefault(of, {})[line] = train, test, accuracy
+                curves.setdefault(of, {})[name] = train, test, accuracy
         yield curves
 
 
@@ -153,7 +157,7 @@ def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed
     found: list[float] = []
     points: list[Iso] = []
     first: float | None = None
-    drawn = resampled(records, lambda r: costs(r, basis), single, draws=draws, seed=seed)
+    drawn = resampled(records, lambda r: costs(r, basis), single, _control, draws=draws, seed=seed)
     for d, curves in enumerate(drawn):
         iso = [i for of, lines in curves.items() for i in isolines(lines, of)]
         value = slope(iso)
@@ -178,6 +182,10 @@ def family(r: TtcRecord) -> str:
     """Size, arm and format: what is alike but for training, control and temperature."""
     parts = [f"N {r.n_total:,}", *(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))]
     return ", ".join(parts)
+
+
+def _control(r: TtcRecord) -> str:
+    return f"{r.label}, T={r.temperature:g}"
 
 
 def _key(r: TtcRecord) -> str:

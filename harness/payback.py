@@ -8,6 +8,7 @@ seconds each name their own pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def payback(
         reasons = {r.train_energy.reason for r in found if r.train_energy.reason} if unit == "J" else set()
         why = f"no setting has both costs in {NAMES[unit]}" + "".join(f"; {x}" for x in sorted(reasons))
         return Payback(task, unit, accuracy, None, None, BreakEven(None, reason=why))
-    drawn = exchange.resampled(found, lambda r: price(r, unit), _greedy, draws=draws, seed=seed)
+    drawn = exchange.resampled(found, lambda r: price(r, unit), _greedy, lambda r: r.label, draws=draws, seed=seed)
     first = settings(next(drawn))
     if not first:
         why = f"no setting reaches greedy accuracy {accuracy:g}"
@@ -84,17 +85,36 @@ def payback(
         return Payback(task, unit, accuracy, a, b, one, *both)
     result = break_even(a, *first[a], b, *first[b])
     if result.queries is not None:
-        values = [q for s in map(settings, drawn) if a in s and b in s and (q := _positive(s[a], s[b])) is not None]
-        result.note = exchange.seed_note(len({r.seed for r in found}))
-        if len(values) >= 0.9 * draws > 0:
-            result.low, result.high = np.percentile(values, [2.5, 97.5]).tolist()
-        else:
-            result.note = f"no interval: only {len(values)} of {draws} resamplings have a break-even of these two"
+        values = [v for s in map(settings, drawn) if (v := _drawn(s.get(a), s.get(b))) is not None]
+        result.low, result.high, result.note = _interval(values, draws)
+        if note := exchange.seed_note(len({r.seed for r in found})):
+            result.note = f"{result.note}; {note}" if result.note else note
     return Payback(task, unit, accuracy, a, b, result, *both)
 
 
-def _positive(a: tuple[float, float], b: tuple[float, float]) -> float | None:
-    return break_even("a", *a, "b", *b).queries
+def _drawn(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float | None:
+    """Q* of one resampling: 0 where b costs no more on both sides or a alone falls short of the accuracy, infinite the other way round."""
+    if a is None or b is None:
+        return None if a is b else 0.0 if a is None else math.inf
+    one = break_even("a", *a, "b", *b)
+    return one.queries if one.queries is not None else {"a": math.inf, "b": 0.0}.get(one.dominating or "")
+
+
+def _interval(values: list[float], draws: int) -> tuple[float | None, float | None, str]:
+    """(low, high, note): percentiles, high None where more than 2.5 % of the resamplings never break even."""
+    if len(values) < 0.9 * draws or not values:
+        return (
+            None,
+            None,
+            f"no interval: both settings fall short of the accuracy in {draws - len(values)} of {draws} resamplings",
+        )
+    low, high = float(np.quantile(values, 0.025, method="lower")), float(np.quantile(values, 0.975, method="higher"))
+    if high < math.inf:
+        return low, high, ""
+    never = sum(v == math.inf for v in values) / len(values)
+    if low == math.inf:
+        return None, None, f"no interval: {never:.0%} of the resamplings never break even"
+    return low, None, f"unbounded above: {never:.0%} of the resamplings never break even"
 
 
 def _greedy(r: TtcRecord) -> Array:

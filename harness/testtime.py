@@ -254,7 +254,7 @@ class BreakEven:
     dominating: str | None = None
     reason: str | None = None
     low: float | None = None  # 95 %
-    high: float | None = None
+    high: float | None = None  # None beside a `low`: unbounded
     note: str = ""  # what the interval leaves out, or why there is none
 
 

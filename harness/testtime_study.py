@@ -8,9 +8,9 @@ from pathlib import Path
 
 from harness import emergence, equalcost, exchange, records, testtime
 from harness.emergence import Audit
+from harness.equalcost import EqualCost
 from harness.exchange import Exchange
 from harness.payback import UNITS, Payback, payback
-from harness.equalcost import EqualCost
 from harness.testtime import COSTS, Estimate, Forecast
 from harness.ttc_records import TtcRecord
 
@@ -96,7 +96,8 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
             testtime.cell_name(r),
             row.strategy,
             row.n,
-            *(testtime.per_correct(r, row, c) for c in ("energy_j", "wall_s")),
+            testtime.per_correct(r, row, "energy_j"),
+            testtime.per_correct(r, row, "wall_s"),
             row.arm,
         )
         for r, row in pairs
@@ -147,9 +148,11 @@ def lines(a: StudyAnswers) -> list[str]:
         if q.queries is None:
             out.append(f"{where}: none: {q.dominating + ': ' if q.dominating else ''}{q.reason}")
             continue
-        ends = "" if q.low is None else f", 95 % [{q.low:.3g}, {q.high:.3g}]"
+        ends = "" if q.low is None else f", 95 % [{q.low:.3g}, {'unbounded' if q.high is None else f'{q.high:.3g}'}]"
         note = f"; {q.note}" if q.note else ""
-        out.append(f"{where}: {p.cheap_to_ask} pays against {p.cheap_to_train} from {q.queries:.3g} queries{ends}{note}")
+        out.append(
+            f"{where}: {p.cheap_to_ask} pays against {p.cheap_to_train} from {q.queries:.3g} queries{ends}{note}"
+        )
     for name in dict.fromkeys(e.cost for e in a.equal_costs):
         gains = [e.gain for e in a.equal_costs if e.cost == name]
         beats = sum(g.low is not None and g.low > 0 for g in gains)

@@ -144,8 +144,8 @@ def pay_back_truth(g: float, accuracy: float) -> float:
 def test_break_even_of_equal_accuracy_is_recovered_with_its_interval(g: float) -> None:
     found = synthetic.lines_to_pay_back(g)
     p = payback.payback("group", found, "FLOP", accuracy=0.8, draws=100)
-    assert (p.cheap_to_train or "").endswith("stride 1, T=1")
-    assert (p.cheap_to_ask or "").endswith("stride 4, T=1")
+    assert (p.cheap_to_train or "").endswith("stride 1")
+    assert (p.cheap_to_ask or "").endswith("stride 4")
     assert p.result.queries == pytest.approx(pay_back_truth(g, 0.8), rel=0.1)
     assert p.result.low is not None
     assert p.result.high is not None
@@ -163,6 +163,19 @@ def test_break_even_says_what_it_lacks() -> None:
     one = payback.payback("group", [r for r in found if r.control["stride"] == 2], "FLOP", draws=40)
     assert one.result.queries is None
     assert one.cheap_to_ask == one.cheap_to_train == one.result.dominating
+
+
+def test_break_even_that_often_never_comes_is_unbounded_above() -> None:
+    """At the last end point of stride 4, 84 of 100 problems are right: one resampling in ten stays under 0.8 and never pays."""
+    kept = [
+        r for r in synthetic.lines_to_pay_back(0.5, problems=100) if r.control["stride"] == 1 or (r.tokens or 0) <= 25
+    ]
+    q = payback.payback("group", kept, "FLOP", accuracy=0.8, draws=200).result
+    assert q.low is not None
+    assert q.queries is not None
+    assert q.low < q.queries
+    assert q.high is None
+    assert q.note.startswith("unbounded above: ")
 
 
 def test_votes_are_compared_with_the_best_answer_of_no_more_cost() -> None:

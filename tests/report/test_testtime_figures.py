@@ -9,6 +9,7 @@ import pytest
 
 from harness import exchange, laws, testtime, testtime_study
 from harness.payback import payback
+from harness.report import testtime_costs as costs
 from harness.report import testtime_figures as figures
 from harness.report.layers import Figure, Row
 from harness.ttc_records import TtcRecord
@@ -70,7 +71,7 @@ def test_forecast_errors_are_those_of_the_study_file(beta: TtcRecord) -> None:
 
 def test_exchange_figure_has_a_mark_per_point_and_its_rate() -> None:
     e = exchange.exchange(synthetic.exchange_ladder(0.5, seeds=1, problems=60), "decode", draws=40)
-    drawn, absent = figures.exchanges([replace(e, of="group"), replace(e, g=None, points=[], reason="no meter")])
+    drawn, absent = costs.exchanges([replace(e, of="group"), replace(e, g=None, points=[], reason="no meter")])
     assert len(rows_with(drawn, "tip")) == len(e.points)
     assert f"g = {e.g:.3g}" in drawn.caption
     assert "1 seed: the interval holds problems only" in drawn.caption
@@ -81,7 +82,7 @@ def test_exchange_figure_has_a_mark_per_point_and_its_rate() -> None:
 def test_break_even_line_crosses_one_at_the_break_even() -> None:
     found = synthetic.lines_to_pay_back(0.5)
     p = payback("group", found, "FLOP", draws=60)
-    f = figures.break_even([p, payback("group", found, "J", draws=60)])
+    f = costs.break_even([p, payback("group", found, "J", draws=60)])
     (star,) = [r for r in rows_with(f, "left", "right") if r["y"] == 1]
     assert star["x"] == pytest.approx(p.result.queries, rel=1e-4)
     assert star["left"] == pytest.approx(p.result.low, rel=1e-4)
@@ -89,7 +90,7 @@ def test_break_even_line_crosses_one_at_the_break_even() -> None:
     x, y = np.array(line).T
     assert np.exp(np.interp(np.log(star["x"]), np.log(x), np.log(y))) == pytest.approx(1, abs=0.01)
     assert "group, J: no setting has both costs in joules; no meter" in f.caption
-    alone = figures.break_even([payback("group", found, "J")])
+    alone = costs.break_even([payback("group", found, "J")])
     assert alone.spec is None
     assert "no setting has both costs in joules" in (alone.reason or "")
 
@@ -109,22 +110,22 @@ def contest() -> list[TtcRecord]:
 def test_serial_and_parallel_at_each_cost() -> None:
     cells = contest()
     for cost, unit in (("test_flop", 1e6), ("energy_j", 1.0)):
-        f = figures.serial_parallel(cells, cost)
+        f = costs.serial_parallel(cells, cost)
         serial = {r["x"] / unit: r["y"] for r in rows_with(f, "tip") if r["series"] == "one answer, longer thought"}
         assert serial == pytest.approx({1.0: 0.2, 3.0: 0.9})
         assert "0 of 6 votes win and 2 lose" in f.caption  # four or more short thoughts cost what the long one does
-    assert figures.serial_parallel(cells, "wall_s").reason == "wall_s was not measured"
-    assert "several controls" in (figures.serial_parallel(cells[:1], "test_flop").reason or "")
+    assert costs.serial_parallel(cells, "wall_s").reason == "wall_s was not measured"
+    assert "several controls" in (costs.serial_parallel(cells[:1], "test_flop").reason or "")
     for r in cells:
         r.rows = [replace(x, energy_j=None, energy_reason="no meter: power=unmetered") for x in r.rows]
-    assert figures.serial_parallel(cells, "energy_j").reason == "no meter: power=unmetered"
+    assert costs.serial_parallel(cells, "energy_j").reason == "no meter: power=unmetered"
 
 
 def test_cost_per_correct_answer_is_cost_over_accuracy() -> None:
-    f = figures.per_correct(contest(), "energy_j")
-    greedy = sorted(r["y"] for r in rows_with(f, "tip") if r["series"].endswith("greedy"))
+    f = costs.per_correct(contest(), "energy_j")
+    greedy = sorted(r["y"] for r in rows_with(f, "tip") if r["strategy"] == "greedy")
     assert greedy == pytest.approx([3 / 0.9, 1 / 0.2])
-    assert figures.per_correct(contest(), "wall_s").reason == "wall_s was not measured"
+    assert costs.per_correct(contest(), "wall_s").reason == "wall_s was not measured"
 
 
 def test_without_the_study_file_the_reason_says_what_to_run(beta: TtcRecord) -> None:
