@@ -9,7 +9,7 @@ Extrapolation is never used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,9 @@ from harness.ttc_records import TtcRecord
 TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BASES = ("decode", "prefill+decode", "joules")
 MIN_SEEDS = 3  # from here up the bootstrap draws seeds too
+Curve = tuple[
+    Array, Array, Array
+]  # train cost, test cost, accuracy of the end points of one line, rising in train cost
 
 
 @dataclass
@@ -58,22 +61,25 @@ def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
     return (train, test) if train and test else None
 
 
-def isolines(
-    curves: dict[str, tuple[Array, Array, Array]], family: str = "", targets: Sequence[float] = TARGETS
-) -> list[Iso]:
-    """`curves` of one family: line -> (train cost, test cost, accuracy), rising in train cost. Only accuracies that two lines reach at
-    different test costs."""
+def crossing(curve: Curve, target: float) -> tuple[float, float] | None:
+    """(train, test) cost at which the monotone envelope of the curve reaches `target`, interpolated in log cost; None where the curve
+    does not pass through it."""
+    train, test, accuracy = curve
+    envelope = np.maximum.accumulate(accuracy)
+    if not envelope[0] < target <= envelope[-1]:
+        return None
+    j = int(np.argmax(envelope >= target))
+    share = (target - envelope[j - 1]) / (envelope[j] - envelope[j - 1])
+    at = [float(np.exp((1 - share) * np.log(c[j - 1]) + share * np.log(c[j]))) for c in (train, test)]
+    return at[0], at[1]
+
+
+def isolines(curves: dict[str, Curve], family: str = "", targets: Sequence[float] = TARGETS) -> list[Iso]:
+    """`curves` of one family, by line. Only accuracies that two lines reach at different test costs."""
     out = []
     for target in targets:
-        found = []
-        for line, (train, test, accuracy) in curves.items():
-            envelope = np.maximum.accumulate(accuracy)
-            if not envelope[0] < target <= envelope[-1]:
-                continue
-            j = int(np.argmax(envelope >= target))
-            share = (target - envelope[j - 1]) / (envelope[j] - envelope[j - 1])
-            at = [float(np.exp((1 - share) * np.log(c[j - 1]) + share * np.log(c[j]))) for c in (train, test)]
-            found.append(Iso(target, line, family, at[0], at[1]))
+        at = {line: crossing(curve, target) for line, curve in curves.items()}
+        found = [Iso(target, line, family, *both) for line, both in at.items() if both]
         if len({round(float(np.log(i.test)), 6) for i in found}) > 1:
             out += found
     return out
@@ -97,59 +103,89 @@ def slope(points: Sequence[Iso]) -> float | None:
     return float(np.linalg.lstsq(design, np.log([p.test for p in points]), rcond=None)[0][0])
 
 
-def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
-    """g with its 95 % interval: problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`."""
-    seeds = sorted({r.seed for r in records})
+def resampled(
+    records: Sequence[TtcRecord],
+    price: Callable[[TtcRecord], tuple[float, float] | None],
+    right: Callable[[TtcRecord], Array],
+    line: Callable[[TtcRecord], str],
+    *,
+    draws: int,
+    seed: int,
+) -> Iterator[dict[str, dict[str, Curve]]]:
+    """Curves by family and line, as seed means: first of all problems and seeds, then `draws` times of resampled problem clusters, and
+    of resampled seeds where there are `MIN_SEEDS`.
+
+    `price`: (training, query) cost of a cell, None where either is unknown; `right`: share of right answers per problem (P,);
+    `line`: what tells the curves of a family apart.
+    """
     groups: dict[tuple[str, str], dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
     for r in records:
-        if (both := costs(r, basis)) is not None:
-            group = (family(r), f"{r.label}, T={r.temperature:g}")
+        if (both := price(r)) is not None:
+            group = family(r), line(r)
             groups.setdefault(group, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *both)
-    if not groups:
-        return Exchange(basis, None, None, None, len(seeds), 0, reason="no cell has both costs on this basis")
-    shares: dict[str, Array] = {}  # cell -> pass@1 (draws + 1,), the first of all problems
+    shares: dict[str, Array] = {}  # cell -> accuracy (draws + 1,), the first of all problems
     for r in records:
-        p = np.array(r.stats.correct) / r.samples
+        p = right(r)
         shares[_key(r)] = np.r_[p.mean(), cluster_weights(r.stats.cluster, draws, seed) @ p]
+    seeds = sorted({r.seed for r in records})
     rng = np.random.default_rng([seed, 1])
-    found: list[float] = []
-    points: list[Iso] = []
-    first: float | None = None
     for d in range(draws + 1):
         drawn = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
-        curves: dict[str, dict[str, tuple[Array, Array, Array]]] = {}
-        for (of, line), ends in groups.items():
+        curves: dict[str, dict[str, Curve]] = {}
+        for (of, name), ends in groups.items():
             rows = []
             for _, by_seed in sorted(ends.items()):
                 if kept := [by_seed[s] for s in drawn if s in by_seed]:
                     accuracy = float(np.mean([shares[_key(r)][d] for r, _, _ in kept]))
                     rows.append((np.mean([t for _, t, _ in kept]), np.mean([q for _, _, q in kept]), accuracy))
-            if len(rows) > 1:
+            if rows:
                 train, test, accuracy = (np.array(c) for c in zip(*sorted(rows), strict=True))
-                curves.setdefault(of, {})[line] = train, test, accuracy
+                curves.setdefault(of, {})[name] = train, test, accuracy
+        yield curves
+
+
+def seed_note(seeds: int) -> str:
+    """What an interval leaves out where there are too few seeds to draw them."""
+    return "" if seeds >= MIN_SEEDS else f"{seeds} seed{'s' * (seeds > 1)}: the interval holds problems only"
+
+
+def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
+    """g with its 95 % interval: problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`."""
+    seeds = len({r.seed for r in records})
+    if not any(costs(r, basis) for r in records):
+        return Exchange(basis, None, None, None, seeds, 0, reason="no cell has both costs on this basis")
+    found: list[float] = []
+    points: list[Iso] = []
+    first: float | None = None
+    drawn = resampled(records, lambda r: costs(r, basis), single, _control, draws=draws, seed=seed)
+    for d, curves in enumerate(drawn):
         iso = [i for of, lines in curves.items() for i in isolines(lines, of)]
         value = slope(iso)
         if d == 0:
             points, first = iso, value
         elif value is not None:
             found.append(value)
-    note = (
-        ""
-        if len(seeds) >= MIN_SEEDS
-        else f"{len(seeds)} seed{'s' * (len(seeds) > 1)}: the interval holds problems only"
-    )
+    note, failed = seed_note(seeds), draws - len(found)
     if first is None:
         why = "no accuracy is reached by two lines of different test cost"
-        return Exchange(basis, None, None, None, len(seeds), draws - len(found), points, why, note)
-    failed = draws - len(found)
+        return Exchange(basis, None, None, None, seeds, failed, points, why, note)
     ends = np.percentile(found, [2.5, 97.5]).tolist() if len(found) >= 0.9 * draws > 0 else [None, None]
-    return Exchange(basis, first, ends[0], ends[1], len(seeds), failed, points, note=note)
+    return Exchange(basis, first, ends[0], ends[1], seeds, failed, points, note=note)
+
+
+def single(r: TtcRecord) -> Array:
+    """Chance (P,) that one sample answers right."""
+    return np.array(r.stats.correct) / r.samples
 
 
 def family(r: TtcRecord) -> str:
     """Size, arm and format: what is alike but for training, control and temperature."""
     parts = [f"N {r.n_total:,}", *(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))]
     return ", ".join(parts)
+
+
+def _control(r: TtcRecord) -> str:
+    return f"{r.label}, T={r.temperature:g}"
 
 
 def _key(r: TtcRecord) -> str:

@@ -23,6 +23,7 @@ from harness.ttc_records import TtcRecord, TtcRow
 
 COSTS = ("test_flop", "tokens", "wall_s", "energy_j")
 FLAT_LOW, FLAT_HIGH = 0.05, 0.98  # a single sample this little above chance, or this good: its curves over n are flat
+CELL_LAWS = ("voting", "coverage", "pass_at_k")
 CELL_DRAWS = 200  # bootstrap draws of a cell's laws at most: a study has hundreds of cells
 
 
@@ -38,6 +39,11 @@ class Estimate:
 
 def cell_name(r: TtcRecord) -> str:
     return f"{r.name} {r.branch}, {r.label}, T={r.temperature:g}"
+
+
+def fit_name(law: str, r: TtcRecord) -> str:
+    """The name of a cell's law in `fits.json`."""
+    return f"ttc/{law}/{cell_name(r)}"
 
 
 # --- curves of one record -------------------------------------------------------------------------------------------
@@ -82,52 +88,55 @@ def fit_curve(
     return fit
 
 
+def flat(r: TtcRecord) -> str | None:
+    """Why the curves of a record over n have no shape to fit; None where they have one."""
+    single = float(hits(r).mean()) / r.samples
+    if r.chance + FLAT_LOW <= single <= FLAT_HIGH:
+        return None
+    where = "at chance" if single < FLAT_HIGH else "nearly always right"
+    return f"one sample is {where} ({single:.3f}): the curves over n are flat"
+
+
+def voting_curve(r: TtcRecord) -> tuple[Array, Array]:
+    """n (m,), and per problem the chance (P, m) that the majority of n samples is right."""
+    n = ladder(r.samples)
+    right = [samples.majority(r.stats.correct, r.stats.wrong, r.stats.unread, k) for k in n]
+    return np.array(n, dtype=float), np.stack(right, 1)
+
+
+def coverage_curve(r: TtcRecord) -> tuple[Array, Array]:
+    """k (m,), and pass@k per problem (P, m)."""
+    k = ladder(r.samples)
+    count = np.full(len(r.stats.correct), r.samples)
+    return np.array(k, dtype=float), np.stack([samples.pass_at_k(hits(r), count, i) for i in k], 1)
+
+
 def fit_study_ttc(
     records: Sequence[TtcRecord], *, bootstrap: int = 200, seed: int = 0
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Voting law, coverage law and beta-binomial by "ttc/<law>/<cell>"; and name -> why it is absent.
+    """Voting law, coverage law and beta-binomial by `fit_name`; and name -> why it is absent.
 
     A cell whose single samples are at chance, or nearly all right, has curves without a shape; it is left out with that reason.
     """
     bootstrap = min(bootstrap, CELL_DRAWS)
+    same = {"bootstrap": bootstrap, "seed": seed}
     fits: dict[str, Fit] = {}
     absent: dict[str, str] = {}
     for r in records:
-        single = float(hits(r).mean()) / r.samples
-        if not r.chance + FLAT_LOW <= single <= FLAT_HIGH:
-            where = "at chance" if single < FLAT_HIGH else "nearly always right"
-            reason = f"one sample is {where} ({single:.3f}): the curves over n are flat"
-            absent |= {f"ttc/{law}/{cell_name(r)}": reason for law in ("voting", "coverage", "pass_at_k")}
+        if reason := flat(r):
+            absent |= {fit_name(law, r): reason for law in CELL_LAWS}
             continue
-        n = ladder(r.samples)
-        count = np.full(len(r.stats.correct), r.samples)
-        jobs: dict[str, Callable[[], Fit]] = {
-            "voting": lambda r=r, n=n: fit_curve(
-                "voting",
-                np.array(n, dtype=float),
-                np.stack([samples.majority(r.stats.correct, r.stats.wrong, r.stats.unread, k) for k in n], 1),
-                r.stats.cluster,
-                error=True,
-                bootstrap=bootstrap,
-                seed=seed,
-            ),
-            "coverage": lambda r=r, n=n, count=count: fit_curve(
-                "coverage",
-                np.array(n, dtype=float),
-                np.stack([samples.pass_at_k(hits(r), count, k) for k in n], 1),
-                r.stats.cluster,
-                error=False,
-                bootstrap=bootstrap,
-                seed=seed,
-            ),
-            "pass_at_k": lambda r=r, count=count: passk.fit(hits(r), count, bootstrap=bootstrap, seed=seed),
-        }
-        for law, job in jobs.items():
-            name = f"ttc/{law}/{cell_name(r)}"
+        cluster, count = r.stats.cluster, np.full(len(r.stats.correct), r.samples)
+        jobs: tuple[Callable[[], Fit], ...] = (
+            lambda r=r, c=cluster: fit_curve("voting", *voting_curve(r), c, error=True, **same),
+            lambda r=r, c=cluster: fit_curve("coverage", *coverage_curve(r), c, error=False, **same),
+            lambda r=r, n=count: passk.fit(hits(r), n, **same),
+        )
+        for law, job in zip(CELL_LAWS, jobs, strict=True):
             try:
-                fits[name] = job()
+                fits[fit_name(law, r)] = job()
             except FitError as e:
-                absent[name] = str(e)
+                absent[fit_name(law, r)] = str(e)
     return fits, absent
 
 
@@ -244,6 +253,9 @@ class BreakEven:
     queries: float | None
     dominating: str | None = None
     reason: str | None = None
+    low: float | None = None  # 95 %
+    high: float | None = None  # None beside a `low`: unbounded
+    note: str = ""  # what the interval leaves out, or why there is none
 
 
 def break_even(

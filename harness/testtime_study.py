@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness import emergence, exchange, records, testtime
+from harness import emergence, equalcost, exchange, records, testtime
 from harness.emergence import Audit
+from harness.equalcost import EqualCost
 from harness.exchange import Exchange
-from harness.testtime import COSTS, BreakEven, Estimate, Forecast
+from harness.payback import UNITS, Payback, payback
+from harness.testtime import COSTS, Estimate, Forecast
 from harness.ttc_records import TtcRecord
 
 STUDY_FILE = "testtime.json"
-PAYBACK_ACCURACY = 0.9
 
 
 @dataclass
@@ -23,6 +24,7 @@ class PerCorrect:
     n: int
     energy_j: Estimate
     wall_s: Estimate
+    arm: str = "batched"
 
 
 @dataclass
@@ -46,18 +48,6 @@ class Depth:
 
 
 @dataclass
-class Payback:
-    """From how many queries on the setting that is cheapest to ask pays for its training, at greedy accuracy `accuracy` or better."""
-
-    task: str
-    unit: str  # FLOP | s | J
-    accuracy: float
-    cheap_to_train: str
-    cheap_to_ask: str
-    result: BreakEven
-
-
-@dataclass
 class StudyAnswers:
     exchange: list[Exchange]
     emergence: dict[str, Audit]  # "<control>, T=<temperature>" -> audit
@@ -66,13 +56,9 @@ class StudyAnswers:
     pareto: list[FrontPoint]
     per_correct: list[PerCorrect]
     paybacks: list[Payback] = field(default_factory=list)
+    equal_costs: list[EqualCost] = field(default_factory=list)
     unfitted: dict[str, str] = field(default_factory=dict)  # law of a cell -> why there is no fit
     schema_version: int = records.SCHEMA_VERSION
-
-
-def _kind(r: TtcRecord) -> list[str]:
-    """Task, arm and format: what is never pooled."""
-    return [str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k)]
 
 
 def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int = 400, seed: int = 0) -> StudyAnswers:
@@ -80,7 +66,7 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
     groups: dict[str, list[TtcRecord]] = {}
     forced: dict[str, list[TtcRecord]] = {}
     for r in found:
-        groups.setdefault(", ".join([*_kind(r), r.label, f"T={r.temperature:g}"]), []).append(r)
+        groups.setdefault(f"{equalcost.kind(r)}, {r.label}, T={r.temperature:g}", []).append(r)
         if r.control.get("max_states") is not None:
             forced.setdefault(f"{r.name} {r.branch}, T={r.temperature:g}", []).append(r)
     depths = []
@@ -110,7 +96,9 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
             testtime.cell_name(r),
             row.strategy,
             row.n,
-            *(testtime.per_correct(r, row, c) for c in ("energy_j", "wall_s")),
+            testtime.per_correct(r, row, "energy_j"),
+            testtime.per_correct(r, row, "wall_s"),
+            row.arm,
         )
         for r, row in pairs
         if row.strategy in ("greedy", "sample", "majority")
@@ -118,41 +106,15 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
     split = [f for r in found if (f := testtime.forecast(r, r.samples // 4, seed=seed)) is not None]
     formats: dict[str, list[TtcRecord]] = {}  # each trades thought for training in its own way
     for r in found:
-        formats.setdefault(" ".join(_kind(r)), []).append(r)
+        formats.setdefault(equalcost.kind(r), []).append(r)
     rates = [
         replace(exchange.exchange(cells, basis, draws=draws, seed=seed), of=of)
         for of, cells in formats.items()
         for basis in exchange.BASES
     ]
     audits = {k: emergence.audit(v) for k, v in groups.items()}
-    paid = [p for of, cells in formats.items() for p in _paybacks(of, cells)]
-    return StudyAnswers(rates, audits, split, depths, front, per, paid, unfitted)
-
-
-def _paybacks(task: str, found: Sequence[TtcRecord], accuracy: float = PAYBACK_ACCURACY) -> list[Payback]:
-    """Among the settings that reach `accuracy`: the cheapest to train against the cheapest to ask, in each unit that was measured."""
-    out = []
-    good = [
-        (r, x)
-        for r in found
-        for x in r.rows
-        if x.strategy == "greedy" and x.accuracy is not None and x.accuracy >= accuracy
-    ]
-    for unit in ("FLOP", "s", "J"):
-        priced = []
-        for r, x in good:
-            train, query = {
-                "FLOP": (r.train_flop, x.test_flop),
-                "s": (r.train_wall_s, x.wall_s),
-                "J": (r.train_energy.energy_j, x.energy_j),
-            }[unit]
-            if train is not None and query is not None:
-                priced.append((testtime.cell_name(r), train, query))
-        if priced:
-            a, b = min(priced, key=lambda p: (p[1], p[2])), min(priced, key=lambda p: (p[2], p[1]))
-            one = BreakEven(None, a[0], "it is the cheapest both to train and to ask")
-            out.append(Payback(task, unit, accuracy, a[0], b[0], one if a[0] == b[0] else testtime.break_even(*a, *b)))
-    return out
+    paid = [payback(of, cells, unit, draws=draws, seed=seed) for of, cells in formats.items() for unit in UNITS]
+    return StudyAnswers(rates, audits, split, depths, front, per, paid, equalcost.equal_costs(found), unfitted)
 
 
 FORECASTS = ("beta_binomial", "power_law", "plug_in")
@@ -160,6 +122,12 @@ FORECASTS = ("beta_binomial", "power_law", "plug_in")
 
 def write(folder: Path, a: StudyAnswers) -> None:
     records.write_json(folder / STUDY_FILE, a)
+
+
+def read(folder: Path) -> StudyAnswers | None:
+    """What `harness fit` found for the evaluations of a study; None where it has not run."""
+    path = folder / STUDY_FILE
+    return records.from_json(StudyAnswers, records.read_json(path), str(path)) if path.exists() else None
 
 
 def lines(a: StudyAnswers) -> list[str]:
@@ -175,9 +143,22 @@ def lines(a: StudyAnswers) -> list[str]:
                 + (f"; {e.note}" if e.note else "")
             )
     for p in a.paybacks:
-        found = f"{p.result.queries:.3g} queries" if p.result.queries is not None else f"none: {p.result.reason}"
+        q = p.result
+        where = f"break-even in {p.unit}, {p.task}, greedy accuracy {p.accuracy:g}"
+        if q.queries is None:
+            out.append(f"{where}: none: {q.dominating + ': ' if q.dominating else ''}{q.reason}")
+            continue
+        ends = "" if q.low is None else f", 95 % [{q.low:.3g}, {'unbounded' if q.high is None else f'{q.high:.3g}'}]"
+        note = f"; {q.note}" if q.note else ""
         out.append(
-            f"break-even in {p.unit}, {p.task}, accuracy {p.accuracy:g}: {p.cheap_to_ask} pays against {p.cheap_to_train} from {found}"
+            f"{where}: {p.cheap_to_ask} pays against {p.cheap_to_train} from {q.queries:.3g} queries{ends}{note}"
+        )
+    for name in dict.fromkeys(e.cost for e in a.equal_costs):
+        gains = [e.gain for e in a.equal_costs if e.cost == name]
+        beats = sum(g.low is not None and g.low > 0 for g in gains)
+        loses = sum(g.high is not None and g.high < 0 for g in gains)
+        out.append(
+            f"votes against one longer thought of no more {name}: {beats} of {len(gains)} votes win, {loses} lose (95 %)"
         )
     out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in a.emergence.items()]
     for f in a.forecasts:

@@ -237,7 +237,7 @@ def report(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
     given = parser.parse_args(arguments)
-    from harness import ttc_records
+    from harness import testtime_study, ttc_records
     from harness.report.page import build_report
 
     folders = [_study(s) for s in given.studies]
@@ -248,7 +248,8 @@ def report(arguments: list[str]) -> int:
     studies = [(name, *records.load(f), load_fits(f)) for name, f in zip(names, folders, strict=True)]
     out = given.out or (folders[0] if len(folders) == 1 else Path("runs/compare"))
     evaluations = ttc_records.load(folders[0]) if len(folders) == 1 else []
-    print(f"report: {build_report(studies, out, evaluations)}")
+    said = testtime_study.read(folders[0]) if evaluations else None
+    print(f"report: {build_report(studies, out, evaluations, said)}")
     return 0
 
 

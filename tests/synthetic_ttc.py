@@ -81,6 +81,23 @@ def exchange_ladder(g: float, *, seeds: int = 3, problems: int = 150, joules: bo
     return out
 
 
+def lines_to_pay_back(g: float, *, seed: int = 0, problems: int = 200, noisy: bool = False) -> list[TtcRecord]:
+    """Greedy accuracy = sigmoid(ln F_test/1e6 + g ln F_train/1e12) of three lines at test costs 1e6, 5e5 and 2.5e5 FLOP.
+
+    Exactly so unless `noisy`: then each problem is right by chance, the same draw of luck in every cell.
+    """
+    out = []
+    luck = np.random.default_rng([seed, 11]).random(problems) if noisy else (np.arange(problems) + 0.5) / problems
+    for stride in (1, 2, 4):
+        for i in range(31):
+            train = 1e12 * 10 ** (-1 + 0.15 * i)
+            p = 1 / (1 + np.exp(-(np.log(1 / stride) + g * np.log(train / 1e12))))
+            cell = row("greedy", 1, p, decode=1e6 / stride)
+            out.append(record(np.full(problems, p), samples=4, train_flop=train, tokens=i + 1, decode=1e6 / stride,
+                              stride=stride, greedy=(luck < p).tolist(), rows=[cell]))  # fmt: skip
+    return out
+
+
 def emergent(tokens_of_trace: int, *, bend: float = 0.0, chance: float = 0.1, jump: bool = False) -> list[TtcRecord]:
     """Exact match = c + (1 - c) p_token^T; logit p_token is a line in ln FLOP, plus `bend` above the middle end point."""
     out, rng = [], np.random.default_rng(3)

@@ -36,6 +36,8 @@ LAYERS: list[set[str]] = [
         "exchange",
         "testtime_study",
         "emergence",
+        "payback",
+        "equalcost",
     },
     {
         "sweep",
@@ -84,6 +86,8 @@ TORCH_FREE = {
         "testtime_study",
         "exchange",
         "emergence",
+        "payback",
+        "equalcost",
         "table_fit",
         "table_compare",
         "answers",

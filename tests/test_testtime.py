@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from harness import emergence, exchange, records, testtime, testtime_study
+from harness import emergence, equalcost, exchange, payback, records, testtime, testtime_study
 from tests import synthetic_ttc as synthetic
 
 
@@ -134,21 +133,78 @@ def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
     assert "errors: beta-binomial" in text
 
 
-def test_break_even_compares_the_cheapest_to_train_with_the_cheapest_to_ask() -> None:
-    found = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
-    for r in found:
-        r.rows += [replace(x, strategy="greedy") for x in r.rows if (x.strategy, x.n) == ("sample", 1)]
-    said = testtime_study.answers(found, {}, draws=40)
-    (flop,) = [p for p in said.paybacks if p.unit == "FLOP"]
-    good = [(r, x) for r in found for x in r.rows if x.strategy == "greedy" and (x.accuracy or 0) >= 0.9]
-    train, query = min(r.train_flop or 0 for r, _ in good), min(x.test_flop for _, x in good)
-    if flop.result.queries is None:
-        assert any(r.train_flop == train and x.test_flop == query for r, x in good)  # one setting is cheapest in both
-    else:
-        a = min((r.train_flop or 0, x.test_flop) for r, x in good)
-        b = min((x.test_flop, r.train_flop or 0) for r, x in good)
-        assert flop.result.queries == pytest.approx((b[1] - a[0]) / (a[1] - b[0]))
-    assert not [p for p in said.paybacks if p.unit == "J"]  # nothing measured, nothing said
+def pay_back_truth(g: float, accuracy: float) -> float:
+    """Q* between strides 1 and 4 of `synthetic.lines_to_pay_back`: training cost at which each sigmoid reaches `accuracy`."""
+    logit = np.log(accuracy / (1 - accuracy))
+    one, four = (1e12 * np.exp((logit + np.log(stride)) / g) for stride in (1, 4))
+    return float((four - one) / (1e6 - 2.5e5))
+
+
+@pytest.mark.parametrize("g", [0.5, 0.8])
+def test_break_even_of_equal_accuracy_is_recovered_with_its_interval(g: float) -> None:
+    found = synthetic.lines_to_pay_back(g)
+    p = payback.payback("group", found, "FLOP", accuracy=0.8, draws=100)
+    assert (p.cheap_to_train or "").endswith("stride 1")
+    assert (p.cheap_to_ask or "").endswith("stride 4")
+    assert p.result.queries == pytest.approx(pay_back_truth(g, 0.8), rel=0.1)
+    assert p.result.low is not None
+    assert p.result.high is not None
+    assert p.result.low < pay_back_truth(g, 0.8) < p.result.high
+    assert p.result.note == "1 seed: the interval holds problems only"
+
+
+def test_break_even_says_what_it_lacks() -> None:
+    found = synthetic.lines_to_pay_back(0.5)
+    joules = payback.payback("group", found, "J", draws=40)
+    assert joules.result.queries is None
+    assert joules.result.reason == "no setting has both costs in joules; no meter"
+    high = payback.payback("group", found, "FLOP", accuracy=0.9999, draws=40)
+    assert high.result.reason == "no setting reaches greedy accuracy 0.9999"
+    one = payback.payback("group", [r for r in found if r.control["stride"] == 2], "FLOP", draws=40)
+    assert one.result.queries is None
+    assert one.cheap_to_ask == one.cheap_to_train == one.result.dominating
+
+
+def test_break_even_that_often_never_comes_is_unbounded_above() -> None:
+    """At the last end point of stride 4, 84 of 100 problems are right: one resampling in ten stays under 0.8 and never pays."""
+    kept = [
+        r for r in synthetic.lines_to_pay_back(0.5, problems=100) if r.control["stride"] == 1 or (r.tokens or 0) <= 25
+    ]
+    q = payback.payback("group", kept, "FLOP", accuracy=0.8, draws=200).result
+    assert q.low is not None
+    assert q.queries is not None
+    assert q.low < q.queries
+    assert q.high is None
+    assert q.note.startswith("unbounded above: ")
+
+
+def test_votes_are_compared_with_the_best_answer_of_no_more_cost() -> None:
+    """Samples right with 0.6 each and never wrong alike: a vote of 16 is right, the greedy answer in 60 of 100 problems."""
+    right = [i % 5 < 3 for i in range(100)]
+    rows = [synthetic.row("greedy", 1, 0.6), *(synthetic.row("majority", n, 1.0) for n in (4, 16))]
+    cells = [
+        synthetic.record(np.full(100, 0.6), samples=16, stride=s, greedy=right, rows=rows if s == 1 else rows[:1])
+        for s in (1, 2)
+    ]
+    (four, sixteen) = equalcost.compare(cells, "test_flop")
+    assert (four.n, sixteen.n) == (4, 16)
+    assert sixteen.gain.value == pytest.approx(0.4, abs=0.01)
+    assert sixteen.gain.low is not None
+    assert sixteen.gain.high is not None
+    assert 0.25 < sixteen.gain.low < 0.4 < sixteen.gain.high < 0.55  # binomial sd of 100 problems 0.05
+    assert equalcost.compare(cells, "energy_j") == []
+    assert equalcost.equal_costs(cells[:1]) == []  # one control is no contest
+
+
+@pytest.mark.slow
+def test_interval_of_the_break_even_holds_the_truth() -> None:
+    """40 studies of 200 new problems each: below 34 of 40 has chance 1.4 % at 95 %."""
+    truth, held = pay_back_truth(0.5, 0.8), 0
+    for k in range(40):
+        found = synthetic.lines_to_pay_back(0.5, seed=k, noisy=True)
+        q = payback.payback("group", found, "FLOP", accuracy=0.8, draws=200).result
+        held += q.low is not None and q.high is not None and q.low <= truth <= q.high
+    assert held >= 34
 
 
 @pytest.mark.slow

@@ -21,12 +21,13 @@ from harness import __version__
 from harness.errors import DeviceError
 from harness.laws.result import Fit
 from harness.records import RunRecord, write_text_atomic
-from harness.report import paper, tables, testtime
+from harness.report import paper, tables, testtime, testtime_figures
 from harness.report.axes import theme
 from harness.report.charts import figures
 from harness.report.layers import Figure
 from harness.report.study import StudyView, view
 from harness.report.words import NOT_SHOWN, findings, fit_warnings, not_measured, warnings
+from harness.testtime_study import StudyAnswers
 from harness.ttc_records import TtcRecord
 
 VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
@@ -53,10 +54,12 @@ def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
     return body
 
 
-def build_report(studies: Sequence[Study], out: Path, evaluations: Sequence[TtcRecord] = ()) -> Path:
+def build_report(
+    studies: Sequence[Study], out: Path, evaluations: Sequence[TtcRecord] = (), said: StudyAnswers | None = None
+) -> Path:
     """Write the page of one or several studies and their figures; returns the page's path.
 
-    `evaluations`: those of a single study, shown as test-time compute.
+    `evaluations`: those of a single study, shown as test-time compute; `said`: what `harness fit` wrote about them to testtime.json.
     `studies`: (name, records, excluded, fits) each, with `excluded` from `records.load`. `out`: a folder, or a path
     ending in .html; figures go into `figures/` beside the page. A single study with fits also gets `fits.md` and
     `fits.tex`, its laws and their reporting checklists for a paper.
@@ -64,6 +67,7 @@ def build_report(studies: Sequence[Study], out: Path, evaluations: Sequence[TtcR
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(*study) for study in studies]
     drawn = figures(views) + testtime.figures(evaluations)
+    drawn += testtime_figures.figures(evaluations, views[0].fits, said)
     folder = page.parent / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,12 +130,15 @@ def _lead(v: StudyView) -> str:
 
 
 def _figures(drawn: Sequence[Figure]) -> str:
-    """Numbered figures, then one line for each that has nothing to draw."""
+    """Numbered figures, then a line for each reason why others have nothing to draw."""
     there = "".join(_figure(i, f) for i, f in enumerate((f for f in drawn if f.spec is not None), start=1))
+    titles: dict[str, list[str]] = {}
+    for f in drawn:
+        if f.spec is None:
+            titles.setdefault((f.reason or "no data").rstrip("."), []).append(f.title)
     absent = "".join(
-        f"<li><strong>{escape(f.title)}.</strong> Not drawn: {escape((f.reason or 'no data').rstrip('.'))}.</li>"
-        for f in drawn
-        if f.spec is None
+        f"<li><strong>{escape('; '.join(names))}.</strong> Not drawn: {escape(reason)}.</li>"
+        for reason, names in titles.items()
     )
     return f"<div class='figures'>{there}</div>" + (f"<ul class='absent'>{absent}</ul>" if absent else "")
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import altair as alt
 
 from harness import emergence, testtime
-from harness.report.axes import CATEGORIES, axis
+from harness.report.axes import Axis, axis
 from harness.report.layers import Figure, Layer, Row, band, figure
+from harness.report.palette import Palette
 from harness.report.tables import Table
 from harness.report.words import number
 from harness.ttc_records import TtcRecord
@@ -25,13 +26,8 @@ AXES = {
 SHOWN = ("greedy", "majority", "best_steps", "step_search")
 
 
-def _marks(rows: Sequence[Row], x, y) -> Layer:
-    names = list(dict.fromkeys(r["series"] for r in rows))
-    scale = alt.Scale(domain=names, range=[CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))])
-    color = alt.Color("series", type="nominal", title="", scale=scale)
-    tips = [alt.Tooltip("cell", type="nominal"), alt.Tooltip("n", type="quantitative")]
-    mark = alt.Chart().mark_point(filled=True, size=40, opacity=0.75)
-    return Layer(rows, mark.encode(x.x(), y.y(), color, tooltip=tips))
+def _marks(rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
+    return Palette(list(dict.fromkeys(r["series"] for r in rows))).marks(rows, x, y, size=40)
 
 
 def against(records: Sequence[TtcRecord], cost: str) -> Figure:
@@ -43,7 +39,7 @@ def against(records: Sequence[TtcRecord], cost: str) -> Figure:
 
     def rows_of(some) -> list[Row]:
         return [
-            {"x": c, "y": row.accuracy, "series": row.strategy.replace("_", " "), "cell": testtime.cell_name(r), "n": row.n, "line": "front"}
+            {"x": c, "y": row.accuracy, "series": row.strategy.replace("_", " "), "tip": f"{testtime.cell_name(r)}, n = {row.n}", "line": "front"}
             for r, row in some
             if row.accuracy is not None and (c := testtime.cost(row, cost))
         ]  # fmt: skip
@@ -83,7 +79,7 @@ def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
     kept = sorted((p for r, p in points if r.label == label and r.n_total == size), key=lambda p: p.train_flop or 0)
     dots, null = [], []
     for p in kept:
-        same = {"x": p.train_flop, "cell": p.cell, "n": 1}
+        same = {"x": p.train_flop, "tip": p.cell}
         dots += [
             same | {"y": p.exact_match, "series": "exact match"},
             same | {"y": p.p_token, "series": "p of the right token"},
@@ -117,11 +113,11 @@ def forcing(records: Sequence[TtcRecord]) -> list[Figure]:
         ]
         name = f"width {own[0].width}" if own[0].width else f"N {n:,}"
         for k, (value, count) in testtime.silent_depth(own).items():
-            deep.append({"x": k, "y": value, "series": name, "cell": f"{count} problems", "n": k})
+            deep.append({"x": k, "y": value, "series": name, "tip": f"{count} problems"})
         for r in own:
             for x in r.rows:
                 if x.strategy == "greedy" and x.accuracy is not None:
-                    used.append({"x": x.tokens, "y": x.accuracy, "series": name, "cell": testtime.cell_name(r), "n": 1})
+                    used.append({"x": x.tokens, "y": x.accuracy, "series": name, "tip": testtime.cell_name(r)})
     captions = (
         "Greedy, pooled over forced budgets and seeds; end point of the most training of each size.",
         "Tokens used, not allowed; forced ones count. The line's shape reflects the law of the problems' sizes, not the model.",

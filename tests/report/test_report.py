@@ -133,7 +133,10 @@ def test_names_and_events_are_escaped(tmp_path: Path) -> None:
 
 def test_unmeasured_energy_has_its_line(plain: Study, tmp_path: Path) -> None:
     html = build_report([plain], tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Training energy against compute.</strong> Not drawn: energy of 0 of 25 points: no meter" in html
+    assert (
+        "Training energy against compute; Loss against energy.</strong> Not drawn: energy of 0 of 25 points: no meter"
+        in html
+    )
     assert "Energy of 25 points: no meter: power=unmetered" in html
     assert "True floor: the entropy of this corpus is not known" in html
     assert not (tmp_path / "figures" / "energy_compute.png").exists()
@@ -331,6 +334,17 @@ def test_evaluations_add_figures_and_a_table(measured: Study, tmp_path: Path) ->
     page = build_report([measured], tmp_path, evaluations)
     text = page.read_text(encoding="utf-8")
     drawn = {f.stem for f in (tmp_path / "figures").glob("ttc_*.png")}
-    assert drawn == {"ttc_accuracy_test_flop", "ttc_accuracy_tokens", "ttc_emergence", "ttc_silent_depth", "ttc_budget"}
-    assert "Not drawn: no meter: power=unmetered" in text
+    accuracy = {f"ttc_accuracy_{c}" for c in ("test_flop", "tokens")}
+    curves = {f"ttc_{law}" for law in ("voting", "coverage")}
+    assert drawn == {
+        *accuracy,
+        *curves,
+        "ttc_serial_parallel_test_flop",
+        "ttc_emergence",
+        "ttc_silent_depth",
+        "ttc_budget",
+    }
+    assert (
+        text.count("Not drawn: no meter: power=unmetered") == 1
+    )  # one reason, said once for all figures that it stops
     assert "Test-time compute, per problem" in text
