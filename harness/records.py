@@ -232,11 +232,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 # --- files ---------------------------------------------------------------------------------------------------------------
 def write_text_atomic(path: Path, text: str) -> None:
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: a temporary sibling, flushed to disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as f:
-            f.write(text)
+        with temporary.open("wb") as f:
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)

@@ -9,13 +9,18 @@ all others ("modelled"); without a meter joules are None, with the reason.
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import records
+from harness.errors import RecordError
 from harness.records import SCHEMA_VERSION, Json, Measured
 
 FOLDER = "ttc"  # of an evaluation, inside its run's folder
+PACKED = "ttc.jsonl.gz"  # of all evaluations of a study, in a committed reference
 
 
 @dataclass
@@ -138,9 +143,23 @@ class TtcRecord:
 
 
 def load(folder: Path) -> list[TtcRecord]:
-    """All evaluations below a study folder, or of a committed reference (`ttc/*.json`), in a fixed order."""
-    paths = [*folder.glob("*/ttc/*/record.json"), *folder.glob("ttc/*.json")]
-    return [records.from_json(TtcRecord, records.read_json(p), str(p)) for p in sorted(paths)]
+    """All evaluations below a study folder, or of a committed reference (`PACKED`), in a fixed order."""
+    packed = folder / PACKED
+    if packed.exists():
+        try:
+            lines = gzip.decompress(packed.read_bytes()).decode().splitlines()
+            return [records.from_json(TtcRecord, json.loads(x), f"{packed} line {i}") for i, x in enumerate(lines, 1)]
+        except (OSError, EOFError, zlib.error, ValueError) as e:
+            raise RecordError(f"{packed} cannot be read: {e}. Take it from the repository again.") from e
+    paths = sorted(folder.glob("*/ttc/*/record.json"))
+    return [records.from_json(TtcRecord, records.read_json(p), str(p)) for p in paths]
+
+
+def pack(folder: Path, evaluations: list[TtcRecord]) -> None:
+    """All evaluations of a study in one file of a reference: counts per problem make many lines, and shrink tenfold. The same
+    evaluations give the same bytes."""
+    lines = [json.dumps(records.to_json(e), separators=(",", ":"), allow_nan=False) + "\n" for e in evaluations]
+    records.write_bytes_atomic(folder / PACKED, gzip.compress("".join(lines).encode(), mtime=0))
 
 
 def asked(resolved: Json, branches: list[str]) -> Json:
