@@ -17,6 +17,7 @@ from harness.testtime import cluster_weights
 from harness.ttc_records import TtcRecord
 
 SLACK = 0.01  # by which exact match may leave the bracket before it counts, beside its own interval
+LEAST_GAIN, MOST_CHANCE = 0.5, 0.05  # of a bend that counts
 ARTEFACT, BREAK, UNDECIDED = "metric artefact", "break in p_tok", "undecided"
 
 
@@ -42,6 +43,7 @@ class Audit:
     reason: str
     points: list[AuditPoint] = field(default_factory=list)
     broken_gain: float | None = None  # 1 - held-out squared error of two lines over that of one; None: too few points
+    broken_chance: float | None = None  # how often a straight line with the same scatter would show that gain
 
 
 def point(r: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | None:
@@ -64,24 +66,34 @@ def point(r: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | Non
     )  # fmt: skip
 
 
-def broken_gain(x: Array, y: Array) -> float | None:
+def broken_gain(x: Array, y: Array) -> Array | None:
     """Leave-one-out squared error of a line with one bend, its place chosen without the point left out, against a straight line's.
 
-    Positive: the bend predicts better. None under 6 points. The ends are not left out, or a line would be extrapolated.
+    x (n,), y (R, n), one gain for each of the R data sets; positive where the bend predicts better. None under 6 points. The ends are
+    not left out, or a line would be extrapolated.
     """
     if len(x) < 6:
         return None
     order = np.argsort(x)
-    x, y = x[order], y[order]
-    one = two = 0.0
+    x, y = x[order], y[:, order]
+    one, two = np.zeros(len(y)), np.zeros(len(y))
     for i in range(1, len(x) - 1):
-        keep = np.arange(len(x)) != i
-        one += (_line(x[keep], y[keep], None, x[i]) - y[i]) ** 2
-        inner = x[keep][1:-1]
-        misses = [_miss(x[keep], y[keep], k) for k in inner]
-        two += (_line(x[keep], y[keep], float(inner[int(np.argmin(misses))]), x[i]) - y[i]) ** 2
-    rounding = 1e-20 * float((y**2).sum())  # below it a straight line is exact and nothing can be better
-    return float(1 - two / one) if one > rounding else 0.0
+        kept = np.delete(np.arange(len(x)), i)
+        straight, _ = _held_out(x[kept], y[:, kept], None, x[i])
+        bent = [_held_out(x[kept], y[:, kept], knot, x[i]) for knot in x[kept][1:-1]]
+        chosen = np.argmin([miss for _, miss in bent], axis=0)
+        one += (straight - y[:, i]) ** 2
+        two += (np.array([at for at, _ in bent])[chosen, np.arange(len(y))] - y[:, i]) ** 2
+    rounding = 1e-20 * (y**2).sum(-1)  # below it a straight line is exact and nothing can be better
+    return np.where(one > rounding, 1 - two / np.maximum(one, 1e-300), 0.0)
+
+
+def _held_out(x: Array, y: Array, knot: float | None, at: float) -> tuple[Array, Array]:
+    """A line through the kept points of each data set: its value at `at` and its squared error on them, (R,) each."""
+    design = _design(x, knot)
+    inverse = np.linalg.pinv(design)
+    solution = y @ inverse.T
+    return solution @ _design(np.array([at]), knot)[0], ((solution @ design.T - y) ** 2).sum(-1)
 
 
 def _design(x: Array, knot: float | None) -> Array:
@@ -89,30 +101,37 @@ def _design(x: Array, knot: float | None) -> Array:
     return np.stack(columns if knot is None else [*columns, np.maximum(x - knot, 0)], -1)
 
 
-def _line(x: Array, y: Array, knot: float | None, at: float) -> float:
-    solution = np.linalg.lstsq(_design(x, knot), y, rcond=None)[0]
-    return float(_design(np.array([at]), knot)[0] @ solution)
-
-
-def _miss(x: Array, y: Array, knot: float) -> float:
-    design = _design(x, knot)
-    return float(((design @ np.linalg.lstsq(design, y, rcond=None)[0] - y) ** 2).sum())
+def chance_of_gain(x: Array, y: Array, gain: float, *, draws: int = 1000, seed: int = 0) -> float:
+    """How often a straight line with the scatter of y (n,) around its own would show a gain at least as large, by simulation."""
+    design = _design(x, None)
+    line = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    scatter = math.sqrt(float(((y - line) ** 2).sum()) / (len(x) - 2))
+    drawn = line + np.random.default_rng(seed).normal(0, scatter, (draws, len(x)))
+    found = broken_gain(x, drawn)
+    assert found is not None
+    return float((1 + (found >= gain).sum()) / (1 + draws))
 
 
 def audit(records: Sequence[TtcRecord]) -> Audit:
-    """Verdict over the end points of ONE control and temperature. A bend counts when it halves the held-out error."""
+    """Verdict over the end points of ONE control and temperature.
+
+    A bend counts when it halves the held-out error, and a straight line with the same scatter would do so in under 5 % of cases.
+    """
     points = [p for r in records if (p := point(r)) is not None]
     if not points:
         return Audit(UNDECIDED, "no evaluation holds likelihoods of a reference trace")
     usable = [p for p in points if p.train_flop and 0 < p.p_token < 1]
     x = np.array([math.log(p.train_flop or 1.0) for p in usable])
     y = np.array([math.log(p.p_token / (1 - p.p_token)) for p in usable])
-    gain = broken_gain(x, y)
+    gains = broken_gain(x, y[None])
     outside = [p.cell for p in points if not p.inside]
-    if gain is None:
+    if gains is None:
         return Audit(UNDECIDED, f"{len(usable)} end points with known training compute; 6 are needed", points)
-    if gain > 0.5:
-        return Audit(BREAK, f"two lines cut the held-out error of logit p_token by {gain:.0%}", points, gain)
+    gain = float(gains[0])
+    rare = chance_of_gain(x, y, gain)
+    if gain > LEAST_GAIN and rare < MOST_CHANCE:
+        why = f"two lines cut the held-out error of logit p_token by {gain:.0%}; a straight line would look so in {rare:.1%} of cases"
+        return Audit(BREAK, why, points, gain, rare)
     if outside:
-        return Audit(UNDECIDED, f"exact match leaves the null's band at {', '.join(outside)}", points, gain)
-    return Audit(ARTEFACT, "exact match stays in the null's band and logit p_token has no bend", points, gain)
+        return Audit(UNDECIDED, f"exact match leaves the null's band at {', '.join(outside)}", points, gain, rare)
+    return Audit(ARTEFACT, "exact match stays in the null's band and logit p_token shows no bend", points, gain, rare)

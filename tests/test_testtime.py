@@ -113,6 +113,26 @@ def test_exchange_says_what_it_lacks() -> None:
     assert joules.g == pytest.approx(0.5, rel=0.1)
 
 
+def test_a_bend_is_not_seen_in_straight_lines_more_often_than_the_test_says() -> None:
+    """300 straight lines with noise: bends that halve the held-out error come by chance, bends that count in at most 5 % of cases."""
+    x, rng = np.linspace(0, 3, 12), np.random.default_rng(3)
+    halved = counted = 0
+    for _ in range(300):
+        y = 2 * x + rng.normal(0, 0.3, len(x))
+        gains = emergence.broken_gain(x, y[None])
+        assert gains is not None
+        if gains[0] > emergence.LEAST_GAIN:
+            halved += 1
+            counted += emergence.chance_of_gain(x, y, float(gains[0]), draws=200) < emergence.MOST_CHANCE
+    bent = 2 * x + 3 * np.maximum(x - 1.5, 0) + rng.normal(0, 0.3, len(x))
+    gains = emergence.broken_gain(x, bent[None])
+    assert gains is not None
+    assert gains[0] > 0.8
+    assert emergence.chance_of_gain(x, bent, float(gains[0])) < 0.01
+    assert counted <= halved
+    assert counted / 300 <= 0.08  # 5 % and two standard errors
+
+
 def test_emergence_verdicts() -> None:
     assert emergence.audit(synthetic.emergent(12)).verdict == emergence.ARTEFACT
     assert emergence.audit(synthetic.emergent(12, bend=1.5)).verdict == emergence.BREAK
