@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,14 +162,25 @@ def lines(a: StudyAnswers) -> list[str]:
             f"votes against one longer thought of no more {name}: {beats} of {len(gains)} votes win, {loses} lose (95 %)"
         )
     out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in a.emergence.items()]
-    for f in a.forecasts:
-        missed = {k: "none" if v is None else f"{v - f.measured:+.3f}" for k, v in vars(f).items() if k in FORECASTS}
-        out.append(
-            f"forecast, {f.cell}: pass@{f.k} {f.measured:.3f} from {f.fitted} samples; errors: "
-            f"beta-binomial {missed['beta_binomial']}, power law {missed['power_law']}, plug-in {missed['plug_in']}"
-        )
+    out += forecast_lines(a.forecasts)
     out += [
         f"silent depth, {d.end_point}: " + ", ".join(f"S({k}) = {v:.2f}" for k, v in d.accuracy.items())
         for d in a.depths
     ]
+    if a.unfitted:
+        out.append(f"laws of single cells: {len(a.unfitted)} have none, with their reasons in {STUDY_FILE}")
+    return out
+
+
+def forecast_lines(found: Sequence[Forecast]) -> list[str]:
+    """A line per (samples fitted, k): root mean square of the errors of each method, over the cells that it answers."""
+    out = []
+    for fitted, k in dict.fromkeys((f.fitted, f.k) for f in found):
+        cells = [f for f in found if (f.fitted, f.k) == (fitted, k)]
+        said = []
+        for method in FORECASTS:
+            missed = [v - f.measured for f in cells if (v := getattr(f, method)) is not None]
+            rms = math.sqrt(math.fsum(m * m for m in missed) / len(missed)) if missed else None
+            said.append(f"{method.replace('_', ' ')} {'none' if rms is None else f'{rms:.3f}'} ({len(missed)} cells)")
+        out.append(f"forecast of pass@{k} from {fitted} samples, rms error: {', '.join(said)}")
     return out

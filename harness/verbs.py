@@ -201,7 +201,10 @@ def fit(arguments: list[str]) -> int:
     fits |= test_fits
     write_fits(folder, fits)
     for name, one in fits.items():
-        print(f"{name}\n{laws.summary(one)}\n")
+        if name not in test_fits:
+            print(f"{name}\n{laws.summary(one)}\n")
+    if test_fits:  # three laws per cell would bury the rest
+        print(f"{len(test_fits)} laws of single cells (voting, coverage, pass@k): in {folder / 'fits.json'}")
     if evaluations:
         said = testtime_study.answers(evaluations, no_test_fits, seed=given.seed)
         testtime_study.write(folder, said)

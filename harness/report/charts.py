@@ -7,6 +7,7 @@ the full table is exported as parquet. Laws are drawn inside the span of their o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -263,9 +264,16 @@ BUILDERS = {
 }
 
 
+OF_LOSS = ("loss_compute", "loss_tokens", "excess", "residuals", "loss_energy", "rates")
+
+
 def figures(views: Sequence[StudyView]) -> list[Figure]:
     """All figures in reading order; a figure without data carries its reason."""
     with_points = [v for v in views if len(v.table)]
     if not with_points:
         return [Figure(key, key.replace("_", " "), "", None, "no point to draw") for key in BUILDERS]
-    return [build(with_points) for build in BUILDERS.values()]
+    drawn = [build(with_points) for build in BUILDERS.values()]
+    if any(len({r.corpus.get("corpus_id") for r in v.records}) > 1 for v in with_points):
+        why = "the study holds several corpora, whose losses are on different scales"
+        return [replace(f, spec=None, reason=why) if f.key in OF_LOSS and f.spec is not None else f for f in drawn]
+    return drawn

@@ -21,12 +21,12 @@ from harness import __version__
 from harness.errors import DeviceError
 from harness.laws.result import Fit
 from harness.records import RunRecord, write_text_atomic
-from harness.report import paper, tables, testtime, testtime_figures
+from harness.report import paper, tables, testtime, testtime_figures, testtime_words
 from harness.report.axes import theme
 from harness.report.charts import figures
 from harness.report.layers import Figure
 from harness.report.study import StudyView, view
-from harness.report.words import NOT_SHOWN, findings, fit_warnings, not_measured, warnings
+from harness.report.words import ABILITIES, NOT_SHOWN, findings, fit_warnings, not_measured, warnings
 from harness.testtime_study import StudyAnswers
 from harness.ttc_records import TtcRecord
 
@@ -66,8 +66,8 @@ def build_report(
     """
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(*study) for study in studies]
-    drawn = figures(views) + testtime.figures(evaluations)
-    drawn += testtime_figures.figures(evaluations, views[0].fits, said)
+    tested = testtime.figures(evaluations) + testtime_figures.figures(evaluations, views[0].fits, said)
+    drawn = [*tested, *figures(views)]
     folder = page.parent / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def build_report(
                 write_figure(figure, folder / f"{figure.key}.svg", folder / f"{figure.key}.png")
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
-    write_text_atomic(page, html(views, drawn, evaluations))
+    write_text_atomic(page, html(views, drawn, evaluations, said))
     if len(views) == 1 and views[0].fits:
         write_text_atomic(page.parent / "fits.md", paper.markdown(views[0].fits))
         write_text_atomic(page.parent / "fits.tex", paper.latex(views[0].fits))
@@ -90,12 +90,21 @@ def write_figure(figure: Figure, *paths: Path) -> None:
         path.write_bytes(vl_convert.svg_to_png(svg, scale=2) if path.suffix == ".png" else svg.encode())
 
 
-def html(views: Sequence[StudyView], drawn: Sequence[Figure], evaluations: Sequence[TtcRecord] = ()) -> str:
+def html(
+    views: Sequence[StudyView],
+    drawn: Sequence[Figure],
+    evaluations: Sequence[TtcRecord] = (),
+    said: StudyAnswers | None = None,
+) -> str:
     """The whole page as text."""
     title = " and ".join(v.name for v in views)
     charts = {f.key: spec(f, static=False) for f in drawn if f.spec is not None}
     single = len(views) == 1
-    lead = _lead(views[0]) if single else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
+    lead = (
+        _lead(views[0], testtime_words.findings(evaluations, said))
+        if single
+        else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
+    )
     compare = "" if single else tables.comparison(views).html()
     body = "".join(_details(v, heading=not single) for v in views)
     if evaluations:
@@ -107,7 +116,7 @@ def html(views: Sequence[StudyView], drawn: Sequence[Figure], evaluations: Seque
         lead=lead + compare,
         figures=_figures(drawn),
         body=body,
-        not_shown="".join(f"<li>{escape(line)}</li>" for line in NOT_SHOWN),
+        not_shown="".join(f"<li>{escape(line)}</li>" for line in NOT_SHOWN if not (evaluations and line == ABILITIES)),
         version=escape(__version__),
         vega=_vega(),
         # "<" is escaped so that no text inside a record can close the script element
@@ -116,9 +125,9 @@ def html(views: Sequence[StudyView], drawn: Sequence[Figure], evaluations: Seque
     )
 
 
-def _lead(v: StudyView) -> str:
-    """First screen: one-line summary, findings, warnings."""
-    first, *rest = findings(v)
+def _lead(v: StudyView, tested: Sequence[str] = ()) -> str:
+    """First screen: one-line summary, findings (those of `tested` answers first), warnings."""
+    first, *rest = [*tested, *findings(v)]
     runs = f"{len(v.records):,} runs, {len(v.table):,} points in the fits"
     corpora = ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})) or "none"
     devices = ", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "none"

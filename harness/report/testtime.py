@@ -84,7 +84,12 @@ def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
             same | {"y": p.exact_match, "series": "exact match"},
             same | {"y": p.p_token, "series": "p of the right token"},
         ]
-        null.append({"x": p.train_flop, "y": p.null, "low": p.null_low, "high": p.null_high, "line": "null"})
+    for flop in dict.fromkeys(
+        p.train_flop for p in kept
+    ):  # seeds of one budget: the mean of their nulls, all of their bands
+        seeds = [p for p in kept if p.train_flop == flop]
+        ends = {"low": min(p.null_low for p in seeds), "high": max(p.null_high for p in seeds)}
+        null.append({"x": flop, "y": sum(p.null for p in seeds) / len(seeds), **ends, "line": "null"})
     x = axis("training compute, causal count (FLOP)", (r["x"] for r in dots), power_labels=True)
     y = axis("share of 1", [*(r["y"] for r in dots), *(r[k] for r in null for k in ("low", "high"))], log=False)
     line = alt.Chart().mark_line(style="law").encode(x.x(), y.y(), order=alt.Order("x", type="quantitative"))

@@ -15,10 +15,11 @@ from harness.units import si
 # True of nearly every power law with a free coefficient; listed below the tables, not on the first screen
 ROUTINE = {"STRONGLY_CORRELATED", "A_NOT_PINNED", "B_NOT_PINNED", "K_NOT_PINNED"}
 HEADLINE_FITS = {"loss_nd", "loss_nd_heldout", "loss_compute", "energy_compute", "energy_idle_fixed", "loss_energy"}
+ABILITIES = "Task accuracy or abilities: the measured quantity is validation loss."
 NOT_SHOWN = (
     "Nothing beyond the sizes, tokens and compute that were run: the laws are drawn inside the span of their data.",
     "Transfer to other corpora, architectures, optimisers or hardware: one study holds all of these fixed.",
-    "Task accuracy or abilities: the measured quantity is validation loss.",
+    ABILITIES,
     "Facility energy: joules are those of the metered device, without cooling, conversion or the rest of the host.",
     "Lack of fit: a bootstrap over trunks gives the spread of the estimate, not the error of the law's form.",
 )

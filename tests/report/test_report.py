@@ -224,6 +224,15 @@ def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None
     assert "NOT CONVERGED" in table.rows[0][0]
 
 
+def test_losses_of_several_corpora_are_not_drawn_on_one_scale(plain: Study) -> None:
+    name, records, excluded, fits = plain
+    other = [replace(r, corpus={**r.corpus, "corpus_id": "another"}) for r in records[:2]]
+    found = {f.key: f for f in charts.figures([study.view(name, [*other, *records[2:]], excluded, fits)])}
+    assert found["loss_compute"].spec is None
+    assert "different scales" in (found["loss_compute"].reason or "")
+    assert found["throughput"].spec is not None
+
+
 def test_rates_at_the_edge_are_a_warning() -> None:
     records = [synthetic.record(16), synthetic.record(16, role="probe", lr_scale=0.5, loss_factor=0.9)]
     v = study.view("edge", records, {}, {})

@@ -11,6 +11,7 @@ from harness import exchange, laws, testtime, testtime_study
 from harness.payback import payback
 from harness.report import testtime_costs as costs
 from harness.report import testtime_figures as figures
+from harness.report import testtime_words as words
 from harness.report.layers import Figure, Row
 from harness.ttc_records import TtcRecord
 from tests import synthetic_ttc as synthetic
@@ -132,3 +133,28 @@ def test_without_the_study_file_the_reason_says_what_to_run(beta: TtcRecord) -> 
     absent = {f.key: f.reason for f in figures.figures([beta], {}, None) if f.spec is None}
     assert absent["ttc_break_even"] == "testtime.json is missing: run harness fit on the study"
     assert figures.figures([], {}, None) == []
+
+
+def test_a_page_leads_with_what_thinking_bought() -> None:
+    """The widest model at the end of its training, an arm at a time; no law of loss is missed where the answers are the subject."""
+
+    def cell(accuracy: float, tokens: int, **changes: object) -> TtcRecord:
+        rows = [synthetic.row("greedy", 1, accuracy)]
+        return replace(synthetic.record(np.full(40, 0.5), tokens=tokens, rows=rows), **changes)  # type: ignore[arg-type]
+
+    thought, early, narrow = cell(0.9, 2), cell(0.1, 1), cell(1.0, 2, width=32, run_id="other")
+    filler = cell(0.2, 2, task={"name": "group", "arm": "filler"}, run_id="third")
+    (said,) = words.findings([early, thought, narrow, filler], None)
+    assert said == (
+        "Greedy accuracy of width 64: 0.900 with a written chain of thought (stride 1, 12.0 tokens), "
+        "0.200 with fillers in its place (stride 1, 12.0 tokens); chance is 0."
+    )
+    assert words.findings([], None) == []
+
+
+def test_findings_name_each_result_once() -> None:
+    found = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
+    said = words.findings(found, testtime_study.answers(found, {}, draws=40))
+    assert sum("g = " in line for line in said) == 2  # decode, and with prefill; joules were not measured
+    assert any(line.startswith("Joules per answer: not measured (no meter") for line in said)
+    assert any("rms error" in line for line in said)
