@@ -39,7 +39,9 @@ class PointTable:
     tokens: Array
     unique_tokens: Array
     epochs: Array
-    train_flop: Array
+    train_flop: Array  # causal count
+    matmul_flop: Array  # other counts of the same training: without attention; with dense attention and the embedding as a product
+    full_emb_flop: Array
     loss_nat: Array
     loss_se_nat: Array
     bits_per_byte: Array  # NaN where the corpus has no bytes
@@ -133,7 +135,9 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
                     of_energy |= dict.fromkeys(_ENERGY)
                 elif e.energy_se_j is not None and idle_sd_w is not None:
                     of_energy["energy_net_se_j"] = math.hypot(e.energy_se_j, idle_sd_w * p.wall_s)
-                for values in (of_run, vars(p), of_energy):
+                counted = {"matmul_flop": r.counts.fpt_matmul, "full_emb_flop": r.counts.fpt_full_emb}
+                of_count = {k: per_token * p.tokens for k, per_token in counted.items()}
+                for values in (of_run, vars(p), of_count, of_energy):
                     for n in values.keys() & columns.keys():
                         columns[n].append(values[n])
     arrays = {n: np.array(c, dtype=str if n in _TEXT else float) for n, c in columns.items()}  # None becomes NaN

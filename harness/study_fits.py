@@ -25,6 +25,8 @@ FIT_NAMES = {
     "loss_nd_nonemb": "L(N, D) with N = n_nonemb",
     "loss_nd_head": "L(N, D) with N = n_head",
     "loss_compute": "L(C) on the frontier",
+    "loss_compute_matmul": "L(C) on the frontier, C without attention",
+    "loss_compute_full_emb": "L(C) on the frontier, C with dense attention and embedding",
     "energy_compute": "E(C), training energy, gross",
     "energy_compute_net": "E(C), training energy, net of idle",
     "energy_idle": "E = P t + e C, idle power fitted",
@@ -66,6 +68,8 @@ def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -
         "loss_nd_nonemb": Job("chinchilla", t, nd | {"N": "n_nonemb"}),
         "loss_nd_head": Job("chinchilla", t, nd | {"N": "n_head"}),
         "loss_compute": _frontier_job(t, "train_flop", {"C": "train_flop"}, "loss_compute"),
+        "loss_compute_matmul": _frontier_job(t, "matmul_flop", {"C": "matmul_flop"}, "loss_compute"),
+        "loss_compute_full_emb": _frontier_job(t, "full_emb_flop", {"C": "full_emb_flop"}, "loss_compute"),
     }
     return out | _energy_jobs(t)
 

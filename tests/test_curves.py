@@ -135,6 +135,9 @@ def test_fits_recover_the_law_without_noise() -> None:
     assert fits["loss_nd_nonemb"].columns["N"] == "n_nonemb"
     assert fits["loss_nd_nonemb"].params["alpha"] < 0.9 * fits["loss_nd"].params["alpha"]
     assert set(fits) | set(study_fits.unfitted(records, fits)) == set(study_fits.FIT_NAMES)
+    by_count = {c: fits[f"loss_compute{c}"] for c in ("", "_matmul", "_full_emb")}
+    low, middle, high = (by_count[c].span["C"][1] for c in ("_matmul", "", "_full_emb"))
+    assert low < middle < high  # the same training, counted in three ways
 
 
 def test_intervals_resample_trunks_and_hold_the_truth() -> None:

@@ -58,7 +58,7 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
         if "cold_starts" in b:
             intervals += f"; {b['cold_starts']} of them also from a cold start, of which {b['cold_better']} ended lower"
         intervals += "; they hold the noise of the rows, not the error of the law's form"
-    unjudged = any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
+    unjudged = not fit.columns or any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
     plain = law_named(fit.law).plain
     objective = f"sum of Huber terms of log residuals, delta {fit.delta:g}"
     residuals = f"{number(fit.residual_rms, 4)} rms" if plain else f"{percent(fit.residual_rms)} rms of the log"
@@ -69,7 +69,7 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
     lines = [
         ("Law", f"{fit.law}: {fit.formula}; free: {', '.join(free)}{fixed}"),
         ("Columns, conventions", ", ".join(f"{s} = {c}" for s, c in columns.items()) or "not stated"),
-        ("Data", table or "records of a study"),
+        ("Data", table or ("records of a study" if columns else "arrays given in Python")),
         ("Rows", f"{fit.n_points} fitted in {fit.n_clusters} independent units; {span}"),
         ("Rows left out", removed),
         ("States, annealing", "not in the table: not checked" if unjudged else "only finished, annealed points"),

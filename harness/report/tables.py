@@ -100,6 +100,26 @@ def conventions(v: StudyView) -> Table | None:
     return Table("Conventions of N", head, rows, note) if rows else None
 
 
+def compute_conventions(v: StudyView) -> Table | None:
+    """The frontier under three counts of the same training FLOP."""
+    rows = []
+    for name, count in (
+        ("loss_compute", "causal attention (train_flop)"),
+        ("loss_compute_matmul", "no attention (fpt_matmul)"),
+        ("loss_compute_full_emb", "dense attention and embedding (fpt_full_emb)"),
+    ):
+        if fit := v.trusted(name):
+            rows.append(
+                [count, *(with_interval(fit, p) for p in ("g", "E")), percent(fit.residual_rms), str(fit.n_points)]
+            )
+    note = "The count moves C differently at each size, so the points on the frontier can differ too. Everything else uses the causal count."
+    return (
+        Table("Conventions of C", ["C", "g", "E (nat)", "rms residual", "points"], rows, note)
+        if len(rows) > 1
+        else None
+    )
+
+
 def held_out(v: StudyView) -> Table | None:
     """The largest rung: predicted, measured, error, and the naive line's error at the same points."""
     fit = v.trusted("loss_nd_heldout")
@@ -293,6 +313,7 @@ def tables(v: StudyView) -> list[Table]:
         laws(v),
         exponents(v),
         conventions(v),
+        compute_conventions(v),
         held_out(v),
         rates(v),
         rung_joules(v),

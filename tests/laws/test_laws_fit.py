@@ -361,3 +361,39 @@ def test_summary_prints_warnings_before_numbers_and_the_held_out_rows() -> None:
     assert re.search(r"\n  E +=.* not pinned by the data", text)
     assert "held out, N 4.1e+05" in text
     assert "(line " in text
+
+
+# --- rows that decide ------------------------------------------------------------------------------------------------
+def decided(f: Fit) -> list[str]:
+    return [w.message for w in f.warnings if w.code == "INFLUENTIAL"]
+
+
+def narrow(extra: list[tuple[float, float, float]], n_to: float, d_from: float) -> dict[str, np.ndarray]:
+    """A 10 x 10 grid up to `n_to` and from `d_from`, 0.1 % noise, and rows (N, D, factor on the true loss) far outside it."""
+    n, d = (m.ravel() for m in np.meshgrid(np.geomspace(8e3, n_to, 10), np.geomspace(d_from, 8.4e6, 10)))
+    n, d = np.r_[n, [row[0] for row in extra]], np.r_[d, [row[1] for row in extra]]
+    factor = np.r_[np.exp(0.001 * np.random.default_rng(0).normal(size=100)), [row[2] for row in extra]]
+    return {"N": n, "D": d, "loss": value(LAWS["chinchilla"], TRUTH, {"N": n, "D": d}) * factor}
+
+
+@pytest.mark.parametrize(("factor", "named"), [(1.0, False), (1.1, True)])
+def test_one_run_that_moves_a_parameter_out_of_its_interval_is_named(factor: float, named: bool) -> None:
+    """The only large model: as the others have it, or 10 % worse."""
+    found = decided(fit("chinchilla", narrow([(3e6, 8.4e6, factor)], 4e4, 2.6e5), bootstrap=80, method="residual"))
+    assert any("the row N=3e+06" in m for m in found) == named, found
+
+
+def test_the_highest_losses_are_named_where_they_decide() -> None:
+    """The only two runs on little data, half as bad again; in a grid that reaches as far everywhere they do not decide."""
+    lone = narrow([(8e3, 2e4, 1.5), (9e3, 2e4, 1.5)], 1e6, 2e6)
+    assert any("top 2 %" in m for m in decided(fit("chinchilla", lone, bootstrap=80, method="residual")))
+    grid = surface(sizes=10, budgets=10, noise=0.001)
+    assert not any("top 2 %" in m for m in decided(fit("chinchilla", grid, bootstrap=80, method="residual")))
+
+
+def test_an_interval_that_runs_to_the_bound_of_the_search_is_named() -> None:
+    n = np.geomspace(1e4, 3e4, 6)
+    rng = np.random.default_rng(0)
+    loss = (2 + 0.01 * (n / 1e4) ** -0.3) * np.exp(0.003 * rng.normal(size=(6, 6)))
+    table = {"C": np.tile(n, 6), "loss": loss.ravel()}
+    assert "INTERVAL_UNBOUNDED" in codes(fit("loss_compute", table, bootstrap=80))

@@ -45,6 +45,8 @@ def test_checklist_holds_what_a_referee_asks(fit: Fit) -> None:
     assert bare["Held out"].startswith("none")
     assert bare["Intervals"].startswith("none")
     assert "Not stated in the table" not in bare
+    assert bare["Data"] == "arrays given in Python"
+    assert bare["States, annealing"].endswith("not checked")  # nobody asked which of them were annealed
 
 
 def test_a_fit_that_failed_says_so_in_its_first_cell(fit: Fit) -> None:
