@@ -50,7 +50,7 @@ def visible_cards(visible: str | None, cards: list[CardId], device_order: str | 
         if key in seen:
             raise Refused("NO_SOURCE", f"{shown} names {entry!r} twice; CUDA refuses such a list. Name each card once.")
         seen.add(key)
-        if entry.isdigit() and device_order != "PCI_BUS_ID" and len({c.name for c in cards}) > 1:
+        if entry.isdecimal() and device_order != "PCI_BUS_ID" and len({c.name for c in cards}) > 1:
             raise Refused(
                 "NO_SOURCE",
                 f"{shown} uses an index on a host with different cards, and CUDA_DEVICE_ORDER={device_order!r}: CUDA and NVML may"
@@ -69,7 +69,7 @@ def visible_cards(visible: str | None, cards: list[CardId], device_order: str | 
 
 def _position(entry: str, cards: list[CardId], shown: str) -> int | None:
     """The card that one entry names; None where CUDA would find it invalid."""
-    if entry.isdigit():
+    if entry.isdecimal():
         return int(entry) if int(entry) < len(cards) else None
     text = entry.lower()
     if text.startswith("mig-gpu-"):  # before driver 470: MIG-GPU-<parent uuid>/<gpu instance>/<compute instance>

@@ -313,7 +313,15 @@ class Meter:
     def _refresh(self) -> None:
         """Read on; put a sampler that ended into its successor, once."""
         current = self._segments[-1]
-        current.poll()
+        try:
+            current.poll()
+        except Exception as e:  # as in `energy`: asked by the training loop for a number to show, too
+            if (
+                text := f"METER_FAILED: readings are not followed any more ({type(e).__name__}: {e})"
+            ) not in self._problems:
+                log.exception("the meter failed to read on")
+                self._problems.append(text)
+            return
         if not current.ended or self._closed or self._restarts >= RESTARTS or self._spec is None:
             return
         self._restarts += 1

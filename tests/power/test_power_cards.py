@@ -26,6 +26,7 @@ CARDS = [CardId(A, "H100"), CardId(B, "H100", (MIG, "MIG-99999999-0000-0000-0000
         ("0,2,-1,1", [0, 2]),  # cut at the first invalid entry, as CUDA does
         ("1,7,0", [1]),
         ("0,junk,1", [0]),
+        ("0,²", [0]),
         (C, [2]),
         (C.lower(), [2]),
         ("GPU-cccc", [2]),

@@ -314,6 +314,12 @@ def test_a_bug_of_the_meter_does_not_end_the_run(
     monkeypatch.setattr("harness.power.estimate.card_window", lambda *_: 1 / 0)
     measured = meter.energy(*window(0.1))
     assert (measured.energy_j, measured.codes) == (None, ["METER_FAILED"])
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.power.segments.Segment.poll", lambda _: 1 / 0)
+        meter.power_w()  # what the loop shows between windows
+        meter.total_j()
+        assert meter.energy(*window(0.1), 0.1).energy_j is None
+    assert sum("METER_FAILED" in p for p in meter.describe()["problems"]) == 1
     assert "ZeroDivisionError" in (measured.reason or "")
     assert "Traceback" in caplog.text
 
