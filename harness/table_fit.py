@@ -7,7 +7,7 @@ fits, `pass_at_k` the counts of correct samples per problem. `--law compare` is 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ def is_table_form(arguments: list[str]) -> bool:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="harness fit",
-        description="Fit one law to a table of points; writes one Fit, prints it.",
+        description="Fit one law to a table of points, or to those of a study; writes one Fit, prints it.",
         epilog="Columns that are not named are looked up by this project's names (n_total, tokens, train_flop, loss_nat, "
         "energy_j, wall_s), then by the law's symbols (N, D, C, loss, J, t). isoflop takes runs (C, N, loss) or optima "
         "(C, n_star), pass_at_k counts (correct, samples) or a curve (k, coverage). Laws: "
         + "; ".join(f"{name}: {law_named(name).formula}" for name in NAMES),
     )
-    p.add_argument("table", metavar="TABLE.csv|parquet", type=Path)
+    p.add_argument("table", metavar="TABLE", help="a .csv or .parquet file, a study, or wandb:ENTITY/PROJECT")
     p.add_argument(
         "--law", required=True, help=f"one of: {', '.join(NAMES)}; or {COMPARE}: approaches 1, 2 and 3 side by side"
     )
@@ -81,9 +81,11 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(arguments: list[str]) -> int:
-    """The verb's table form: exit code 0 also for a fit that did not converge, which its first line says."""
+def run(arguments: list[str], study: Callable[[str], Path]) -> int:
+    """The verb's table form: exit code 0 also for a fit that did not converge, which its first line says. `study` finds the folder
+    of one by its name."""
     given = parser().parse_args(arguments)
+    given.table = Path(given.table) if given.table.endswith(tables.SUFFIXES) else study(given.table)
     for flag, path in (("--out", given.out), ("--markdown", given.markdown), ("--latex", given.latex)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise FitError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,7 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from harness import records
 from harness.conditions import find_column, is_text
+from harness.curves import study_table
 from harness.errors import FitError
 from harness.laws.catalogue import NAMES, law_named
 
@@ -71,12 +74,9 @@ class TableFile:
 
 
 def read_table(path: Path) -> TableFile:
-    """Read a .csv (with a header, comma-separated) or .parquet file; FitError where it is none."""
+    """Read a .csv (with a header, comma-separated) or .parquet file, or the records of a study's folder; FitError where it is none."""
     if path.is_dir():
-        raise FitError(
-            f"{path} is a folder: its records are fitted with harness fit {path}, without --law. For a law of your choice make a "
-            f"table of them first: harness export {path} --format parquet."
-        )
+        return of_study(path)
     if path.suffix not in SUFFIXES:
         raise FitError(f"{path}: a table ends in {' or '.join(SUFFIXES)}.")
     try:
@@ -90,6 +90,17 @@ def read_table(path: Path) -> TableFile:
     if not len(table):
         raise FitError(f"table {path} has no rows.")
     return table
+
+
+def of_study(folder: Path) -> TableFile:
+    """The fit points of a study: annealed points of finished runs, without probes. Columns as `harness export` names them."""
+    found, _ = records.load(folder)
+    rows = [row for row in study_table(found) if row["role"] == "fit" and row["state"] == "done" and row["annealed"]]
+    if not rows:
+        raise FitError(f"study {folder} has no point to fit: no finished run with a decayed learning rate.")
+    names = list(dict.fromkeys(k for row in rows for k in row))
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return TableFile(folder.resolve().name, digest, {n: _column([row.get(n) for row in rows]) for n in names})
 
 
 def _csv(path: Path) -> dict[str, NDArray]:
@@ -130,12 +141,15 @@ def _parquet(path: Path) -> dict[str, NDArray]:
         raise FitError(f"table {path} is not a parquet file: {e}.") from e
     out: dict[str, NDArray] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        values = column.to_pylist()
-        if all(v is None or (isinstance(v, (int, float, Decimal)) and not isinstance(v, bool)) for v in values):
-            out[name] = np.array([np.nan if v is None else float(v) for v in values])
-        else:
-            out[name] = np.array(["" if v is None else str(v) for v in values], dtype=str)
+        out[name] = _column(column.to_pylist())
     return out
+
+
+def _column(values: Sequence[object]) -> NDArray:
+    """Numbers where every value is one or None, else text."""
+    if all(v is None or (isinstance(v, (int, float, Decimal)) and not isinstance(v, bool)) for v in values):
+        return np.array([np.nan if v is None else float(v) for v in values])  # type: ignore[arg-type]
+    return np.array(["" if v is None else str(v) for v in values], dtype=str)
 
 
 # --- the columns of a law ------------------------------------------------------------------------------------------------

@@ -167,12 +167,13 @@ def fit(arguments: list[str]) -> int:
     from harness import table_fit
 
     if table_fit.is_table_form(arguments):
-        return table_fit.run(arguments)
+        return table_fit.run(arguments, lambda name: _fetched(name) if name.startswith(WANDB) else _study(name))
     parser = _help(
         "fit", "Fit L(N, D), the frontier L(C), and the energy laws where energy was measured; writes fits.json."
     )
     parser.epilog = (
-        "Anybody's table: harness fit TABLE.csv|parquet --law LAW --out F.json; more with harness fit TABLE.csv --help."
+        "One law, of anybody's table or of a study's points: harness fit TABLE.csv|parquet|STUDY --law LAW --out F.json; "
+        "more with harness fit TABLE.csv --help."
     )
     parser.add_argument("study", help="a study folder, such as runs/cpu, or wandb:ENTITY/PROJECT")
     parser.add_argument("--bootstrap", type=int, default=1000, help="draws behind the intervals (default 1000)")

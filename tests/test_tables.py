@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import synthetic
 
-from harness import cli, fitfiles, laws, study_fits, tables
+from harness import cli, fitfiles, laws, records, study_fits, tables
 from harness.errors import FitError, RecordError
 from harness.table_fit import fit_table
 
@@ -346,9 +346,24 @@ def test_a_studys_fit_refuses_a_bootstrap_that_every_law_would_refuse(
     assert (tmp_path / "s" / "fits.json").read_text() == "{}"
 
 
-def test_a_folder_given_with_a_law_says_how_to_make_a_table(tmp_path: Path) -> None:
-    with pytest.raises(FitError, match=r"is a folder: .*without --law.*harness export"):
-        tables.read_table(tmp_path)
+def test_a_study_is_a_table_of_its_fit_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same law as the study's own fit; probes stay out without being filtered; its joules and C are there for other laws."""
+    for r in (found := synthetic.ladder(energy=True, rates=True)):
+        (tmp_path / "s" / r.run_id).mkdir(parents=True)
+        records.write_json(tmp_path / "s" / r.run_id / "record.json", r)
+    table = tables.read_table(tmp_path / "s")
+    assert set(table.columns["role"]) == {"fit"}
+    own = study_fits.fit_study(found, bootstrap=0)
+    for law, name in (("chinchilla", "loss_nd"), ("energy_power", "energy_compute")):
+        out = tmp_path / f"{law}.json"
+        assert cli.main(["fit", str(tmp_path / "s"), "--law", law, "--bootstrap", "0", "--out", str(out)]) == 0
+        assert json.loads(out.read_text())["params"] == pytest.approx(own[name].params, rel=1e-4)
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["fit", str(tmp_path / "empty"), "--law", "chinchilla", "--out", str(tmp_path / "x.json")]) == 2
+    assert "no point to fit" in capsys.readouterr().err
+    assert cli.main(["fit", "nowhere", "--law", "chinchilla", "--out", str(tmp_path / "x.json")]) == 2
+    assert "study 'nowhere' is not a folder" in capsys.readouterr().err
 
 
 def test_missing_columns_are_named_with_their_flags() -> None:

@@ -40,6 +40,7 @@ MIN_SIZES = 4
 MIN_BUDGETS, MIN_SURVIVING = 4, 3
 SPREAD_FLOOR = 1 / 3  # of the grid step in ln N: no curve locates its minimum better than that
 SAME_BUDGET = 0.05  # rows whose ln C lies this little above the smallest are one budget: steps are whole numbers
+TOLD = 4  # refused budgets that a message names
 AKIMA_POINTS = 25  # per interval between two sizes
 DRAWS = 200  # of noise, for the spread of ln N*
 
@@ -83,7 +84,8 @@ def fit(
         )
     kept = [p for p in points if p.refused is None]
     if len(kept) < MIN_SURVIVING:
-        why = "; ".join(f"C={p.flop:.3g}: {p.reason}" for p in points if p.refused)
+        told = [f"C={p.flop:.3g}: {p.reason}" for p in points if p.refused]
+        why = "; ".join([*told[:TOLD], *([f"and {len(told) - TOLD} more budgets"] if len(told) > TOLD else [])])
         raise FitError(
             f"{len(kept)} of {len(points)} budgets have an optimum inside their data, {MIN_SURVIVING} are needed. {why}. "
             "Run sizes on both sides of each minimum."
