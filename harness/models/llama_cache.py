@@ -20,6 +20,8 @@ from harness.flops import Shape
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
+MANY = 256  # rows x heads from which on updates of all of them beat a product for each, on a CPU
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -146,7 +148,7 @@ class LlamaDecoder:
                 shared = shared.masked_fill(prefix.hidden[:, None, None, None], -torch.inf)
             own = query @ own_keys[:, :, :, : here + 1].mT
             weights = torch.softmax(torch.cat((shared, own), dim=-1), dim=-1)
-            mixed = weights[..., length:] @ own_values[:, :, :, : here + 1]  # (P, K, n, g, h)
+            mixed = _weighted(weights[..., length:], own_values[:, :, :, : here + 1])  # (P, K, n, g, h)
             mixed += (weights[..., :length].flatten(2, 3) @ prompt_values).view_as(mixed)
             x = self._after_attention(layer, x, mixed.transpose(1, 2).reshape(len(tokens), -1))
         return self._logits(x)
@@ -217,3 +219,16 @@ class LlamaDecoder:
         if largest >= len(self._table):
             self._table = self._turns(2 * largest)
         return self._table[self._put(positions)]
+
+
+def _weighted(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values (P, K, n, T, h) summed with weights (P, K, n, g, T): (P, K, n, g, h).
+
+    On a CPU a batch of many tiny products costs three times as much as T updates of all of it at once.
+    """
+    if weights.device.type != "cpu" or values[..., 0, 0].numel() < MANY:
+        return weights @ values
+    out = weights[..., :1] * values[..., :1, :]
+    for t in range(1, values.shape[-2]):
+        out.addcmul_(weights[..., t : t + 1], values[..., t : t + 1, :])
+    return out

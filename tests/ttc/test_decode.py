@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from harness.errors import ConfigError
 from harness.flops import Shape, passes_flop, prefill_flop, sample_flop
+from harness.models import llama_cache
 from harness.models.llama import build
 from harness.tasks.task import NONE, Control, Rule
 from harness.ttc.decode import Decoder, Drawn, draw, likelihood, open_decoder, pick
@@ -236,3 +237,12 @@ def test_no_trace_no_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CopyTask, "trace", lambda *_: None)
     with pytest.raises(ConfigError, match="task copy has no reference trace"):
         likelihood(decoders(model_of())["own"], task, task.problems(1), FREE)
+
+
+@pytest.mark.parametrize("samples", [1, 64])
+def test_weighted_sums_of_values_are_the_product_however_they_are_made(samples: int) -> None:
+    """Few rows by a product, many by updates; values are a slice of a longer cache, weights one of the whole row's."""
+    torch.manual_seed(0)
+    weights, values = torch.rand(4, 2, samples, 3, 9)[..., 4:], torch.randn(4, 2, samples, 8, 16)[..., :5, :]
+    assert (4 * 2 * samples >= llama_cache.MANY) == (samples == 64)
+    torch.testing.assert_close(llama_cache._weighted(weights, values), weights @ values)
