@@ -2,7 +2,7 @@
 
 P problems, n samples of each, R = P n rows (row-major by problem), L prompt positions, T generated ones, H heads, K key/value heads,
 g = H / K, h their size. Same mathematics as `llama.eager_logits`, in fewer and larger operations: norm weights and the scale of the scores
-are folded into the projections behind them, projections that share an input are one product, and the sizes of a head are reordered so
+are folded into the projections behind them, query, key and value are one product, and the sizes of a head are reordered so
 that a rotary pair is one complex number.
 """
 
@@ -25,11 +25,12 @@ MANY = 256  # rows x heads from which on updates of all of them beat a product f
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights (in, out) of the four products of a layer."""
+    """Weights (in, out) of the five products of a layer."""
 
     qkv: torch.Tensor
     out: torch.Tensor
-    gate_up: torch.Tensor
+    gate: torch.Tensor
+    up: torch.Tensor
     down: torch.Tensor
 
 
@@ -44,7 +45,10 @@ class Prefix:
 
 @dataclass
 class Cache:
-    """R rows in progress: each problem's prefix, and per layer keys and values (P, K, n, T, h) of which `used` positions are filled."""
+    """R rows in progress: each problem's prefix, and per layer keys and values (T, P, K, n, h) of which `used` positions are filled.
+
+    Position first: what a step writes then lies together, and is read so.
+    """
 
     prefix: Prefix
     keys: list[torch.Tensor]
@@ -74,8 +78,8 @@ class LlamaDecoder:
             first, second = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
             query = paired(attention.q_proj.weight) * shape.head_dim**-0.5
             qkv = ready(query * first, paired(attention.k_proj.weight) * first, attention.v_proj.weight * first)
-            gate_up = ready(mlp.gate_proj.weight * second, mlp.up_proj.weight * second)
-            self._layers.append(_Layer(qkv, ready(attention.o_proj.weight), gate_up, ready(mlp.down_proj.weight)))
+            gate, up = ready(mlp.gate_proj.weight * second), ready(mlp.up_proj.weight * second)
+            self._layers.append(_Layer(qkv, ready(attention.o_proj.weight), gate, up, ready(mlp.down_proj.weight)))
         self._embedding = decoder.embed_tokens.weight.detach().to(device, dtype)
         self._head = ready(model.lm_head.weight * decoder.norm.weight)
         self._eps = float(decoder.norm.variance_epsilon)
@@ -97,13 +101,13 @@ class LlamaDecoder:
     def expand(self, prefix: Prefix, samples: int, room: int) -> Cache:
         """Rows to decode: `samples` of each problem, with room for `room` fed tokens. The prefix is shared, not copied."""
         count, heads, _, size = prefix.keys[0].shape
-        new = [prefix.keys[0].new_empty(count, heads, samples, room, size) for _ in range(2 * len(prefix.keys))]
+        new = [prefix.keys[0].new_empty(room, count, heads, samples, size) for _ in range(2 * len(prefix.keys))]
         return Cache(prefix, new[::2], new[1::2])
 
     @torch.inference_mode()
     def select(self, cache: Cache, rows: np.ndarray) -> Cache:
         """The rows at `rows`, ascending by problem, repetitions allowed. Prefixes are copied per row only if problems keep unequally many."""
-        count, _, samples, _, _ = cache.keys[0].shape
+        _, count, _, samples, _ = cache.keys[0].shape
         problem, sample = np.divmod(rows, samples)
         kept, number = np.unique(problem, return_counts=True)
         if (number != number[0]).any():
@@ -116,9 +120,10 @@ class LlamaDecoder:
         at = (self._put(problem), self._put(sample))
 
         def taken(whole: torch.Tensor) -> torch.Tensor:
-            new = whole.new_empty(len(kept), whole.shape[1], int(number[0]), *whole.shape[3:])
-            found = whole[at[0], :, at[1], : cache.used]  # (R, K, used, h)
-            new[:, :, :, : cache.used] = found.unflatten(0, (len(kept), -1)).transpose(1, 2)
+            room, _, heads, _, size = whole.shape
+            new = whole.new_empty(room, len(kept), heads, int(number[0]), size)
+            found = whole[: cache.used, at[0], :, at[1]]  # (R, used, K, h)
+            new[: cache.used] = found.unflatten(0, (len(kept), -1)).permute(2, 0, 3, 1, 4)
             return new
 
         return Cache(prefix, [taken(k) for k in cache.keys], [taken(v) for v in cache.values], cache.used)
@@ -127,7 +132,7 @@ class LlamaDecoder:
     def step(self, cache: Cache, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """Feed one token (R,) per row at its position id (R,): logits (R, V) of the next."""
         s, prefix = self.shape, cache.prefix
-        count, _, samples, _, _ = cache.keys[0].shape
+        _, count, _, samples, _ = cache.keys[0].shape
         length, groups, here = prefix.keys[0].shape[2], s.heads // s.kv_heads, cache.used
         cache.used += 1
         turns = self._turn(positions)
@@ -138,7 +143,7 @@ class LlamaDecoder:
             query, key, value = (
                 t.unflatten(0, (count, samples)).transpose(1, 2) for t in self._project(layer, x, turns)
             )  # (P, H or K, n, h)
-            own_keys[:, :, :, here], own_values[:, :, :, here] = key, value
+            own_keys[here], own_values[here] = key, value
             if groups > 1:
                 query = query.unflatten(1, (s.kv_heads, groups)).transpose(2, 3)
             query = query.reshape(count, s.kv_heads, samples, groups, s.head_dim)
@@ -146,9 +151,9 @@ class LlamaDecoder:
             shared = (query.flatten(2, 3) @ prompt_keys.mT).view(count, s.kv_heads, samples, groups, length)
             if prefix.hidden is not None:
                 shared = shared.masked_fill(prefix.hidden[:, None, None, None], -torch.inf)
-            own = query @ own_keys[:, :, :, : here + 1].mT
+            own = query @ own_keys[: here + 1].permute(1, 2, 3, 4, 0)
             weights = torch.softmax(torch.cat((shared, own), dim=-1), dim=-1)
-            mixed = _weighted(weights[..., length:], own_values[:, :, :, : here + 1])  # (P, K, n, g, h)
+            mixed = _weighted(weights[..., length:], own_values[: here + 1])  # (P, K, n, g, h)
             mixed += (weights[..., :length].flatten(2, 3) @ prompt_values).view_as(mixed)
             x = self._after_attention(layer, x, mixed.transpose(1, 2).reshape(len(tokens), -1))
         return self._logits(x)
@@ -192,8 +197,9 @@ class LlamaDecoder:
 
     def _after_attention(self, layer: _Layer, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         x = torch.addmm(x, mixed, layer.out)
-        gate, up = (self._normed(x) @ layer.gate_up).chunk(2, dim=-1)
-        return torch.addmm(x, F.silu(gate).mul_(up), layer.down)
+        normed = self._normed(x)
+        gate = F.silu(normed @ layer.gate, inplace=True)  # half of one product's rows would be read with gaps
+        return torch.addmm(x, gate.mul_(normed @ layer.up), layer.down)
 
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., d) over its root mean square, in fp32 within; the norm's weight is in the product behind."""
@@ -222,13 +228,13 @@ class LlamaDecoder:
 
 
 def _weighted(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values (P, K, n, T, h) summed with weights (P, K, n, g, T): (P, K, n, g, h).
+    """Values (T, P, K, n, h) summed with weights (P, K, n, g, T): (P, K, n, g, h).
 
     On a CPU a batch of many tiny products costs three times as much as T updates of all of it at once.
     """
-    if weights.device.type != "cpu" or values[..., 0, 0].numel() < MANY:
-        return weights @ values
-    out = weights[..., :1] * values[..., :1, :]
-    for t in range(1, values.shape[-2]):
-        out.addcmul_(weights[..., t : t + 1], values[..., t : t + 1, :])
+    if weights.device.type != "cpu" or values[0, ..., 0].numel() < MANY:
+        return weights @ values.permute(1, 2, 3, 0, 4)
+    out = weights[..., :1] * values[0].unsqueeze(-2)
+    for t in range(1, len(values)):
+        out.addcmul_(weights[..., t : t + 1], values[t].unsqueeze(-2))
     return out

@@ -243,6 +243,6 @@ def test_no_trace_no_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weighted_sums_of_values_are_the_product_however_they_are_made(samples: int) -> None:
     """Few rows by a product, many by updates; values are a slice of a longer cache, weights one of the whole row's."""
     torch.manual_seed(0)
-    weights, values = torch.rand(4, 2, samples, 3, 9)[..., 4:], torch.randn(4, 2, samples, 8, 16)[..., :5, :]
+    weights, values = torch.rand(4, 2, samples, 3, 9)[..., 4:], torch.randn(8, 4, 2, samples, 16)[:5]
     assert (4 * 2 * samples >= llama_cache.MANY) == (samples == 64)
-    torch.testing.assert_close(llama_cache._weighted(weights, values), weights @ values)
+    torch.testing.assert_close(llama_cache._weighted(weights, values), weights @ values.permute(1, 2, 3, 0, 4))
