@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from harness.ttc_records import TtcRecord
 
 ACCURACY = 0.9
 UNITS = ("FLOP", "s", "J")
+LIFETIMES = tuple(10.0**k for k in range(13))  # queries
 NAMES = {"FLOP": "FLOP", "s": "seconds", "J": "joules"}
 
 
@@ -37,6 +38,26 @@ class Payback:
     result: BreakEven
     train: list[float] | None = None  # of the two, in the order above
     query: list[float] | None = None
+    lifetime: list[Lifetime] = field(default_factory=list)
+
+
+@dataclass
+class Lifetime:
+    """The cheapest setting of all, training and that many queries together."""
+
+    queries: float
+    setting: str
+    cost: float
+
+
+def lifetimes(settings: dict[str, tuple[float, float]]) -> list[Lifetime]:
+    """What to train for 1 to 1e12 queries: of all settings that reach the accuracy, the one with the least train + queries x query."""
+    out = []
+    for queries in LIFETIMES:
+        total = {name: train + queries * query for name, (train, query) in settings.items()}
+        best = min(total, key=lambda name: total[name])
+        out.append(Lifetime(queries, best, total[best]))
+    return out
 
 
 def price(r: TtcRecord, unit: str) -> tuple[float, float] | None:
@@ -80,16 +101,17 @@ def payback(
     a = min(first, key=lambda k: first[k])
     b = min(first, key=lambda k: first[k][::-1])
     both = [[first[k][i] for k in (a, b)] for i in (0, 1)]
+    best = lifetimes(first)
     if a == b:
         one = BreakEven(None, a, "it is the cheapest both to train and to ask")
-        return Payback(task, unit, accuracy, a, b, one, *both)
+        return Payback(task, unit, accuracy, a, b, one, both[0], both[1], best)
     result = break_even(a, *first[a], b, *first[b])
     if result.queries is not None:
         values = [v for s in map(settings, drawn) if (v := _drawn(s.get(a), s.get(b))) is not None]
         result.low, result.high, result.note = _interval(values, draws)
         if note := exchange.seed_note(len({r.seed for r in found})):
             result.note = f"{result.note}; {note}" if result.note else note
-    return Payback(task, unit, accuracy, a, b, result, *both)
+    return Payback(task, unit, accuracy, a, b, result, both[0], both[1], best)
 
 
 def _drawn(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float | None:

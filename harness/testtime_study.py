@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,18 @@ class PerCorrect:
     energy_j: Estimate
     wall_s: Estimate
     arm: str = "batched"
+
+
+@dataclass
+class Marginal:
+    """What one more right answer costs from one forced budget to the next of an end point, per problem; None where none is gained."""
+
+    end_point: str
+    cost: str  # test_flop | tokens | wall_s | energy_j
+    budget: str  # label of the dearer control
+    instead_of: str
+    per_extra_correct: float | None
+    reason: str | None = None
 
 
 @dataclass
@@ -58,6 +71,7 @@ class StudyAnswers:
     per_correct: list[PerCorrect]
     paybacks: list[Payback] = field(default_factory=list)
     equal_costs: list[EqualCost] = field(default_factory=list)
+    marginal: list[Marginal] = field(default_factory=list)
     unfitted: dict[str, str] = field(default_factory=dict)  # law of a cell -> why there is no fit
     schema_version: int = records.SCHEMA_VERSION
 
@@ -115,7 +129,28 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
     ]
     audits = {k: emergence.audit(v) for k, v in groups.items()}
     paid = [payback(of, cells, unit, draws=draws, seed=seed) for of, cells in formats.items() for unit in UNITS]
-    return StudyAnswers(rates, audits, split, depths, front, per, paid, equalcost.equal_costs(found), unfitted)
+    extra = [m for name, cells in forced.items() for m in marginal(name, cells)]
+    return StudyAnswers(rates, audits, split, depths, front, per, paid, equalcost.equal_costs(found), extra, unfitted)
+
+
+def marginal(name: str, budgets: Sequence[TtcRecord]) -> list[Marginal]:
+    """Between neighbouring forced budgets of one end point, answered greedily: cost gained over accuracy gained."""
+    rows = [(r, row) for r in budgets for row in r.rows if row.strategy == "greedy" and row.accuracy is not None]
+    rows.sort(key=lambda pair: pair[0].control["max_states"])
+    out = []
+    for (less, a), (more, b) in itertools.pairwise(rows):
+        gain = (b.accuracy or 0.0) - (a.accuracy or 0.0)
+        for unit in COSTS:
+            low, high = testtime.cost(a, unit), testtime.cost(b, unit)
+            value = why = None
+            if low is None or high is None:
+                why = b.energy_reason if unit == "energy_j" else f"{unit} was not measured"
+            elif gain <= 0:
+                why = "no more answers are right"
+            else:
+                value = (high - low) / gain
+            out.append(Marginal(name, unit, more.label, less.label, value, why))
+    return out
 
 
 FORECASTS = ("beta_binomial", "power_law", "plug_in")
@@ -154,6 +189,11 @@ def lines(a: StudyAnswers) -> list[str]:
         out.append(
             f"{where}: {p.cheap_to_ask} pays against {p.cheap_to_train} from {q.queries:.3g} queries{ends}{note}"
         )
+    for p in a.paybacks:
+        if p.lifetime:
+            steps = [next(group) for _, group in itertools.groupby(p.lifetime, key=lambda x: x.setting)]
+            told = "; ".join(f"from {x.queries:.0e} queries {x.setting}" for x in steps)
+            out.append(f"cheapest over a lifetime in {p.unit}, {p.task}, greedy accuracy {p.accuracy:g}: {told}")
     for name in dict.fromkeys(e.cost for e in a.equal_costs):
         gains = [e.gain for e in a.equal_costs if e.cost == name]
         beats = sum(g.low is not None and g.low > 0 for g in gains)

@@ -188,7 +188,7 @@ def fit(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if not 0 < given.delta < math.inf:
         raise FitError(f"--delta {given.delta:g} must be a number above 0.")
-    from harness import curves, joules, laws, study_fits, testtime, testtime_study, ttc_records
+    from harness import curves, joules, laws, study_fits, testtime_laws, testtime_study, ttc_records
     from harness.laws.fitting import check_resampling
 
     check_resampling(given.bootstrap, given.seed)  # each law would refuse them, and a refused law is only left out
@@ -198,7 +198,7 @@ def fit(arguments: list[str]) -> int:
     found, excluded = records.load(folder)
     fits = study_fits.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
     evaluations = ttc_records.load(folder)
-    test_fits, no_test_fits = testtime.fit_study_ttc(evaluations, bootstrap=given.bootstrap, seed=given.seed)
+    test_fits, no_test_fits = testtime_laws.fit_all(evaluations, bootstrap=given.bootstrap, seed=given.seed)
     fits |= test_fits
     write_fits(folder, fits)
     for name, one in fits.items():

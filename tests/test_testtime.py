@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import emergence, equalcost, exchange, payback, records, testtime, testtime_study
+from harness import emergence, equalcost, exchange, payback, records, testtime, testtime_laws, testtime_study
+from harness.ttc_records import Smooth, TtcRecord
 from tests import synthetic_ttc as synthetic
 
 
@@ -151,6 +152,56 @@ def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
     assert "decode: g = 0." in text
     assert "joules: none: no cell has both costs" in text
     assert "samples, rms error: beta binomial" in text
+
+
+def test_laws_over_the_end_points_of_a_control_are_recovered() -> None:
+    """Stride 1 of the exchange ladder: accuracy = sigmoid(g ln(C/1e12)). A second ladder: sigmoid(4 (0.8 - loss)) above chance 0.1."""
+    by_flop = [r for r in synthetic.exchange_ladder(0.7) if r.label == "stride 1"]
+    fits, absent = testtime_laws.fit_controls(by_flop, bootstrap=60)
+    fit = fits["ttc/accuracy_flop/group, stride 1, T=1"]
+    assert fit.params["s"] == pytest.approx(0.7, rel=0.05)
+    assert fit.params["C0"] == pytest.approx(1e12, rel=0.15)
+    assert fit.fixed == {"chance": 0.0}
+    assert absent == {"ttc/accuracy_loss/group, stride 1, T=1": "no end point has what the law runs along"}
+
+    cells = []
+    for i, loss in enumerate(np.linspace(0.1, 2.5, 16).tolist()):
+        p = np.full(400, 0.1 + 0.9 / (1 + np.exp(-4 * (0.8 - loss))))
+        smooth = Smooth(loss, 0.5, 0.1, 0.2, 12.0, [0.5], 0.4, 0.6, 0.1, 0.1)
+        cells.append(synthetic.record(p, seed=i, tokens=i + 1, chance=0.1, smooth=smooth))
+    fits, _ = testtime_laws.fit_controls(cells, bootstrap=60)
+    fit = fits["ttc/accuracy_loss/group, stride 1, T=1"]
+    assert fit.params["k"] == pytest.approx(4, rel=0.05)
+    assert fit.params["L0"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_control_at_chance_has_no_law_of_accuracy() -> None:
+    flat = [synthetic.record(np.full(60, 0.1), tokens=i + 1, train_flop=10.0 ** (10 + i), chance=0.1) for i in range(8)]
+    fits, absent = testtime_laws.fit_controls(flat)
+    assert fits == {}
+    assert absent["ttc/accuracy_flop/group, stride 1, T=1"] == "no end point rises above chance"
+
+
+def test_what_one_more_right_answer_costs_between_budgets() -> None:
+    def budget(states: int, accuracy: float, decode: float) -> TtcRecord:
+        rows = [synthetic.row("greedy", 1, accuracy, decode=decode)]
+        return synthetic.record(np.full(20, 0.5), budget=states, rows=rows)
+
+    cells = [budget(4, 0.5, 3e6), budget(0, 0.25, 1e6), budget(8, 0.5, 4e6)]
+    found = {(m.cost, m.per_extra_correct, m.reason) for m in testtime_study.marginal("x", cells)}
+    assert ("test_flop", 8e6, None) in found  # 2e6 FLOP for a quarter more of the problems
+    assert ("test_flop", None, "no more answers are right") in found
+    assert ("energy_j", None, "no meter: power=unmetered") in found
+
+
+def test_what_to_train_for_how_many_queries() -> None:
+    """Three settings whose lines cross at 100 and at 10,000 queries; one that is never cheapest."""
+    settings = {"small": (1e3, 30.0), "middle": (3e3, 10.0), "large": (7.3e4, 3.0), "poor": (8e4, 31.0)}
+    named = {x.queries: x.setting for x in payback.lifetimes(settings)}
+    assert named[1.0] == named[10.0] == "small"
+    assert named[1e3] == "middle"
+    assert named[1e5] == named[1e12] == "large"
+    assert "poor" not in named.values()
 
 
 def pay_back_truth(g: float, accuracy: float) -> float:
