@@ -212,6 +212,7 @@ def check_run(run: RunConfig) -> list[str]:
     )
     need(o.weight_decay >= 0, f"optim.weight_decay={o.weight_decay} must not be negative.")
     need(o.grad_clip > 0, f"optim.grad_clip={o.grad_clip} must be above 0.")
+    need(run.ttc.temperatures != [], "ttc.temperatures=[] asks for nothing. Name at least one, such as [1.0].")
     c = run.corpus
     if isinstance(c, TaskConfig):
         problems += _task_problems(c)
