@@ -133,7 +133,7 @@ class Rung:
 
 
 def budget_tokens(run: RunConfig, n: Counts) -> float:
-    """Tokens of the longest point; exactly one of the three budgets is set (checked by `compose.check_run`)."""
+    """Tokens of the longest point; exactly one of the three budgets is set (checked by `checks.check_run`)."""
     b = run.budget
     if b.tokens is not None:
         return float(b.tokens)

@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {
         "ladder",
         "compose",
+        "checks",
         "curves",
         "study_fits",
         "joules",
@@ -62,6 +63,7 @@ TORCH_FREE = {
     *("errors", "units", "host", "gpus", "stop", "schema", "records", "ttc_records", "flops", "conditions", "spending"),
     *(
         "compose",
+        "checks",
         "corpora",
         "tasks",
         "ladder",

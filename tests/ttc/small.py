@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness import compose, records, ttc_records
+from harness import checks, compose, records, ttc_records
 from harness.records import RunState
 from harness.schema import (
     BudgetConfig,
@@ -44,7 +44,7 @@ def config(runs: Path, **ttc: Any) -> RunConfig:
         "beam_width": 2,
     }
     run.ttc = TtcConfig(**{**settings, **ttc})
-    assert compose.check_run(run) == []
+    assert checks.check_run(run) == []
     return run
 
 

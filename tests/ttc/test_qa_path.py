@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import cli, compose, ttc_records
+from harness import checks, cli, compose, ttc_records
 from harness.errors import ConfigError
 from harness.planning import check_tests
 from harness.schema import (
@@ -107,7 +107,7 @@ def config(model: Path, runs: Path, test: Path | str, **corpus: Any) -> RunConfi
         ),
     )
     run.paths.runs = str(runs)
-    assert compose.check_run(run) == []
+    assert checks.check_run(run) == []
     return run
 
 
