@@ -35,7 +35,7 @@ class Ledger:
         self, phase: str, branch: str, step_from: int, step_to: int, tokens: int, t_a_ns: int, t_b_ns: int
     ) -> SpendRow:
         """Book one window. `tokens` are those trained, or fed forward in phase eval; FLOP follow from them."""
-        flop = {"train": self.fpt, "eval": self.fpt / 3}.get(phase, 0.0) * tokens
+        flop = {"train": self.fpt, "lost": self.fpt, "eval": self.fpt / 3}.get(phase, 0.0) * tokens
         energy = self.meter.energy(t_a_ns, t_b_ns, steps=step_to - step_from)
         row = SpendRow(
             self.progress.attempt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from harness.data.batches import Corpus
+from harness.errors import HarnessError
 from harness.ladder import PlannedPoint, Rung
 from harness.models import llama
 from harness.power.estimate import refuse, total
@@ -198,39 +200,45 @@ class PathRunner:
         held: StepRow | None = None
         self.device.sync()
         t_a = last = time.monotonic_ns()
-        for result in self.trainer.run_steps(start, until, lr, pause):
-            if held is not None:
-                self._write(held)
-            done = result.step + 1 - start
-            held = StepRow(
-                step=result.step + 1,
-                branch=branch,
-                tokens=base_tokens + done * batch_tokens,
-                train_flop=float(self.rung.counts.fpt_causal) * (base_tokens + done * batch_tokens),
-                loss_nat=result.loss_nat,
-                grad_norm=result.grad_norm,
-                lr=result.lr,
-                wall_s=base_s + (result.time_ns - t_a) * S_PER_NS,
-                tokens_per_s=batch_tokens / max(1e-9, (result.time_ns - last) * S_PER_NS),
-                energy_j=self._provisional_j(base_j, start_j),
-            )
-            last = result.time_ns
-            try:
+        try:
+            for result in self.trainer.run_steps(start, until, lr, pause):
+                if held is not None:
+                    self._write(held)
+                done = result.step + 1 - start
+                held = StepRow(
+                    step=result.step + 1,
+                    branch=branch,
+                    tokens=base_tokens + done * batch_tokens,
+                    train_flop=float(self.rung.counts.fpt_causal) * (base_tokens + done * batch_tokens),
+                    loss_nat=result.loss_nat,
+                    grad_norm=result.grad_norm,
+                    lr=result.lr,
+                    wall_s=base_s + (result.time_ns - t_a) * S_PER_NS,
+                    tokens_per_s=batch_tokens / max(1e-9, (result.time_ns - last) * S_PER_NS),
+                    energy_j=self._provisional_j(base_j, start_j),
+                )
+                last = result.time_ns
                 self._judge(result, held)
-            except Diverged:
-                self._book_training(branch, start, t_a)  # what a diverged run spent is not forgotten
-                raise
-        row = self._book_training(branch, start, t_a)
+        except Diverged:
+            self._book_training("train", branch, start, t_a)  # what a diverged run spent is not forgotten
+            raise
+        except BaseException:  # nor what is thrown away here, even if nobody ever takes the run up again
+            with contextlib.suppress(
+                RuntimeError, HarnessError
+            ):  # a full disk, or a device that does not answer any more
+                self._book_training("lost", branch, start, t_a)
+            raise
+        row = self._book_training("train", branch, start, t_a)
         self.position = Position(branch, self.trainer.issued, [*base, row])
         self._remaining_steps -= self.trainer.issued - start
         return held
 
-    def _book_training(self, branch: str, start: int, t_a_ns: int) -> SpendRow:
+    def _book_training(self, phase: str, branch: str, start: int, t_a_ns: int) -> SpendRow:
         """Book the updates from `start` to the last one issued, which began at `t_a_ns`."""
         self.device.sync()
         issued = self.trainer.issued
         tokens = (issued - start) * self.rung.hyper.batch_tokens
-        return self.ledger.window("train", branch, start, issued, tokens, t_a_ns, time.monotonic_ns())
+        return self.ledger.window(phase, branch, start, issued, tokens, t_a_ns, time.monotonic_ns())
 
     def _provisional_j(self, base_j: float | None, start_j: float | None) -> float | None:
         now_j = self.ledger.meter.total_j() if start_j is not None else None

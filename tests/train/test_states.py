@@ -45,11 +45,15 @@ def test_a_failed_run_stays_failed_until_it_is_retried(tmp_path: Path) -> None:
         failing_step(patch, 30, DeviceError("the sensor caught fire. Replace it."))
         state = tiny.train(config)
     assert (state.state, state.reason) == ("failed", "the sensor caught fire. Replace it.")
+    (lost,) = [r for r in tiny.spend(tiny.run_dir(config)) if r.phase == "lost"]
+    assert lost.tokens > 0, "booked at once: nobody may ever take the run up again"
+    trained = next(r for r in tiny.spend(tiny.run_dir(calm)) if r.phase == "train")
+    assert lost.flop / lost.tokens == pytest.approx(trained.flop / trained.tokens)
     assert tiny.train(config).state == "failed", "not taken up without being asked"
     retry = tiny.config(tmp_path, cooldowns=[0.5], control=RunControl(retry=Retry.failed))
     assert tiny.train(retry).state == "done"
     assert tiny.outcome(tiny.run_dir(config)) == tiny.outcome(tiny.run_dir(calm))
-    assert records.load_record(tiny.run_dir(config)).spent["lost"]["tokens"] > 0
+    assert records.load_record(tiny.run_dir(config)).spent["lost"]["tokens"] == lost.tokens, "and not once more"
 
 
 def test_a_bug_of_ours_keeps_its_traceback_and_is_written_down(tmp_path: Path) -> None:
