@@ -222,7 +222,7 @@ class PathRunner:
         except Diverged:
             self._book_training("train", branch, start, t_a)  # what a diverged run spent is not forgotten
             raise
-        except BaseException:  # nor what is thrown away here, even if nobody ever takes the run up again
+        except Exception:  # nor what is thrown away here, even if nobody ever takes the run up again
             with contextlib.suppress(
                 RuntimeError, HarnessError
             ):  # a full disk, or a device that does not answer any more
