@@ -47,6 +47,19 @@ def fit_name(law: str, r: TtcRecord) -> str:
     return f"ttc/{law}/{cell_name(r)}"
 
 
+def of_cell(name: str) -> bool:
+    """Whether a fit of `fits.json` is one of a single cell: a study has hundreds."""
+    return name.startswith("ttc/") and name.split("/")[1] in CELL_LAWS
+
+
+def last_end_points(records: Sequence[TtcRecord]) -> list[TtcRecord]:
+    """Those of the most training of each run."""
+    most: dict[str, int] = {}
+    for r in records:
+        most[r.run_id] = max(most.get(r.run_id, 0), r.tokens or 0)
+    return [r for r in records if (r.tokens or 0) == most[r.run_id]]
+
+
 # --- curves of one record -------------------------------------------------------------------------------------------
 def hits(r: TtcRecord) -> Array:
     """Right samples per problem (P,), by what the record counts as right: the answer or the whole trace."""

@@ -8,6 +8,7 @@ residuals say so; the second does not ask how a loss was reached.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,7 +55,12 @@ def fit_controls(
 def fit_all(
     records: Sequence[TtcRecord], *, bootstrap: int = 200, seed: int = 0
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Every law of a study's evaluations: of single cells (`testtime.fit_study_ttc`) and of controls."""
+    """Every law of a study's evaluations: of single cells (`testtime.fit_study_ttc`) and of controls.
+
+    Without their draws: the intervals stand, nothing is predicted from these fits beyond their data, and the draws of hundreds of
+    cells would be most of `fits.json`.
+    """
     cells, no_cells = testtime.fit_study_ttc(records, bootstrap=bootstrap, seed=seed)
     controls, no_controls = fit_controls(records, bootstrap=bootstrap, seed=seed)
-    return cells | controls, no_cells | no_controls
+    fits = {name: replace(fit, draws={}) for name, fit in (cells | controls).items()}
+    return fits, no_cells | no_controls

@@ -68,7 +68,7 @@ class StudyAnswers:
     forecasts: list[Forecast]
     depths: list[Depth]
     pareto: list[FrontPoint]
-    per_correct: list[PerCorrect]
+    per_correct: list[PerCorrect]  # at the end point of the most training of each run
     paybacks: list[Payback] = field(default_factory=list)
     equal_costs: list[EqualCost] = field(default_factory=list)
     marginal: list[Marginal] = field(default_factory=list)
@@ -115,7 +115,8 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
             testtime.per_correct(r, row, "wall_s"),
             row.arm,
         )
-        for r, row in pairs
+        for r in testtime.last_end_points(found)
+        for row in r.rows
         if row.strategy in ("greedy", "sample", "majority")
     ]
     split = [f for r in found if (f := testtime.forecast(r, r.samples // 4, seed=seed)) is not None]

@@ -188,7 +188,7 @@ def fit(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if not 0 < given.delta < math.inf:
         raise FitError(f"--delta {given.delta:g} must be a number above 0.")
-    from harness import curves, joules, laws, study_fits, testtime_laws, testtime_study, ttc_records
+    from harness import curves, joules, laws, study_fits, testtime, testtime_laws, testtime_study, ttc_records
     from harness.laws.fitting import check_resampling
 
     check_resampling(given.bootstrap, given.seed)  # each law would refuse them, and a refused law is only left out
@@ -202,10 +202,10 @@ def fit(arguments: list[str]) -> int:
     fits |= test_fits
     write_fits(folder, fits)
     for name, one in fits.items():
-        if name not in test_fits:
+        if not testtime.of_cell(name):
             print(f"{name}\n{laws.summary(one)}\n")
-    if test_fits:  # three laws per cell would bury the rest
-        print(f"{len(test_fits)} laws of single cells (voting, coverage, pass@k): in {folder / 'fits.json'}")
+    if cells := sum(map(testtime.of_cell, fits)):  # three laws per cell would bury the rest
+        print(f"{cells} laws of single cells (voting, coverage, pass@k): in {folder / 'fits.json'}")
     if evaluations:
         said = testtime_study.answers(evaluations, no_test_fits, seed=given.seed)
         testtime_study.write(folder, said)

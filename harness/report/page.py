@@ -27,6 +27,7 @@ from harness.report.charts import figures
 from harness.report.layers import Figure
 from harness.report.study import StudyView, view
 from harness.report.words import ABILITIES, NOT_SHOWN, findings, fit_warnings, not_measured, warnings
+from harness.testtime import of_cell
 from harness.testtime_study import StudyAnswers
 from harness.ttc_records import TtcRecord
 
@@ -62,7 +63,7 @@ def build_report(
     `evaluations`: those of a single study, shown as test-time compute; `said`: what `harness fit` wrote about them to testtime.json.
     `studies`: (name, records, excluded, fits) each, with `excluded` from `records.load`. `out`: a folder, or a path
     ending in .html; figures go into `figures/` beside the page. A single study with fits also gets `fits.md` and
-    `fits.tex`, its laws and their reporting checklists for a paper.
+    `fits.tex`, its laws (those of single cells left out) and their reporting checklists for a paper.
     """
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(*study) for study in studies]
@@ -77,9 +78,9 @@ def build_report(
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
     write_text_atomic(page, html(views, drawn, evaluations, said))
-    if len(views) == 1 and views[0].fits:
-        write_text_atomic(page.parent / "fits.md", paper.markdown(views[0].fits))
-        write_text_atomic(page.parent / "fits.tex", paper.latex(views[0].fits))
+    if len(views) == 1 and (own := {name: fit for name, fit in views[0].fits.items() if not of_cell(name)}):
+        write_text_atomic(page.parent / "fits.md", paper.markdown(own))
+        write_text_atomic(page.parent / "fits.tex", paper.latex(own))
     return page
 
 

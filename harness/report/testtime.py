@@ -159,8 +159,7 @@ def cells(records: Sequence[TtcRecord]) -> Table:
         "joules",
     ]
     out = []
-    most = {r.run_id: max(q.tokens or 0 for q in records if q.run_id == r.run_id) for r in records}
-    for r in (r for r in records if (r.tokens or 0) == most[r.run_id]):
+    for r in testtime.last_end_points(records):
         for x in r.rows:
             ends = "–" if x.accuracy_low is None else f"[{number(x.accuracy_low)}, {number(x.accuracy_high)}]"
             flop = [number(v) for v in (x.prefill_flop, x.decode_flop, x.verify_flop)]

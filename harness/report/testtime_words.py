@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from harness import testtime
 from harness.report.words import number
 from harness.testtime_study import StudyAnswers, forecast_lines
 from harness.ttc_records import TtcRecord, TtcRow
@@ -56,10 +57,7 @@ def findings(records: Sequence[TtcRecord], said: StudyAnswers | None) -> list[st
 
 def _accuracies(records: Sequence[TtcRecord]) -> str:
     """Greedy accuracy of the widest model at the end of its training, each arm by its best control, as a mean over seeds."""
-    most: dict[str, int] = {}
-    for r in records:
-        most[r.run_id] = max(most.get(r.run_id, 0), r.tokens or 0)
-    ends = [(r, row) for r in records if (r.tokens or 0) == most[r.run_id] and (row := _greedy(r)) is not None]
+    ends = [(r, row) for r in testtime.last_end_points(records) if (row := _greedy(r)) is not None]
     if not ends:
         return "No evaluation has a greedy answer."
     width = max(r.width or 0 for r, _ in ends)
