@@ -153,7 +153,11 @@ def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed
     """g with its 95 % interval: problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`."""
     seeds = len({r.seed for r in records})
     if not any(costs(r, basis) for r in records):
-        return Exchange(basis, None, None, None, seeds, 0, reason="no cell has both costs on this basis")
+        unmetered = (
+            {x.energy_reason for r in records for x in r.rows if x.energy_reason} if basis == "joules" else set()
+        )
+        why = "; ".join(sorted(unmetered)) or "no cell has both costs on this basis"
+        return Exchange(basis, None, None, None, seeds, 0, reason=why)
     found: list[float] = []
     points: list[Iso] = []
     first: float | None = None

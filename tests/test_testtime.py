@@ -150,7 +150,7 @@ def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
     assert records.from_json(testtime_study.StudyAnswers, records.read_json(path), str(path)) == said
     text = "\n".join(testtime_study.lines(said))
     assert "decode: g = 0." in text
-    assert "joules: none: no cell has both costs" in text
+    assert "joules: none: no meter: power=unmetered" in text
     assert "samples, rms error: beta binomial" in text
 
 

@@ -18,7 +18,7 @@ class Palette:
         self.names, self.field, self.title = list(names), field, title
         n = len(self.names)
         self.colors = ramp(n) if ordered else [CATEGORIES[i % len(CATEGORIES)] for i in range(n)]
-        self.legend = alt.Legend(labelLimit=300, columns=2 if max(map(len, self.names)) > 24 else 8)
+        self.legend = alt.Legend(labelLimit=300, columns=2 if max(map(len, self.names)) > 24 else 4)
 
     def color(self) -> alt.Color:
         scale = alt.Scale(domain=self.names, range=self.colors)

@@ -57,7 +57,7 @@ def serial_parallel(records: Sequence[TtcRecord], cost: str) -> Figure:
         f"single answer that costs no more, {wins} of {len(gains)} votes win and {losses} lose (95 %, paired by problem). Wrong answers are paid for."
     )
     if cost in ("wall_s", "energy_j"):
-        caption += " Metered at a few n, modelled from these at the others."
+        caption += " Metered at a few n, modelled from these at the others; the scatter of the windows is in no bar."
     both = serial + voted
     return figure(key, title, caption, [palette.lines(both, x, y), palette.bars(both, x, y), palette.marks(both, x, y)])
 
@@ -72,7 +72,7 @@ def exchanges(found: Sequence[Exchange]) -> list[Figure]:
     out = []
     for e in found:
         key = f"ttc_exchange_{e.basis}_{e.of}".replace(" ", "_").replace("+", "_")
-        title = f"Training for test compute at equal accuracy: {e.of}, {e.basis}"
+        title = f"Training for test compute, {e.of}, {e.basis}"
         if e.g is None or not e.points:
             out.append(Figure(key, title, "", None, e.reason or "no rate"))
             continue
@@ -132,10 +132,13 @@ def break_even(found: Sequence[Payback]) -> Figure:
         )
     x = axis("queries over the lifetime", grid.tolist(), power_labels=True)
     y = axis("lifetime cost, cheapest to ask / cheapest to train", reach(rows, at))
-    bar = alt.Chart().mark_rule(strokeWidth=9, opacity=0.4).encode(x.x("left"), y.y(), palette.color(), x2="right:Q")
-    spans = [Layer(kept, bar)] if (kept := [r for r in at if "left" in r]) else []
+    bar = alt.Chart().mark_rule(strokeWidth=4, opacity=0.6).encode(x.x("left"), y.y(), palette.color(), x2="right:Q")
+    step = (y.high / y.low) ** 0.02  # intervals lie under one another, where they would hide each other at 1
+    wide = [r | {"y": step ** ((len(at) - 1) / 2 - i)} for i, r in enumerate(at) if "left" in r]
+    spans = [Layer(wide, bar)] if wide else []
     caption = (
-        f"Training plus queries, at greedy accuracy {crossed[0].accuracy:g}; below 1 the dearer training has paid. Thick: 95 % of the break-even. "
+        f"Training plus queries, at greedy accuracy {crossed[0].accuracy:g}; below 1 the dearer training has paid. "
+        f"Bars, set apart: 95 % of the break-even; one that runs to the end is unbounded. "
         f"{'; '.join(told)}. Costs are taken as exact; evaluation and failed runs are in none of them."
     )
     caption += f" None for {without}." if without else ""
