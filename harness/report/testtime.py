@@ -54,7 +54,8 @@ def against(records: Sequence[TtcRecord], cost: str) -> Figure:
     step = alt.Chart().mark_line(style="law", interpolate="step-after")
     order = alt.Order("x", type="quantitative")
     caption = (
-        f"Cells of every end point of the largest model (N = {size:,}); dashed: the Pareto front among them. Wrong answers are paid for. "
+        f"Cells of every end point of the largest model (N = {size:,}), not of formats whose vocabulary gives another N; dashed: the Pareto front "
+        "among them. Wrong answers are paid for. "
         "The table below holds all sizes and strategies at the end of training."
     )
     if cost in ("wall_s", "energy_j"):
