@@ -72,6 +72,9 @@ class StudyAnswers:
     paybacks: list[Payback] = field(default_factory=list)
     equal_costs: list[EqualCost] = field(default_factory=list)
     marginal: list[Marginal] = field(default_factory=list)
+    noisy_limit: dict[str, float] = field(
+        default_factory=dict
+    )  # cell of a last end point -> where best_noisy goes as n grows
     unfitted: dict[str, str] = field(default_factory=dict)  # law of a cell -> why there is no fit
     schema_version: int = records.SCHEMA_VERSION
 
@@ -131,7 +134,14 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
     audits = {k: emergence.audit(v) for k, v in groups.items()}
     paid = [payback(of, cells, unit, draws=draws, seed=seed) for of, cells in formats.items() for unit in UNITS]
     extra = [m for name, cells in forced.items() for m in marginal(name, cells)]
-    return StudyAnswers(rates, audits, split, depths, front, per, paid, equalcost.equal_costs(found), extra, unfitted)
+    limits = {
+        testtime.cell_name(r): testtime.noisy_verifier_limit(r, ttc["verifier_tpr"], ttc["verifier_fpr"])
+        for r in testtime.last_end_points(found)
+        if (ttc := r.config.get("ttc"))
+    }
+    return StudyAnswers(
+        rates, audits, split, depths, front, per, paid, equalcost.equal_costs(found), extra, limits, unfitted
+    )
 
 
 def marginal(name: str, budgets: Sequence[TtcRecord]) -> list[Marginal]:

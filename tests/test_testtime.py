@@ -144,7 +144,13 @@ def test_emergence_verdicts() -> None:
 
 def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
     found = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
+    found[-1].config = {"ttc": {"verifier_tpr": 0.9, "verifier_fpr": 0.1}}
     said = testtime_study.answers(found, {"ttc/voting/x": "too few"}, draws=40)
+    limit = said.noisy_limit[testtime.cell_name(found[-1])]
+    single = float(testtime.hits(found[-1]).mean()) / found[-1].samples
+    assert (
+        single < limit < 1
+    )  # a verifier that is right more often than not improves on one sample, and stays short of all
     testtime_study.write(tmp_path, said)
     path = tmp_path / testtime_study.STUDY_FILE
     assert records.from_json(testtime_study.StudyAnswers, records.read_json(path), str(path)) == said
