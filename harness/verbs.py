@@ -254,6 +254,8 @@ def report(arguments: list[str]) -> int:
     evaluations = ttc_records.load(folders[0]) if len(folders) == 1 else []
     said = testtime_study.read(folders[0]) if evaluations else None
     print(f"report: {build_report(studies, out, evaluations, said)}")
+    if len(folders) > 1 and (tested := [n for n, f in zip(names, folders, strict=True) if ttc_records.load(f)]):
+        print(f"left out: evaluations of {', '.join(tested)}; each study's own report shows them")
     return 0
 
 
