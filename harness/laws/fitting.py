@@ -113,6 +113,7 @@ def fit(
         columns=dict(columns or {}),
         span=_span(rows),
         bootstrap=draws.counts if draws else {},
+        resampled=draws.method if draws else None,
         draws={n: v.tolist() for n, v in drawn.items()},
         residuals=residual.tolist(),
         data_hash=data_hash({**rows, form.y: y, "weight": weight}),

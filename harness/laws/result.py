@@ -69,6 +69,9 @@ class Fit:
     columns: dict[str, str] = field(default_factory=dict)  # symbol -> column, with the convention (N -> n_total)
     span: dict[str, list[float]] = field(default_factory=dict)  # symbol -> [min, max] of the data
     bootstrap: dict[str, int] = field(default_factory=dict)  # draws, failed, seed, cold_starts, cold_better
+    resampled: str | None = (
+        None  # what the bootstrap drew: cases, residual or seeds; None without one, and in older files
+    )
     draws: dict[str, list[float]] = field(default_factory=dict)  # bootstrap parameters, for prediction intervals
     residuals: list[float] = field(default_factory=list)  # ln predicted - ln measured, in row order
     data_hash: str = ""

@@ -38,7 +38,7 @@ def summary(fit: Fit) -> str:
         )
     if b := fit.bootstrap:
         lines.append(
-            f"  intervals: {b['draws']} resamples of {fit.n_clusters} independent units, "
+            f"  intervals: {b['draws']} resamples of {_resampled(fit)}, "
             f"{b['failed']} failed"
             + (f", {b['cold_starts']} also started cold ({b['cold_better']} lower)" if "cold_starts" in b else "")
         )
@@ -58,3 +58,9 @@ def summary(fit: Fit) -> str:
 
 def _interval(ends: list[float] | None) -> str:
     return "" if ends is None else f"95 % [{ends[0]:.5g}, {ends[1]:.5g}]"
+
+
+def _resampled(fit: Fit) -> str:
+    """What one resample draws; older files do not say."""
+    units = f"{fit.n_clusters} independent units"
+    return {"residual": f"the residuals of {units}", "seeds": f"the seeds of {units}"}.get(fit.resampled or "", units)

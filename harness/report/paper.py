@@ -52,7 +52,8 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
     intervals = "none: no bootstrap"
     if b:
         intervals = (
-            f"95 %, percentiles of {b['draws']} bootstrap draws over {fit.n_clusters} independent units "
+            f"95 %, percentiles of {b['draws']} bootstrap draws{f' ({fit.resampled})' if fit.resampled else ''} "
+            f"over {fit.n_clusters} independent units "
             f"(seed {b['seed']}, {b['failed']} failed)"
         )
         if "cold_starts" in b:

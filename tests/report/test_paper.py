@@ -37,7 +37,8 @@ def test_checklist_holds_what_a_referee_asks(fit: Fit) -> None:
     assert "naive line" in found["Held out"]
     assert "delta 0.001" in found["Objective"]
     assert found["Starts"].startswith(f"{fit.certificate.starts}, of which {fit.certificate.starts_agreeing} agree")
-    assert "60 bootstrap draws over 20" in found["Intervals"]
+    assert f"60 bootstrap draws ({fit.resampled}) over 20" in found["Intervals"]
+    assert fit.resampled in ("cases", "residual")
     assert fit.data_hash in found["Data hash, code"]
     assert "hardware" in found["Not stated in the table"]
     assert found["Certificate"] == "passed"
