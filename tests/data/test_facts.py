@@ -110,7 +110,7 @@ def test_oracle_is_the_true_loss_of_the_validation_tokens() -> None:
 
 # --- purity --------------------------------------------------------------------------------------------------------------
 @given(st.integers(0, 2**40), st.integers(0, 500), st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batches_are_pure_and_random_access(seed: int, step: int, sequences: int) -> None:
     a, b = corpus(), corpus()
     b.train_batch(1, 3, 2)  # whatever was read before

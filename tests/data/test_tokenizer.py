@@ -35,7 +35,7 @@ def auto(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back(tokenizers: dict[str, TextTokenizer], name: str, text: str) -> None:
     tokenizer = tokenizers[name]

@@ -43,7 +43,7 @@ def test_noise_free_surface_is_recovered_to_1e_8() -> None:
     assert f.warnings == []
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     alpha=st.floats(0.15, 0.9),
     beta=st.floats(0.15, 0.9),

@@ -333,7 +333,7 @@ def test_random_faults_never_give_wrong_joules_without_a_code(sampled: Sampled) 
     """Resets, freezes, holes, failing fields, lost cards, strangers: the truth within the interval, or a code and a reason."""
     seen = Counter[str]()
 
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+    @settings(max_examples=EXAMPLES, derandomize=True)
     @given(stories())
     def check(story: Story) -> None:
         series = sampled(Script([story.card], story.faults), 8.0, skip=lambda t: any(a < t < b for a, b in story.holes))
