@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.laws import samples
@@ -27,7 +27,6 @@ def test_pass_at_more_than_was_drawn_is_undefined() -> None:
     assert np.isnan(samples.first_verified_draws(np.array([1]), np.array([4]), 5)[0])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=5, max_size=5), st.integers(1, 5))
 def test_best_of_is_the_mean_over_subsets_with_shared_ties(drawn: list[tuple[bool, int]], n: int) -> None:
     ok, score = np.array([d[0] for d in drawn]), np.array([float(d[1]) for d in drawn])
