@@ -248,10 +248,10 @@ def smooth(logprob: np.ndarray, brier: np.ndarray, cluster: np.ndarray) -> Smoot
     p = np.exp(logprob)
     scored = np.isfinite(logprob)
     trace = np.exp(np.where(scored, logprob, 0.0).sum(1))
-    per_problem = np.nanmean(p, axis=1)
     order = np.argsort(~scored, axis=1, kind="stable")
     first = np.take_along_axis(p, order, 1)[:, : int(scored.sum(1).max())]
-    token_interval = estimates.interval(per_problem, cluster)
+    # Of the mean over tokens, like `p_token` itself: traces differ in length, and a cluster brings all of its tokens
+    token_interval = estimates.interval(p[scored], np.repeat(cluster, scored.sum(1)))
     trace_interval = estimates.interval(trace, cluster)
     return Smooth(
         ce_nat=float(-np.nanmean(logprob)),

@@ -167,3 +167,19 @@ def test_smooth_numbers_by_hand() -> None:
     assert found.ce_nat == pytest.approx(-np.log([0.5, 0.25, 1.0, 0.5]).mean())
     assert found.p_by_index == pytest.approx([0.75, 0.375])
     assert found.trace_tokens == 2
+
+
+def test_the_interval_of_token_probability_is_of_the_mean_over_tokens() -> None:
+    """Long traces weigh by their tokens in the estimate, so in its interval: short sure ones beside long poor ones."""
+    p = np.full((200, 10), np.nan)
+    p[:100, 0] = 0.99
+    p[100:] = 0.1
+    found = score.smooth(np.log(p), p, np.arange(200))
+    assert found.p_token == pytest.approx((100 * 0.99 + 1_000 * 0.1) / 1_100)
+    assert found.p_token_low < found.p_token < found.p_token_high
+    # Brute force: the ratio of sums over resampled problems
+    rng, sums, sizes = np.random.default_rng(7), np.nansum(p, 1), np.isfinite(p).sum(1)
+    drawn = rng.integers(200, size=(4_000, 200))
+    low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
+    assert found.p_token_low == pytest.approx(low, abs=0.004)
+    assert found.p_token_high == pytest.approx(high, abs=0.004)
