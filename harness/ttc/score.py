@@ -116,7 +116,10 @@ def rows(
                 out.append(price.row(strategy, n, value, s.samples, batch=n, arm=arm))
         draws = estimates.first_verified_draws(right, drawn, n)
         found = estimates.pass_at_k(right, drawn, n)
-        out.append(price.row("first_verified", n, found, s.samples, batch=n, arm="sequential", draws=draws))
+        # At most one right sample is drawn, the last; right and wrong ones may differ in length
+        wrong = np.maximum(m - right, 1)[:, None]
+        drawn_of = np.where(correct, (found / np.maximum(right, 1))[:, None], (draws - found)[:, None] / wrong)
+        out.append(price.row("first_verified", n, found, s.samples, batch=n, arm="sequential", drawn=drawn_of))
     if s.search is not None:
         value = s.search["correct"][:, 0].astype(float)
         out.append(price.searched(width, value, s.search, lengths=s.search["length"]))
@@ -155,24 +158,24 @@ class _Price:
         *,
         batch: int,
         arm: str = "batched",
-        draws: np.ndarray | None = None,
+        drawn: np.ndarray | None = None,
     ) -> TtcRow:
-        """`draws` (P,): expected draws per problem where they are fewer than n."""
-        each = np.full(len(value), float(n)) if draws is None else draws
+        """`drawn` (P, M): how often each sample is expected to be drawn, where that is not n / M."""
         length, forced = table["length"], table["forced"]
         fed = np.maximum(length - 1, 0)
         attended = fed * self._s.prompt[:, None] + fed * (fed + 1) // 2
-        flop = (fed * self._per_row + attended * self._per_position).mean(1)
-        turns = 1.0 if arm == "batched" else float(each.mean())
+        flop = fed * self._per_row + attended * self._per_position
+        drawn = np.full(length.shape, n / length.shape[1]) if drawn is None else drawn
+        turns = 1.0 if arm == "batched" else float(drawn.sum(1).mean())
         load, passes = self._load(table, batch if arm == "batched" else 1)
         return self._finish(
             strategy,
             n,
             value,
             arm,
-            tokens=float((each * length.mean(1)).mean()),
-            forced=float((each * forced.mean(1)).mean()),
-            decode=float((each * flop).mean()),
+            tokens=float((drawn * length).sum(1).mean()),
+            forced=float((drawn * forced).sum(1).mean()),
+            decode=float((drawn * flop).sum(1).mean()),
             load=load.times(turns),
             passes=passes * turns,
             metered=n if arm == "batched" and strategy != "greedy" else None,

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from harness.flops import sample_flop
 from harness.records import Measured
 from harness.tasks.task import NONE, Control
 from harness.ttc import score
@@ -167,6 +168,27 @@ def test_smooth_numbers_by_hand() -> None:
     assert found.ce_nat == pytest.approx(-np.log([0.5, 0.25, 1.0, 0.5]).mean())
     assert found.p_by_index == pytest.approx([0.75, 0.375])
     assert found.trace_tokens == 2
+
+
+def test_tokens_until_the_first_verified_are_those_of_all_orders() -> None:
+    """Right answers that are short and wrong ones that run on: draws times the mean length would be wrong."""
+    correct = np.array([[True, False, False, True], [False, False, True, False], [False] * 4, [True] * 4])
+    s = sampled(correct, correct.astype(int), correct.astype(int))
+    length = np.where(correct, 2, 9) + np.arange(4)
+    s = score.Sampled(s.problems, s.prompt, s.greedy, {**s.samples, "length": length, "forced": length // 2}, None)
+    for n in (1, 2, 4):
+        tokens, forced, flop = [], [], []
+        for ok, long in zip(correct, length, strict=True):
+            for order in itertools.permutations(range(4), n):
+                stop = next((i for i, j in enumerate(order) if ok[j]), n - 1)
+                kept = [int(long[j]) for j in order[: stop + 1]]
+                tokens.append(sum(kept))
+                forced.append(sum(k // 2 for k in kept))
+                flop.append(sum(sample_flop(SHAPE, 7, k) for k in kept))
+        row = rows(s)["first_verified", n, "sequential"]
+        assert row.tokens == pytest.approx(np.mean(tokens))
+        assert row.forced_tokens == pytest.approx(np.mean(forced))
+        assert row.decode_flop == pytest.approx(np.mean(flop))
 
 
 def test_the_interval_of_token_probability_is_of_the_mean_over_tokens() -> None:
