@@ -253,7 +253,7 @@ class _Evaluation:
         settings = {  # extended to more samples or problems, windows of other shapes are asked for
             "cell": cell.key,
             "samples": samples,
-            "queries": min(blocks.PROBLEMS, len(self.problems)),
+            "queries": min(blocks.side_by_side(1, ttc.batch_rows), len(self.problems)),
             "s": ttc.meter_s,
             "rows": ttc.batch_rows,
             "power": self.resolved["power"],
@@ -294,6 +294,7 @@ class _Evaluation:
             ttc.beam_width,
             ttc.seed,
             cost,
+            ttc.batch_rows,
         )
         return TtcRecord(
             cell=cell.key,
@@ -332,7 +333,7 @@ class _Evaluation:
             provenance={
                 **provenance.describe(self.device),
                 "metered_at": "this end point" if cost.exact else "the longest end point of the run; shapes are equal",
-                "queries_side_by_side": min(blocks.PROBLEMS, len(self.problems)),
+                "queries_side_by_side": min(blocks.side_by_side(1, ttc.batch_rows), len(self.problems)),
                 "attempts": self.state.attempt,
                 "role": run.role if run else self.config.role.value,
             },

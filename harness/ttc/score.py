@@ -13,7 +13,7 @@ import numpy as np
 from harness.flops import Shape, passes_flop, prefill_flop
 from harness.laws import samples as estimates
 from harness.tasks.task import NONE, Problems
-from harness.ttc.blocks import PROBLEMS, Arrays
+from harness.ttc.blocks import PROBLEMS, Arrays, side_by_side
 from harness.ttc.metering import CostModel, Load
 from harness.ttc_records import ProblemStats, Smooth, TtcRow
 
@@ -49,16 +49,27 @@ def lockstep(prompt: np.ndarray, lengths: np.ndarray) -> Load:
     return load
 
 
-def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int) -> tuple[Load, float]:
-    """Mean load per query of n samples side by side, over the disjoint groups of n among the samples drawn (P, M); mean passes of a batch."""
-    p, m = lengths.shape
+def batches_of(prompt: np.ndarray, n: int, batch_rows: int) -> list[np.ndarray]:
+    """Problems that are decoded together at n samples each, as the engine puts them together: by length within a block."""
+    out, size = [], side_by_side(n, batch_rows)
+    for start in range(0, len(prompt), PROBLEMS):
+        order = start + np.argsort(prompt[start : start + PROBLEMS], kind="stable")
+        out += [order[i : i + size] for i in range(0, len(order), size)]
+    return out
+
+
+def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int, batch_rows: int) -> tuple[Load, float]:
+    """Mean load per query of n samples side by side, over the disjoint groups of n among the samples drawn (P, M); mean passes of a batch.
+
+    Where `batch_rows` is below n, the samples of a query are decoded in turns.
+    """
     total, queries, batches = Load(), 0, 0
-    for start in range(0, p, PROBLEMS):
-        part = slice(start, start + PROBLEMS)
-        for first in range(0, m - n + 1, n):
-            chosen = lengths[part, first : first + n]
-            total += lockstep(np.repeat(prompt[part], n), chosen.ravel())
-            queries += len(chosen)
+    for part in batches_of(prompt, n, batch_rows):
+        for first in range(0, lengths.shape[1] - n + 1, n):
+            for turn in range(first, first + n, batch_rows):
+                chosen = lengths[part, turn : min(turn + batch_rows, first + n)]
+                total += lockstep(np.repeat(prompt[part], chosen.shape[1]), chosen.ravel())
+            queries += len(part)
             batches += 1
     return total.per(queries), total.passes / batches
 
@@ -86,7 +97,15 @@ def statistics(s: Sampled) -> ProblemStats:
 
 
 def rows(
-    s: Sampled, shape: Shape, chance: float, tpr: float, fpr: float, width: int, seed: int, cost: CostModel
+    s: Sampled,
+    shape: Shape,
+    chance: float,
+    tpr: float,
+    fpr: float,
+    width: int,
+    seed: int,
+    cost: CostModel,
+    batch_rows: int,
 ) -> list[TtcRow]:
     """Every strategy at every n. Deterministic: the noisy verifier and the subsets of majority are seeded."""
     stats = statistics(s)
@@ -97,7 +116,7 @@ def rows(
     noise = np.random.default_rng([seed, 1]).random(correct.shape)  # (P, M); row-major, so it depends on M
     accepted = noise < np.where(correct, tpr, fpr)
     covered = traced if accuracy_of(chance, m) == "trace" else right
-    price = _Price(s, shape, cost)
+    price = _Price(s, shape, cost, batch_rows)
 
     out = [price.row("greedy", 1, s.greedy["correct"][:, 0].astype(float), s.greedy, batch=1)]
     for n in counts(m):
@@ -129,24 +148,25 @@ def rows(
 class _Price:
     """Costs per query of rows of one cell."""
 
-    def __init__(self, s: Sampled, shape: Shape, cost: CostModel) -> None:
-        self._s, self._shape, self._cost = s, shape, cost
+    def __init__(self, s: Sampled, shape: Shape, cost: CostModel, batch_rows: int) -> None:
+        self._s, self._shape, self._cost, self._batch_rows = s, shape, cost, batch_rows
         self._loads: dict[tuple[int, int], tuple[Load, float]] = {}
         # `flops.sample_flop` of thousands of rows at once: it is linear in the rows fed and the positions they attend to
         self._per_row, self._per_position = passes_flop(shape, 1, 0), passes_flop(shape, 0, 1)
         self._last: tuple[np.ndarray, tuple[float, float]] | None = None
         self.prefill = float(np.mean([prefill_flop(shape, n, last_head=True) for n in s.prompt.tolist()]))
-        padded = [
-            s.prompt[i : i + PROBLEMS].max()
-            for i in range(0, len(s.prompt), PROBLEMS)
-            for _ in s.prompt[i : i + PROBLEMS]
-        ]
-        self._dense = float(np.mean([prefill_flop(shape, int(n), causal=False, last_head=True) for n in padded]))
+
+    def _dense(self, n: int) -> float:
+        """Executed FLOP of a query's prefill, padded to the longest prompt beside it."""
+        parts = batches_of(self._s.prompt, n, self._batch_rows)
+        longest = [int(self._s.prompt[p].max()) for p in parts]
+        each = [prefill_flop(self._shape, n, causal=False, last_head=True) for n in longest]
+        return float(np.average(each, weights=[len(p) for p in parts]))
 
     def _load(self, table: Arrays, n: int) -> tuple[Load, float]:
         key = (id(table["length"]), n)
         if key not in self._loads:
-            self._loads[key] = load_of(self._s.prompt, table["length"], n)
+            self._loads[key] = load_of(self._s.prompt, table["length"], n, self._batch_rows)
         return self._loads[key]
 
     def row(
@@ -234,7 +254,9 @@ class _Price:
             prefill_flop=self.prefill,
             decode_flop=decode,
             verify_flop=0.0,
-            executed_flop=self._dense + self._per_row * load.row_passes + self._per_position * load.context,
+            executed_flop=self._dense(n if arm == "batched" else 1)
+            + self._per_row * load.row_passes
+            + self._per_position * load.context,
             passes=passes,
             wall_s=seconds[0],
             wall_basis=seconds[1],

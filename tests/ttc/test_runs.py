@@ -116,6 +116,17 @@ def test_extended_to_more_samples_the_new_n_is_metered_too(trained: Path, tmp_pa
         assert side == longest.provenance["queries_side_by_side"] == larger.ttc.problems
 
 
+def test_metering_never_decodes_more_rows_than_the_drawing_may(trained: Path, tmp_path: Path) -> None:
+    """`ttc.batch_rows` is what fits the memory, so it holds for the windows too, and costs are those of such batches."""
+    run = small.beside(trained, tmp_path / "runs", batch_rows=6, meter_samples=[1, 2, 4, 16])
+    assert small.evaluated(run).state == "done"
+    for record in small.found(run):
+        assert {w.n for w in record.windows} == {1, 2, 4}, "16 samples do not fit side by side"
+        assert max(w.rows for w in record.windows) == 6
+        assert sum(w.held_out for w in record.windows) == 1
+        assert record.provenance["queries_side_by_side"] == 6
+
+
 def test_what_a_killed_attempt_spent_is_booked_though_the_next_one_fails_at_once(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,8 +38,8 @@ def sampled(correct: np.ndarray, answer: np.ndarray, verified: np.ndarray) -> sc
     return score.Sampled(problems, np.full(len(correct), 7), greedy, table, None)
 
 
-def rows(s: score.Sampled, chance: float = 0.0) -> dict[tuple[str, int, str], TtcRow]:
-    found = score.rows(s, SHAPE, chance, 0.95, 0.05, 0, 0, UNMETERED)
+def rows(s: score.Sampled, chance: float = 0.0, batch_rows: int = 4096) -> dict[tuple[str, int, str], TtcRow]:
+    found = score.rows(s, SHAPE, chance, 0.95, 0.05, 0, 0, UNMETERED, batch_rows)
     return {(r.strategy, r.n, r.arm): r for r in found}
 
 
@@ -104,25 +104,25 @@ def test_all_wrong_and_nothing_readable_are_zero_with_an_interval(readable: bool
     assert stats.wrong == [[4] if readable else []] * 30
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_costs_of_n_are_those_of_drawing_n(n: int) -> None:
+@pytest.mark.parametrize(("n", "batch_rows"), [(1, 10_000), (4, 10_000), (1, 3), (4, 12), (4, 3)])
+def test_costs_of_n_are_those_of_drawing_n(n: int, batch_rows: int) -> None:
     """The lockstep replayed on the lengths gives the engine's own passes and FLOP, waiting rows included."""
     task = CopyTask(sizes=(5, 3, 4), room=9)
     problems, control = task.problems(20), Control(max_states=6)
     drawn = draw(
-        decoders(model_of())["own"], task, problems, control, samples=n, temperature=3.0, seed=5, batch_rows=10_000
+        decoders(model_of())["own"], task, problems, control, samples=n, temperature=3.0, seed=5, batch_rows=batch_rows
     )
     lengths = drawn.lengths.reshape(20, n)
     assert len(np.unique(lengths)) > 2
     prompt = np.array([len(p) for p in task.prompts(problems, control)[0]])
-    load, passes = score.load_of(prompt, lengths, n)
-    assert passes == drawn.passes
+    load, passes = score.load_of(prompt, lengths, n, batch_rows)
+    assert passes * len(score.batches_of(prompt, n, batch_rows)) == pytest.approx(drawn.passes)
     assert load.row_passes * 20 == pytest.approx(drawn.row_passes)
     assert load.context * 20 == pytest.approx(drawn.context_sum)
     correct = np.zeros((20, n), dtype=bool)
     s = sampled(correct, correct.astype(int), correct.astype(int))
     s = score.Sampled(problems, prompt, s.greedy, {**s.samples, "length": lengths, "forced": lengths * 0}, None)
-    row = rows(s)["majority", n, "batched"]
+    row = rows(s, batch_rows=batch_rows)["majority", n, "batched"]
     assert row.executed_flop * 20 == pytest.approx(drawn.executed_flop)
     assert row.decode_flop * 20 == pytest.approx(drawn.decode_flop)
     assert row.prefill_flop * 20 == pytest.approx(drawn.prefill_flop)
