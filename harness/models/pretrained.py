@@ -24,7 +24,7 @@ from harness.flops import Shape, counts
 def load(path: str, dtype: torch.dtype = torch.float32, revision: str | None = None) -> PreTrainedModel:
     """The model of a local folder or a Hub name, in evaluation mode on the CPU. ConfigError where there is none to be loaded."""
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, revision=revision, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -33,6 +33,7 @@ def load(path: str, dtype: torch.dtype = torch.float32, revision: str | None = N
             f"model.path={path} cannot be loaded as a causal language model: {first} "
             "Give a folder with config.json and weights, or a Hub name of an architecture that transformers has itself."
         ) from error
+    model, loading = loaded  # a pair, as `output_loading_info` asks for
     if missing := sorted(loading["missing_keys"]):  # transformers draws these at random and only warns
         raise ConfigError(
             f"model.path={path} lacks {len(missing)} of its weights, such as {missing[0]}: a model with random ones in their place would be "
