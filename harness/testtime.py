@@ -249,11 +249,12 @@ def per_correct(r: TtcRecord, row: TtcRow, name: str, *, draws: int = 1000, seed
 def silent_depth(budgets: Sequence[TtcRecord]) -> dict[int, tuple[float, int]]:
     """r -> (greedy accuracy with r products still to do, problems) pooled over forced budgets of ONE end point.
 
-    r = size - max(budget, 1): the first product is read from the prompt with or without a written state.
+    r = size - max(budget, 1): the first product is read from the prompt with or without a written state. Empty for other tasks: a text task's
+    budget is of tokens, and no product is left to do.
     """
     right: dict[int, list[bool]] = {}
     for r in budgets:
-        if (b := r.control.get("max_states")) is None:
+        if (b := r.control.get("max_states")) is None or r.task["name"] != "group":
             continue
         for size, ok in zip(r.stats.size, r.stats.greedy, strict=True):
             right.setdefault(max(size - max(b, 1), 0), []).append(ok)

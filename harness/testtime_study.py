@@ -89,7 +89,8 @@ def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int 
             forced.setdefault(f"{r.name} {r.branch}, T={r.temperature:g}", []).append(r)
     depths = []
     for name, cells in forced.items():
-        s = testtime.silent_depth(cells)
+        if not (s := testtime.silent_depth(cells)):
+            continue
         by_budget = {str(r.control["max_states"]): r for r in cells}
         depths.append(
             Depth(

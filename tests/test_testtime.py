@@ -84,6 +84,15 @@ def test_silent_depth_predicts_forced_budgets() -> None:
         assert testtime.predicted_accuracy(depth, cell) == pytest.approx(np.mean(cell.stats.greedy), abs=0.05)
 
 
+def test_a_budget_of_tokens_has_no_silent_depth() -> None:
+    """Text tasks are cut after so many tokens: size less budget would be a number, and mean nothing."""
+    r = synthetic.record(np.full(20, 0.5), budget=2, size=[3] * 20, greedy=[True] * 20)
+    assert testtime.silent_depth([r]) == {1: (1.0, 20)}
+    r.task = {**r.task, "name": "qa"}
+    assert testtime.silent_depth([r]) == {}
+    assert testtime_study.answers([r], {}, draws=20).depths == []
+
+
 def test_break_even_and_its_null_cases() -> None:
     assert testtime.break_even("small", 10, 3, "large", 110, 1).queries == 50
     assert testtime.break_even("large", 110, 1, "small", 10, 3).queries == 50

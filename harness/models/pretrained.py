@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -23,13 +24,21 @@ from harness.flops import Shape, counts
 def load(path: str, dtype: torch.dtype = torch.float32, revision: str | None = None) -> PreTrainedModel:
     """The model of a local folder or a Hub name, in evaluation mode on the CPU. ConfigError where there is none to be loaded."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"model.path={path} cannot be loaded as a causal language model: {first} "
             "Give a folder with config.json and weights, or a Hub name of an architecture that transformers has itself."
         ) from error
+    model, loading = loaded  # a pair, as `output_loading_info` asks for
+    if missing := sorted(loading["missing_keys"]):  # transformers draws these at random and only warns
+        raise ConfigError(
+            f"model.path={path} lacks {len(missing)} of its weights, such as {missing[0]}: a model with random ones in their place would be "
+            "scored. Give a complete checkpoint."
+        )
     return model.eval()
 
 

@@ -132,7 +132,11 @@ def forcing(records: Sequence[TtcRecord]) -> list[Figure]:
     out = []
     for (key, title), rows, caption, x_title in zip(keys, (deep, used), captions, titles, strict=True):
         if not rows:
-            out.append(Figure(key, title, "", None, "no greedy row under a forced budget"))
+            out.append(
+                Figure(
+                    key, title, "", None, "no forced budget of the group task, whose problems have products left to do"
+                )
+            )
             continue
         x = axis(x_title, (r["x"] for r in rows), log=False)
         y = axis("greedy accuracy", (r["y"] for r in rows), log=False)

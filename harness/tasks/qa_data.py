@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +20,7 @@ from harness.schema import CountdownConfig, QaConfig
 from harness.tasks.countdown import CountdownTask
 from harness.tasks.qa_text import MARK, last_number, strict_number
 
+_DIGITS = re.compile(r"[\d.]+(?:/\d+)?")
 COUNTDOWN = "countdown"  # the value of `corpus.test` that means generated problems
 
 
@@ -99,9 +101,17 @@ def _record(row: Any, where: str) -> Record:
     else:
         steps, mark, answer = row["answer"].rpartition(MARK)
         gold = strict_number(row["answer"]) if mark else last_number(answer)
-        if gold is not None and row["question"].strip():
+        several = (
+            mark and len(_DIGITS.findall(answer.replace(",", ""))) > 1
+        )  # "2 1/2", "1e3", "3 or 4": which is right is a guess
+        if gold is not None and row["question"].strip() and not several:
             return Record(row["question"].strip(), steps.strip() if mark else "", answer.strip(), gold)
-        problem = "has no question" if gold is not None else f"has no number as its answer: {answer.strip()[:60]!r}"
+        if several:
+            problem = f"has more than one number after {MARK}: {answer.strip()[:60]!r}"
+        elif gold is not None:
+            problem = "has no question"
+        else:
+            problem = f"has no number as its answer: {answer.strip()[:60]!r}"
     raise CorpusError(
         f"{where} {problem}. Each row needs a question and an answer that ends in `{MARK}` and a number, or is a number."
     )

@@ -63,6 +63,11 @@ def units(kind: str, problems: Problems, samples: int = 1, detail: str = "") -> 
     return found
 
 
+def side_by_side(n: int, batch_rows: int) -> int:
+    """Queries of `n` samples each that are decoded together, in a full block: fewer where `batch_rows` holds no more."""
+    return max(1, min(PROBLEMS, batch_rows // n))
+
+
 def path(folder: Path, unit: Unit) -> Path:
     return folder / "blocks" / f"{unit.name}.npz"
 

@@ -57,6 +57,9 @@ class Books:
                 lost.tokens += int(block["tokens"])
                 lost.flop += float(block["spent_flop"])
                 lost.wall_s += (int(block["t_b_ns"]) - int(block["t_a_ns"])) * S_PER_NS
-        lost.energy, lost.limit_w = self.meter.recover(before, booked_ns), self.meter.limit_w()
+        lost.energy = self.meter.recover(before, booked_ns)
+        lost.limit_w = max(
+            (r.limit_w for r in rows if r.limit_w), default=None
+        )  # this attempt's meter has not started yet
         if lost.flop or lost.energy.energy_j:
             append(path, lost)

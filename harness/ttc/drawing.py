@@ -60,7 +60,10 @@ def _likelihood(decoder: Decoder, task: Task, problems: Problems, control: Contr
     lnp, brier = likelihood(decoder, task, problems, control)
     prompts, _ = task.prompts(problems, control)
     lengths = [len(p) + lnp.shape[1] - 1 for p in prompts]
-    flop = float(sum(prefill_flop(decoder.shape, n, causal=False) for n in lengths))
+    shape, scored = decoder.shape, lnp.shape[1]  # the head runs on the positions before scored tokens only
+    flop = float(
+        sum(prefill_flop(shape, n, causal=False) - 2 * shape.vocab * shape.width * (n - scored) for n in lengths)
+    )
     return {"lnp": lnp, "brier": brier}, sum(lengths), flop
 
 

@@ -17,7 +17,7 @@ from harness.flops import prefill_flop
 from harness.power.meter import Meter
 from harness.records import Measured, SpendRow
 from harness.tasks.task import Control, Problems, Task
-from harness.ttc.blocks import PROBLEMS
+from harness.ttc.blocks import side_by_side
 from harness.ttc.decode import Decoder, Drawn, Lockstep, batches, finish, uniforms
 from harness.ttc_records import Window
 from harness.units import S_PER_NS
@@ -106,7 +106,7 @@ def meter_windows(
     Wall seconds and joules of a window are per repetition. Decoding starts from the prompts' cache each time. `stop` raises to interrupt.
     Tokens and FLOP of everything, warm-up and repetitions included, are added to `books` as they are spent.
     """
-    block = problems.take(np.arange(min(PROBLEMS, len(problems))))
+    block = problems.take(np.arange(min(side_by_side(1, batch_rows), len(problems))))
     windows: list[Window] = []
     room = task.max_new(control)
     loads: list[Load] = []
@@ -146,7 +146,7 @@ def meter_windows(
 
     repeat(prefill, "prefill", 1, len(block), float(prompts.lengths.mean()))
     # A single query and a few side by side tell the cost of a pass from that of its rows
-    shapes = [(len(block), n) for n in samples if len(block) * n <= batch_rows]
+    shapes = [(min(side_by_side(n, batch_rows), len(block)), n) for n in samples if n <= batch_rows]
     shapes += [(q, 1) for q in (1, 8) if q < len(block)]
     for queries, n in shapes:
         part = block.take(np.arange(queries))
@@ -205,8 +205,10 @@ def cost_model(windows: list[Window], loads: list[Load], *, exact: bool) -> Cost
         model.pass_s = np.zeros(3)
         model.pass_j = None if model.energy_reason else np.zeros(3)
         return model
-    widest = max(w.queries for w, _ in decode)
-    middle = sorted((w for w, _ in decode if w.queries == widest), key=lambda w: w.n)
+    widest: dict[int, Window] = {}
+    for w, _ in decode:
+        widest[w.n] = max(w, widest.get(w.n, w), key=lambda w: w.queries)
+    middle = [widest[n] for n in sorted(widest)]
     if len(decode) > 3 and len(middle) > 2:
         middle[len(middle) // 2].held_out = True
     kept = [(w, x) for w, x in decode if not w.held_out]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from harness import records, spending, stop
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 from harness.flops import counts
 from harness.power.meter import Meter, open_meter
 from harness.records import Json, Measured, RunState, SpendRow
@@ -111,9 +111,18 @@ class _Evaluation:
     # --- the whole
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if (
+            self.killed
+        ):  # first of all: whatever stops this attempt from here on, the next one no longer knows of the kill
+            self.books.book_lost()
         records.write_json(self.folder / "state.json", self.state)
         self.task, found = open_subjects(self.config, self.run_dir, self.device)
         self.problems = self.task.problems(self.ttc.problems, self.ttc.seed)
+        if not len(self.problems):
+            raise ConfigError(
+                f"corpus={self.task.name} has no problem to be asked: none is left on the test side. Give the task more problems, "
+                "or show fewer of them as exemplars (corpus.shots)."
+            )
         self.seen = self.task.problems(min(SEEN, self.ttc.problems), self.ttc.seed, held_out=False)
         controls = self.task.controls(self.ttc.strides, self.ttc.max_states, self.ttc.min_states)
         # One W&B run per evaluation, as it is launched, locked and resumed as one; its rows carry end point and control
@@ -129,8 +138,6 @@ class _Evaluation:
         )
         self.meter.start()
         try:
-            if self.killed:
-                self.books.book_lost()
             mirror.start()
             subjects = list(found)
             grid = [(s, c, t) for s in subjects for c in controls for t in self.ttc.temperatures]
@@ -242,9 +249,11 @@ class _Evaluation:
     ) -> tuple[list[Window], list[metering.Load]]:
         """Windows of this control, from disk where they were metered before under the same settings."""
         cell, ttc = self._named(subject, control, temperature), self.ttc
-        settings = {
+        samples = [n for n in ttc.meter_samples if n <= ttc.samples] or [ttc.samples]
+        settings = {  # extended to more samples or problems, windows of other shapes are asked for
             "cell": cell.key,
-            "samples": ttc.meter_samples,
+            "samples": samples,
+            "queries": min(blocks.side_by_side(1, ttc.batch_rows), len(self.problems)),
             "s": ttc.meter_s,
             "rows": ttc.batch_rows,
             "power": self.resolved["power"],
@@ -258,7 +267,7 @@ class _Evaluation:
                     self.task,
                     self.problems,
                     control,
-                    samples=[n for n in ttc.meter_samples if n <= ttc.samples] or [ttc.samples],
+                    samples=samples,
                     temperature=temperature,
                     seed=ttc.seed,
                     batch_rows=ttc.batch_rows,
@@ -285,6 +294,7 @@ class _Evaluation:
             ttc.beam_width,
             ttc.seed,
             cost,
+            ttc.batch_rows,
         )
         return TtcRecord(
             cell=cell.key,
@@ -323,7 +333,7 @@ class _Evaluation:
             provenance={
                 **provenance.describe(self.device),
                 "metered_at": "this end point" if cost.exact else "the longest end point of the run; shapes are equal",
-                "queries_side_by_side": blocks.PROBLEMS,
+                "queries_side_by_side": min(blocks.side_by_side(1, ttc.batch_rows), len(self.problems)),
                 "attempts": self.state.attempt,
                 "role": run.role if run else self.config.role.value,
             },

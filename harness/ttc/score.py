@@ -13,7 +13,7 @@ import numpy as np
 from harness.flops import Shape, passes_flop, prefill_flop
 from harness.laws import samples as estimates
 from harness.tasks.task import NONE, Problems
-from harness.ttc.blocks import PROBLEMS, Arrays
+from harness.ttc.blocks import PROBLEMS, Arrays, side_by_side
 from harness.ttc.metering import CostModel, Load
 from harness.ttc_records import ProblemStats, Smooth, TtcRow
 
@@ -49,16 +49,27 @@ def lockstep(prompt: np.ndarray, lengths: np.ndarray) -> Load:
     return load
 
 
-def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int) -> tuple[Load, float]:
-    """Mean load per query of n samples side by side, over the disjoint groups of n among the samples drawn (P, M); mean passes of a batch."""
-    p, m = lengths.shape
+def batches_of(prompt: np.ndarray, n: int, batch_rows: int) -> list[np.ndarray]:
+    """Problems that are decoded together at n samples each, as the engine puts them together: by length within a block."""
+    out, size = [], side_by_side(n, batch_rows)
+    for start in range(0, len(prompt), PROBLEMS):
+        order = start + np.argsort(prompt[start : start + PROBLEMS], kind="stable")
+        out += [order[i : i + size] for i in range(0, len(order), size)]
+    return out
+
+
+def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int, batch_rows: int) -> tuple[Load, float]:
+    """Mean load per query of n samples side by side, over the disjoint groups of n among the samples drawn (P, M); mean passes of a batch.
+
+    Where `batch_rows` is below n, the samples of a query are decoded in turns.
+    """
     total, queries, batches = Load(), 0, 0
-    for start in range(0, p, PROBLEMS):
-        part = slice(start, start + PROBLEMS)
-        for first in range(0, m - n + 1, n):
-            chosen = lengths[part, first : first + n]
-            total += lockstep(np.repeat(prompt[part], n), chosen.ravel())
-            queries += len(chosen)
+    for part in batches_of(prompt, n, batch_rows):
+        for first in range(0, lengths.shape[1] - n + 1, n):
+            for turn in range(first, first + n, batch_rows):
+                chosen = lengths[part, turn : min(turn + batch_rows, first + n)]
+                total += lockstep(np.repeat(prompt[part], chosen.shape[1]), chosen.ravel())
+            queries += len(part)
             batches += 1
     return total.per(queries), total.passes / batches
 
@@ -86,7 +97,15 @@ def statistics(s: Sampled) -> ProblemStats:
 
 
 def rows(
-    s: Sampled, shape: Shape, chance: float, tpr: float, fpr: float, width: int, seed: int, cost: CostModel
+    s: Sampled,
+    shape: Shape,
+    chance: float,
+    tpr: float,
+    fpr: float,
+    width: int,
+    seed: int,
+    cost: CostModel,
+    batch_rows: int,
 ) -> list[TtcRow]:
     """Every strategy at every n. Deterministic: the noisy verifier and the subsets of majority are seeded."""
     stats = statistics(s)
@@ -97,7 +116,7 @@ def rows(
     noise = np.random.default_rng([seed, 1]).random(correct.shape)  # (P, M); row-major, so it depends on M
     accepted = noise < np.where(correct, tpr, fpr)
     covered = traced if accuracy_of(chance, m) == "trace" else right
-    price = _Price(s, shape, cost)
+    price = _Price(s, shape, cost, batch_rows)
 
     out = [price.row("greedy", 1, s.greedy["correct"][:, 0].astype(float), s.greedy, batch=1)]
     for n in counts(m):
@@ -116,7 +135,10 @@ def rows(
                 out.append(price.row(strategy, n, value, s.samples, batch=n, arm=arm))
         draws = estimates.first_verified_draws(right, drawn, n)
         found = estimates.pass_at_k(right, drawn, n)
-        out.append(price.row("first_verified", n, found, s.samples, batch=n, arm="sequential", draws=draws))
+        # At most one right sample is drawn, the last; right and wrong ones may differ in length
+        wrong = np.maximum(m - right, 1)[:, None]
+        drawn_of = np.where(correct, (found / np.maximum(right, 1))[:, None], (draws - found)[:, None] / wrong)
+        out.append(price.row("first_verified", n, found, s.samples, batch=n, arm="sequential", drawn=drawn_of))
     if s.search is not None:
         value = s.search["correct"][:, 0].astype(float)
         out.append(price.searched(width, value, s.search, lengths=s.search["length"]))
@@ -126,24 +148,25 @@ def rows(
 class _Price:
     """Costs per query of rows of one cell."""
 
-    def __init__(self, s: Sampled, shape: Shape, cost: CostModel) -> None:
-        self._s, self._shape, self._cost = s, shape, cost
+    def __init__(self, s: Sampled, shape: Shape, cost: CostModel, batch_rows: int) -> None:
+        self._s, self._shape, self._cost, self._batch_rows = s, shape, cost, batch_rows
         self._loads: dict[tuple[int, int], tuple[Load, float]] = {}
         # `flops.sample_flop` of thousands of rows at once: it is linear in the rows fed and the positions they attend to
         self._per_row, self._per_position = passes_flop(shape, 1, 0), passes_flop(shape, 0, 1)
         self._last: tuple[np.ndarray, tuple[float, float]] | None = None
         self.prefill = float(np.mean([prefill_flop(shape, n, last_head=True) for n in s.prompt.tolist()]))
-        padded = [
-            s.prompt[i : i + PROBLEMS].max()
-            for i in range(0, len(s.prompt), PROBLEMS)
-            for _ in s.prompt[i : i + PROBLEMS]
-        ]
-        self._dense = float(np.mean([prefill_flop(shape, int(n), causal=False, last_head=True) for n in padded]))
+
+    def _dense(self, n: int) -> float:
+        """Executed FLOP of a query's prefill, padded to the longest prompt beside it."""
+        parts = batches_of(self._s.prompt, n, self._batch_rows)
+        longest = [int(self._s.prompt[p].max()) for p in parts]
+        each = [prefill_flop(self._shape, n, causal=False, last_head=True) for n in longest]
+        return float(np.average(each, weights=[len(p) for p in parts]))
 
     def _load(self, table: Arrays, n: int) -> tuple[Load, float]:
         key = (id(table["length"]), n)
         if key not in self._loads:
-            self._loads[key] = load_of(self._s.prompt, table["length"], n)
+            self._loads[key] = load_of(self._s.prompt, table["length"], n, self._batch_rows)
         return self._loads[key]
 
     def row(
@@ -155,24 +178,24 @@ class _Price:
         *,
         batch: int,
         arm: str = "batched",
-        draws: np.ndarray | None = None,
+        drawn: np.ndarray | None = None,
     ) -> TtcRow:
-        """`draws` (P,): expected draws per problem where they are fewer than n."""
-        each = np.full(len(value), float(n)) if draws is None else draws
+        """`drawn` (P, M): how often each sample is expected to be drawn, where that is not n / M."""
         length, forced = table["length"], table["forced"]
         fed = np.maximum(length - 1, 0)
         attended = fed * self._s.prompt[:, None] + fed * (fed + 1) // 2
-        flop = (fed * self._per_row + attended * self._per_position).mean(1)
-        turns = 1.0 if arm == "batched" else float(each.mean())
+        flop = fed * self._per_row + attended * self._per_position
+        drawn = np.full(length.shape, n / length.shape[1]) if drawn is None else drawn
+        turns = 1.0 if arm == "batched" else float(drawn.sum(1).mean())
         load, passes = self._load(table, batch if arm == "batched" else 1)
         return self._finish(
             strategy,
             n,
             value,
             arm,
-            tokens=float((each * length.mean(1)).mean()),
-            forced=float((each * forced.mean(1)).mean()),
-            decode=float((each * flop).mean()),
+            tokens=float((drawn * length).sum(1).mean()),
+            forced=float((drawn * forced).sum(1).mean()),
+            decode=float((drawn * flop).sum(1).mean()),
             load=load.times(turns),
             passes=passes * turns,
             metered=n if arm == "batched" and strategy != "greedy" else None,
@@ -231,7 +254,9 @@ class _Price:
             prefill_flop=self.prefill,
             decode_flop=decode,
             verify_flop=0.0,
-            executed_flop=self._dense + self._per_row * load.row_passes + self._per_position * load.context,
+            executed_flop=self._dense(n if arm == "batched" else 1)
+            + self._per_row * load.row_passes
+            + self._per_position * load.context,
             passes=passes,
             wall_s=seconds[0],
             wall_basis=seconds[1],
@@ -248,10 +273,10 @@ def smooth(logprob: np.ndarray, brier: np.ndarray, cluster: np.ndarray) -> Smoot
     p = np.exp(logprob)
     scored = np.isfinite(logprob)
     trace = np.exp(np.where(scored, logprob, 0.0).sum(1))
-    per_problem = np.nanmean(p, axis=1)
     order = np.argsort(~scored, axis=1, kind="stable")
     first = np.take_along_axis(p, order, 1)[:, : int(scored.sum(1).max())]
-    token_interval = estimates.interval(per_problem, cluster)
+    # Of the mean over tokens, like `p_token` itself: traces differ in length, and a cluster brings all of its tokens
+    token_interval = estimates.interval(p[scored], np.repeat(cluster, scored.sum(1)))
     trace_interval = estimates.interval(trace, cluster)
     return Smooth(
         ce_nat=float(-np.nanmean(logprob)),

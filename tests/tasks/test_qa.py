@@ -317,6 +317,9 @@ def test_countdown_in_words_asks_the_problems_of_the_ladder(tmp_path: Path) -> N
         ('{"question": "q"}', r"bad\.jsonl, line 1 has no texts `question` and `answer` \(it has question\)"),
         ('\n{"question": "q", "answer": "#### blue"}', r"bad\.jsonl, line 2 has no number as its answer: 'blue'"),
         ('{"question": " ", "answer": "3"}', r"bad\.jsonl, line 1 has no question"),
+        ('{"question": "q", "answer": "#### 2 1/2"}', r"line 1 has more than one number after ####: '2 1/2'"),
+        ('{"question": "q", "answer": "#### 1e3"}', r"more than one number after ####: '1e3'"),
+        ('{"question": "q", "answer": "#### 3 or 4"}', r"more than one number after ####: '3 or 4'"),
         ("[1]", r"it has list"),
     ],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -30,7 +32,11 @@ from harness.errors import ConfigError
 from harness.flops import Shape, counts, decode_flop, passes_flop, prefill_flop, sample_flop
 from harness.models import pretrained
 from harness.models.llama import build
+from harness.schema import TtcConfig
+from harness.tasks.task import Control
+from harness.ttc import blocks, drawing
 from harness.ttc.decode import Decoder, open_decoder
+from tests.ttc.stub import CopyTask
 
 PLAIN = Shape(vocab=22, width=64, depth=2, heads=4, kv_heads=4, head_dim=16, ffn=192, context=18, tied=True)
 SHAPES = {
@@ -60,6 +66,17 @@ def models(shape: Shape) -> dict[str, Decoder]:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_prefill_and_decode_against_torchs_counter(shape: Shape, kind: str) -> None:
     check(models(shape)[kind])
+
+
+@pytest.mark.parametrize("kind", ["own", "transformers"])
+def test_likelihoods_are_booked_as_torchs_counter_sees_them(kind: str) -> None:
+    """The head runs on the scored positions only."""
+    task, shape = CopyTask(sizes=(5,)), dataclasses.replace(PLAIN, vocab=CopyTask.vocab)
+    decoder, problems, unit = models(shape)[kind], task.problems(3), blocks.Unit("", "smooth", slice(0, 3), slice(0, 1))
+    work = partial(drawing.unit, decoder, task, problems, Control(), unit, TtcConfig(), 1.0, 0)
+    (arrays, _, booked), flop = counted(work)
+    assert arrays["lnp"].shape[0] == 3
+    assert booked == flop
 
 
 def check(decoder: Decoder) -> None:
@@ -146,5 +163,27 @@ def test_what_cannot_be_counted_is_refused(kind: str, why: str) -> None:
 
 
 def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.path=.* cannot be loaded as a causal language model"):
+        pretrained.load(str(tmp_path))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_at_random(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 1 of its weights, such as model\.layers\.1\.mlp\.up_proj\.weight"):
+        pretrained.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["torn", "config"])
+def test_a_damaged_checkpoint_is_told(damage: str, tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    if damage == "torn":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        config.write_text(config.read_text().replace('"intermediate_size": 48', '"intermediate_size": 96'))
     with pytest.raises(ConfigError, match=r"model\.path=.* cannot be loaded as a causal language model"):
         pretrained.load(str(tmp_path))

@@ -166,6 +166,13 @@ def test_a_model_without_a_fitting_tokenizer_is_refused(model: Path, rows: Path,
     assert "exceed the 128 positions of this model" in (state.reason or "")
 
 
+def test_where_every_question_is_an_exemplar_nothing_is_left_to_ask(model: Path, tmp_path: Path) -> None:
+    few = qa_small.write(tmp_path / "few.jsonl", range(3))
+    state = small.evaluated(config(model, tmp_path / "runs", few, shots=3))
+    assert state.state == "failed"
+    assert "corpus=qa has no problem to be asked" in (state.reason or "")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

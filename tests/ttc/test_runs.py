@@ -101,6 +101,56 @@ def test_extending_draws_only_what_is_missing(trained: Path, tmp_path: Path, mon
     assert not names, "launched again nothing is drawn"
 
 
+def test_extended_to_more_samples_the_new_n_is_metered_too(trained: Path, tmp_path: Path) -> None:
+    """What `ttc.meter_samples` asks for is marked metered, whether it was reached at once or by an extension."""
+    run = small.beside(trained, tmp_path / "grown", problems=32, samples=4)
+    for more in ({}, {"samples": 16}, {"samples": 16, "problems": 64}):
+        larger = small.changed(run, **more)
+        assert small.evaluated(larger).state == "done"
+        longest = next(r for r in small.found(larger) if r.provenance["metered_at"] == "this end point")
+        metered = {
+            r.n for r in longest.rows if r.strategy == "majority" and r.arm == "batched" and r.wall_basis == "metered"
+        }
+        assert metered == {n for n in (1, 4, 16) if n <= larger.ttc.samples}
+        side = max(w.queries for w in longest.windows)
+        assert side == longest.provenance["queries_side_by_side"] == larger.ttc.problems
+
+
+def test_metering_never_decodes_more_rows_than_the_drawing_may(trained: Path, tmp_path: Path) -> None:
+    """`ttc.batch_rows` is what fits the memory, so it holds for the windows too, and costs are those of such batches."""
+    run = small.beside(trained, tmp_path / "runs", batch_rows=6, meter_samples=[1, 2, 4, 16])
+    assert small.evaluated(run).state == "done"
+    for record in small.found(run):
+        assert {w.n for w in record.windows} == {1, 2, 4}, "16 samples do not fit side by side"
+        assert max(w.rows for w in record.windows) == 6
+        assert sum(w.held_out for w in record.windows) == 1
+        assert record.provenance["queries_side_by_side"] == 6
+
+
+def test_what_a_killed_attempt_spent_is_booked_though_the_next_one_fails_at_once(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small.beside(trained, tmp_path / "runs")
+    (tmp_path / "run").write_bytes(pickle.dumps(run))
+    subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "run"), "2"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        check=False,
+    )
+    drawn = sum(float(np.load(small.folder(run) / name)["spent_flop"]) for name in small.block_files(run))
+    assert drawn > 0
+    with monkeypatch.context() as patch:
+
+        def refuse(*arguments: object) -> None:
+            raise ConfigError("the weights are gone")
+
+        patch.setattr("harness.ttc.run.open_subjects", refuse)
+        assert small.evaluated(run).state == "failed"
+    run.run.retry = Retry.failed
+    assert small.evaluated(run).state == "done"
+    assert [r.flop for r in spend(run) if r.phase == "lost"] == [drawn]
+
+
 @pytest.mark.parametrize("budget", [False, True])
 def test_a_larger_number_of_problems_begins_with_the_smaller(budget: bool) -> None:
     from harness.schema import GroupConfig, GroupFormat

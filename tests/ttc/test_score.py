@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from harness.flops import sample_flop
 from harness.records import Measured
 from harness.tasks.task import NONE, Control
 from harness.ttc import score
@@ -37,8 +38,8 @@ def sampled(correct: np.ndarray, answer: np.ndarray, verified: np.ndarray) -> sc
     return score.Sampled(problems, np.full(len(correct), 7), greedy, table, None)
 
 
-def rows(s: score.Sampled, chance: float = 0.0) -> dict[tuple[str, int, str], TtcRow]:
-    found = score.rows(s, SHAPE, chance, 0.95, 0.05, 0, 0, UNMETERED)
+def rows(s: score.Sampled, chance: float = 0.0, batch_rows: int = 4096) -> dict[tuple[str, int, str], TtcRow]:
+    found = score.rows(s, SHAPE, chance, 0.95, 0.05, 0, 0, UNMETERED, batch_rows)
     return {(r.strategy, r.n, r.arm): r for r in found}
 
 
@@ -103,25 +104,25 @@ def test_all_wrong_and_nothing_readable_are_zero_with_an_interval(readable: bool
     assert stats.wrong == [[4] if readable else []] * 30
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_costs_of_n_are_those_of_drawing_n(n: int) -> None:
+@pytest.mark.parametrize(("n", "batch_rows"), [(1, 10_000), (4, 10_000), (1, 3), (4, 12), (4, 3)])
+def test_costs_of_n_are_those_of_drawing_n(n: int, batch_rows: int) -> None:
     """The lockstep replayed on the lengths gives the engine's own passes and FLOP, waiting rows included."""
     task = CopyTask(sizes=(5, 3, 4), room=9)
     problems, control = task.problems(20), Control(max_states=6)
     drawn = draw(
-        decoders(model_of())["own"], task, problems, control, samples=n, temperature=3.0, seed=5, batch_rows=10_000
+        decoders(model_of())["own"], task, problems, control, samples=n, temperature=3.0, seed=5, batch_rows=batch_rows
     )
     lengths = drawn.lengths.reshape(20, n)
     assert len(np.unique(lengths)) > 2
     prompt = np.array([len(p) for p in task.prompts(problems, control)[0]])
-    load, passes = score.load_of(prompt, lengths, n)
-    assert passes == drawn.passes
+    load, passes = score.load_of(prompt, lengths, n, batch_rows)
+    assert passes * len(score.batches_of(prompt, n, batch_rows)) == pytest.approx(drawn.passes)
     assert load.row_passes * 20 == pytest.approx(drawn.row_passes)
     assert load.context * 20 == pytest.approx(drawn.context_sum)
     correct = np.zeros((20, n), dtype=bool)
     s = sampled(correct, correct.astype(int), correct.astype(int))
     s = score.Sampled(problems, prompt, s.greedy, {**s.samples, "length": lengths, "forced": lengths * 0}, None)
-    row = rows(s)["majority", n, "batched"]
+    row = rows(s, batch_rows=batch_rows)["majority", n, "batched"]
     assert row.executed_flop * 20 == pytest.approx(drawn.executed_flop)
     assert row.decode_flop * 20 == pytest.approx(drawn.decode_flop)
     assert row.prefill_flop * 20 == pytest.approx(drawn.prefill_flop)
@@ -167,3 +168,40 @@ def test_smooth_numbers_by_hand() -> None:
     assert found.ce_nat == pytest.approx(-np.log([0.5, 0.25, 1.0, 0.5]).mean())
     assert found.p_by_index == pytest.approx([0.75, 0.375])
     assert found.trace_tokens == 2
+
+
+def test_tokens_until_the_first_verified_are_those_of_all_orders() -> None:
+    """Right answers that are short and wrong ones that run on: draws times the mean length would be wrong."""
+    correct = np.array([[True, False, False, True], [False, False, True, False], [False] * 4, [True] * 4])
+    s = sampled(correct, correct.astype(int), correct.astype(int))
+    length = np.where(correct, 2, 9) + np.arange(4)
+    s = score.Sampled(s.problems, s.prompt, s.greedy, {**s.samples, "length": length, "forced": length // 2}, None)
+    for n in (1, 2, 4):
+        tokens, forced, flop = [], [], []
+        for ok, long in zip(correct, length, strict=True):
+            for order in itertools.permutations(range(4), n):
+                stop = next((i for i, j in enumerate(order) if ok[j]), n - 1)
+                kept = [int(long[j]) for j in order[: stop + 1]]
+                tokens.append(sum(kept))
+                forced.append(sum(k // 2 for k in kept))
+                flop.append(sum(sample_flop(SHAPE, 7, k) for k in kept))
+        row = rows(s)["first_verified", n, "sequential"]
+        assert row.tokens == pytest.approx(np.mean(tokens))
+        assert row.forced_tokens == pytest.approx(np.mean(forced))
+        assert row.decode_flop == pytest.approx(np.mean(flop))
+
+
+def test_the_interval_of_token_probability_is_of_the_mean_over_tokens() -> None:
+    """Long traces weigh by their tokens in the estimate, so in its interval: short sure ones beside long poor ones."""
+    p = np.full((200, 10), np.nan)
+    p[:100, 0] = 0.99
+    p[100:] = 0.1
+    found = score.smooth(np.log(p), p, np.arange(200))
+    assert found.p_token == pytest.approx((100 * 0.99 + 1_000 * 0.1) / 1_100)
+    assert found.p_token_low < found.p_token < found.p_token_high
+    # Brute force: the ratio of sums over resampled problems
+    rng, sums, sizes = np.random.default_rng(7), np.nansum(p, 1), np.isfinite(p).sum(1)
+    drawn = rng.integers(200, size=(4_000, 200))
+    low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
+    assert found.p_token_low == pytest.approx(low, abs=0.004)
+    assert found.p_token_high == pytest.approx(high, abs=0.004)
