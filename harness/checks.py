@@ -140,6 +140,9 @@ def check_run(run: RunConfig) -> list[str]:
     need(o.weight_decay >= 0, f"optim.weight_decay={o.weight_decay} must not be negative.")
     need(o.grad_clip > 0, f"optim.grad_clip={o.grad_clip} must be above 0.")
     need(run.ttc.temperatures != [], "ttc.temperatures=[] asks for nothing. Name at least one, such as [1.0].")
+    for name in ("temperatures", "strides", "max_states", "meter_samples"):
+        asked = getattr(run.ttc, name)
+        need(len(set(asked)) == len(asked), f"ttc.{name}={asked} names a value twice. Name each once.")
     c = run.corpus
     if isinstance(c, TaskConfig):
         problems += _task_problems(c)

@@ -204,6 +204,9 @@ def test_values_that_a_library_would_refuse(key: str, value: float) -> None:
 
 
 def test_a_bad_number_on_the_command_line() -> None:
+    assert problems(BUDGET, "ttc.temperatures=[1.0,1.0]") == [
+        "ttc.temperatures=[1.0, 1.0] names a value twice. Name each once."
+    ]
     assert problems(BUDGET, "ttc.temperatures=[]") == [
         "ttc.temperatures=[] asks for nothing. Name at least one, such as [1.0]."
     ]
