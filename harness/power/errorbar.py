@@ -37,10 +37,8 @@ def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float, in
     bend = 0.0
     before, after = s.instant.at(t_s[i] + LOOK * u), s.instant.at(t_s[i + 1] + LOOK * u)
     if before is not None and after is not None and 0 <= x <= 1:
-        before, after = (
-            min(before, 3 * mean),
-            min(after, 3 * mean),
-        )  # steeper ends would make the counter fall between them
+        # Steeper ends would make the counter fall between them
+        before, after = min(before, 3 * mean), min(after, 3 * mean)
         slopes = (x**3 - 2 * x**2 + x) * (before - mean) + (x**3 - x**2) * (after - mean)
         bend = trust(s, first + i, u) * length * slopes
     error = mean * math.hypot((1 - x) * se_s[i], x * se_s[i + 1])
@@ -165,9 +163,8 @@ def instant_se(held: Held, a: float, b: float, u: float) -> float:
     """Looks of a part of each update: scatter of block means, J. Blind to a load locked to the update period."""
     t = np.arange(a + u / 2, b, u)
     w = np.array(held.w)[np.maximum(np.searchsorted(np.array(held.t_s), t, side="right") - 1, 0)]
-    around = held.span(
-        a - EDGE_S, b + EDGE_S
-    )  # a level that begins just after the last reading inside is not among `w`
+    # A level that begins just after the last reading inside is not among `w`
+    around = held.span(a - EDGE_S, b + EDGE_S)
     edges = (max(around) - min(around) if around else 0.0) * u / math.sqrt(6)
     blocks = len(w) // BLOCK
     if blocks < 4:

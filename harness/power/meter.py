@@ -316,9 +316,8 @@ class Meter:
         try:
             current.poll()
         except Exception as e:  # as in `energy`: asked by the training loop for a number to show, too
-            if (
-                text := f"METER_FAILED: readings are not followed any more ({type(e).__name__}: {e})"
-            ) not in self._problems:
+            text = f"METER_FAILED: readings are not followed any more ({type(e).__name__}: {e})"
+            if text not in self._problems:
                 log.exception("the meter failed to read on")
                 self._problems.append(text)
             return

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness import testtime
+from harness.equalcost import greedy
 from harness.report.words import number
 from harness.testtime_study import StudyAnswers, forecast_lines
 from harness.ttc_records import TtcRecord, TtcRow
@@ -57,7 +58,7 @@ def findings(records: Sequence[TtcRecord], said: StudyAnswers | None) -> list[st
 
 def _accuracies(records: Sequence[TtcRecord]) -> str:
     """Greedy accuracy of the widest model at the end of its training, each arm by its best control, as a mean over seeds."""
-    ends = [(r, row) for r in testtime.last_end_points(records) if (row := _greedy(r)) is not None]
+    ends = [(r, row) for r in testtime.last_end_points(records) if (row := greedy(r)) is not None]
     if not ends:
         return "No evaluation has a greedy answer."
     width = max(r.width or 0 for r, _ in ends)
@@ -78,7 +79,3 @@ def _accuracies(records: Sequence[TtcRecord]) -> str:
     chance = number(ends[0][0].chance)
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
     return f"Greedy accuracy of {size}{over}: {', '.join(told)}; chance is {chance}."
-
-
-def _greedy(r: TtcRecord) -> TtcRow | None:
-    return next((x for x in r.rows if x.strategy == "greedy" and x.accuracy is not None), None)

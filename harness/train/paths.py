@@ -223,9 +223,8 @@ class PathRunner:
             self._book_training("train", branch, start, t_a)  # what a diverged run spent is not forgotten
             raise
         except Exception:  # nor what is thrown away here, even if nobody ever takes the run up again
-            with contextlib.suppress(
-                RuntimeError, HarnessError
-            ):  # a full disk, or a device that does not answer any more
+            # A full disk, or a device that does not answer any more, must not hide the error
+            with contextlib.suppress(RuntimeError, HarnessError):
                 self._book_training("lost", branch, start, t_a)
             raise
         row = self._book_training("train", branch, start, t_a)
