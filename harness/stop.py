@@ -56,7 +56,7 @@ def forwarding() -> Iterator[None]:
         asked = True
         _ask(number, frame)
         print("stopping: runs under way write a checkpoint first; once more to stop at once", flush=True)
-        for pid in _children():
+        for pid in _workers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -77,10 +77,17 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
             signal.signal(number, earlier)
 
 
-def _children() -> list[int]:
-    """Processes that this one started, as Linux tells it; none where it does not."""
+def _workers() -> list[int]:
+    """Processes that this one started and that may train, as Linux tells it; none where it does not.
+
+    Left out are the power sampler, which its trainer ends, and Inductor's compile workers: killed while they compile, they leave
+    the trainer waiting for good.
+    """
     pids: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            pids += [int(pid) for pid in path.read_text().split()]
+            for pid in path.read_text().split():
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if not any(name in command for name in (b"harness.power.sampler", b"compile_worker")):
+                    pids.append(int(pid))
     return pids

@@ -3,7 +3,8 @@
 Standard library and `pynvml` only. It polls at absolute deadlines of the monotonic clock with jitter (a fixed rhythm could
 lock to the load), writes a row whenever something changes, survives every error of the sensor, and ends with its parent:
 when the control pipe on its standard input closes, when its parent process changes, or when the kernel signals the
-parent's death. It never draws attention of Ctrl-C: the trainer decides when to stop.
+parent's death. Requests to stop (Ctrl-C, SIGTERM, Slurm's signals to all processes of a job) are not for it while its parent
+lives: the trainer ends its block of updates first, and the joules of that block need every tick.
 
 A thread in the trainer would not do: beside C code that holds the GIL it is late by up to 0.4 s.
 """
@@ -49,6 +50,8 @@ LAST_TICK_WAIT_NS = NS // 2  # for one more tick after the parent's end
 CLOCK_STEP_NS = 50_000_000
 ANCHOR_NS = 60 * NS
 PR_SET_PDEATHSIG = 1
+# Signals that a terminal or a batch system sends to every process of a job; SIGTERM has a handler
+NOT_FOR_US = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_NOW, LEAVE = b".", b"q"  # what the meter may write to the control pipe
 
 
@@ -273,9 +276,9 @@ def _follow_parent(spec: Spec) -> None:
 
 def main(argument: str) -> int:
     spec = Spec(**json.loads(argument))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in NOT_FOR_US:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None if os.getppid() == spec.parent_pid else sys.exit(0))
     _follow_parent(spec)
     writer = Writer(Path(spec.path))
     try:
@@ -289,7 +292,8 @@ def main(argument: str) -> int:
     sampler = Sampler(spec, source, writer, cards, sys.stdin.fileno())
 
     def leave(_signal: int, _frame: object) -> None:
-        sampler.stop = sampler.stop or "SIGTERM"
+        if os.getppid() != spec.parent_pid:  # the kernel tells of its death, as asked
+            sampler.stop = sampler.stop or "the parent process ended"
 
     signal.signal(signal.SIGTERM, leave)
     why = sampler.run()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +73,56 @@ def test_a_run_carries_the_joules_of_its_own_windows(
     assert record.meter["cards"][0]["uuid"].startswith("GPU-")
     assert record.meter["samples"] > 0
     assert any("not its joules" in e for e in record.events)  # a GPU's joules beside training on the CPU
+
+
+STOPPED = """
+import base64, pickle, sys, time
+from harness import compose
+from harness.train import loop
+from harness.train.run import run
+config = pickle.loads(base64.b64decode(sys.argv[1]))
+make, update = loop.Trainer.__init__, loop.Trainer._update
+def with_a_block(self, *args, **settings):
+    make(self, *args, **settings)
+    self.block = 32  # as on a GPU: a stop is noticed after a block, long after the signal
+def slow(self, batch):
+    time.sleep(0.03)
+    return update(self, batch)
+loop.Trainer.__init__, loop.Trainer._update = with_a_block, slow
+state = run(config, compose.run_id(config), "metered", compose.resolved(config), [])
+print(state.state, flush=True)
+"""
+
+
+def test_a_stop_of_the_whole_process_group_keeps_the_joules_of_the_block_under_way(
+    play: Callable[[double.Script, Path], None], tmp_path: Path
+) -> None:
+    play(double.Script([double.Card(trace=[(0, WATTS), (1000, WATTS)])]), tmp_path)
+    config = _config(tmp_path / "runs")
+    run_dir = tmp_path / "runs" / "metered" / compose.run_id(config)
+
+    def launched() -> subprocess.Popen[str]:
+        argument = base64.b64encode(pickle.dumps(config)).decode()
+        command = [sys.executable, "-c", STOPPED, argument]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    process = launched()
+    rows, end = run_dir / "steps.jsonl", time.monotonic() + 60
+    while not (rows.exists() and rows.stat().st_size > 0):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.25)  # early in the next block, which takes a second
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert said.split() == ["interrupted"]
+    *_, cut = (r for r in records.read_rows(run_dir / "spend.jsonl", SpendRow) if r.phase == "train")
+    assert cut.energy.energy_j == pytest.approx(WATTS * cut.wall_s, rel=0.05), cut.energy.reason
+    said, _ = launched().communicate(timeout=120)
+    assert said.split() == ["done"]
+    for point in records.load_record(run_dir).points:
+        assert point.energy.energy_j is not None, point.energy.reason
+        assert "SAMPLER_DIED" not in point.energy.codes
 
 
 def test_a_counter_reset_leaves_no_joules_but_a_reason(
