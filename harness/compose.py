@@ -11,6 +11,7 @@ import hashlib
 import json
 import typing
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +34,14 @@ from harness.schema import (
 
 # What a run is called and where it writes, not what it is
 _NOT_IDENTITY = ("tracker", "paths", "run", "ttc")
+# Settings that are younger than runs on disk: section, field, default, and what is hashed in place of the default. A new setting
+# must not rename an old run, which would be trained again and stand twice in a fit.
+_LATER_FIELDS: tuple[tuple[str, str, Any, Json], ...] = (
+    ("device", "tf32", False, {}),
+    ("device", "cudnn_attention", False, {}),
+    ("device", "deterministic", False, {}),
+    ("evaluation", "batch_tokens", None, {"batch_tokens": 16_384}),
+)
 
 
 def register() -> None:
@@ -140,6 +149,10 @@ def run_id(run: RunConfig) -> str:
     """Hash of the resolved config minus tracker, paths and run control; minus the budget where a trunk can be branched."""
     value = {k: v for k, v in resolved(run).items() if k not in _NOT_IDENTITY}
     value["budget"].pop("kwh")  # what all runs together may spend says nothing about one of them
+    for section, name, default, hashed_as in _LATER_FIELDS:
+        if value[section][name] == default:
+            value[section].pop(name)
+            value[section].update(hashed_as)
     if isinstance(run.schedule, WsdConfig):
         value.pop("budget")
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -249,12 +249,19 @@ class DeviceConfig:
     compile: Toggle = Toggle.auto  # auto: on CUDA only
     threads: int | None = None  # CPU threads of this run; None: cores / parallel runs
     micro_batch_tokens: int | None = None  # tokens per forward pass; None: the whole batch, halved on out-of-memory
+    # fp32 matrix products on CUDA round their factors to TF32 (10 bits of mantissa). bf16 runs have no such products
+    tf32: bool = False
+    # Lets torch choose cuDNN's attention on CUDA; scripts/gpu_campaign measures whether it is faster and sound on a card
+    cudnn_attention: bool = False
+    # Kernels that give the same bits each time, so that a resumed run is bitwise the undisturbed one on CUDA too; slower
+    deterministic: bool = False
 
 
 @dataclass
 class EvalConfig:
     every_tokens: int | None = None  # trunk evaluations besides the points; None: none
-    batch_tokens: int = 16_384  # tokens per forward pass of an evaluation
+    # Tokens per forward pass of an evaluation; None: 16,384 on a CPU, up to 131,072 on a GPU, whose memory bounds them
+    batch_tokens: int | None = None
 
 
 @dataclass
