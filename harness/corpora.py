@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,17 +14,25 @@ from harness.errors import ConfigError
 from harness.schema import CorpusConfig, FactsConfig, QaConfig, TaskConfig, TextConfig
 from harness.tasks import open_task
 
+C = TypeVar("C", bound=CorpusConfig)
 # Second word of the generator's key: training and validation never share a stream
 _TRAIN, _VALIDATION = 0, 1
 
 
+# The last corpus that was computed rather than read: the runs of a sweep share theirs, and building one takes seconds
+_computed: dict[str, Corpus] = {}
+
+
 def open_corpus(config: CorpusConfig, tokens_needed: int) -> Corpus:
-    """The corpus of a config, with at least `tokens_needed` training tokens (or repetition allowed). CorpusError otherwise."""
+    """The corpus of a config, with at least `tokens_needed` training tokens (or repetition allowed). CorpusError otherwise.
+
+    Corpora that are a function of their config alone are built once per process; texts are kept tokenised on disk.
+    """
     match config:
         case FactsConfig():
             from harness.data.facts import FactsCorpus
 
-            return FactsCorpus(config)
+            return _once(config, FactsCorpus)
         case TextConfig():
             from harness.data.text import open_text
 
@@ -34,9 +43,18 @@ def open_corpus(config: CorpusConfig, tokens_needed: int) -> Corpus:
                 "or train on corpus=group, countdown or multiply."
             )
         case TaskConfig():
-            return TaskCorpus(config)
+            return _once(config, TaskCorpus)
         case _:
             raise TypeError(f"no corpus for {type(config).__name__}")
+
+
+def _once(config: C, build: Callable[[C], Corpus]) -> Corpus:
+    key = repr(config)
+    if key not in _computed:
+        corpus = build(copy.deepcopy(config))
+        _computed.clear()
+        _computed[key] = corpus
+    return _computed[key]
 
 
 def sizes(config: CorpusConfig) -> tuple[int, int]:
@@ -100,9 +118,7 @@ class TaskCorpus:
     def val_batches(self, sequences: int) -> Iterator[Batch]:
         whole = self._batch(0, _VALIDATION, 0, self._val_rows)
         for start in range(0, self._val_rows, sequences):
-            part = slice(start, start + sequences)
-            places = None if whole.positions is None else whole.positions[part]
-            yield Batch(whole.tokens[part], whole.mask[part], places)
+            yield whole[start : start + sequences]
 
     def val_oracle_nat(self) -> float | None:
         return self.task.floor_nat

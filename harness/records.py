@@ -68,7 +68,9 @@ class SpendRow:
     """What one window of one attempt used: nothing spent is forgotten, whether or not it ended in a point."""
 
     attempt: int
-    phase: str  # train | eval | checkpoint | compile | warmup | idle | lost (work thrown away by a kill or a failure)
+    phase: (
+        str  # train | eval | checkpoint | warmup (older records: compile) | lost (thrown away by a kill or a failure)
+    )
     branch: str
     step_from: int
     step_to: int

@@ -9,6 +9,7 @@ J_PER_MJ = 1e-3  # NVML energy counter: millijoule
 W_PER_MW = 1e-3  # NVML power: milliwatt
 J_PER_UJ = 1e-6  # RAPL energy: microjoule
 S_PER_NS = 1e-9
+NS_PER_MS = 1e6
 NAT_PER_BIT = math.log(2.0)
 
 _SI = [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]

@@ -184,8 +184,8 @@ def _serve() -> None:
             count = os.open(executed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             make_update = loop.Trainer._step
 
-            def counted(self: loop.Trainer, batch: Any, make: Any = make_update, to: int = count) -> Any:
-                result = make(self, batch)
+            def counted(self: loop.Trainer, *update: Any, make: Any = make_update, to: int = count) -> Any:
+                result = make(self, *update)
                 os.write(to, b".")
                 return result
 

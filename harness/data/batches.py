@@ -17,6 +17,10 @@ class Batch:
     mask: np.ndarray  # float32; 1 where the target is scored
     positions: np.ndarray | None = None  # int64; None: 0 .. S - 1, which lets attention take its fast causal path
 
+    def __getitem__(self, rows: slice) -> Batch:
+        """Some of the sequences."""
+        return Batch(self.tokens[rows], self.mask[rows], None if self.positions is None else self.positions[rows])
+
     @classmethod
     def plain(cls, tokens: np.ndarray) -> Batch:
         """Every target scored, positions 0 .. S - 1."""

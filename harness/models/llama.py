@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig as HfLlamaConfig
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from harness.flops import Shape, counts
 
@@ -57,20 +57,22 @@ def build(shape: Shape, seed: int, rope_theta: float = 10_000.0) -> LlamaForCaus
     return model
 
 
-def eager_logits(model: LlamaForCausalLM, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-    """`model(input_ids=tokens).logits` of a model that `build` made: tokens (B, S) to logits (B, S, V), and their gradients, bit for bit.
+def logits(model: LlamaForCausalLM, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Tokens (B, S) to logits (B, S, V) of a model that `build` made: the one forward pass, on every device, compiled or not.
 
-    `positions` (B, S) are the ids that the rotary embedding takes, in any order; attention stays causal in the order of the tokens.
-    (transformers' forward reads ids that do not rise as sequences packed into one row, and cuts attention between them.)
+    Equal to `model(input_ids=tokens).logits` and its gradients, bit for bit. `positions` (B, S) are the ids that the rotary
+    embedding takes, in any order; attention stays causal in the order of the tokens. (transformers' forward reads ids that do not
+    rise as sequences packed into one row, and cuts attention between them.)
 
-    The same operations in the same order, without the masks, caches, hooks, module calls and output objects of transformers' forward: on
-    narrow models, where every kernel is short, those are a fifth of the time of forward and backward together.
+    Attention is asked for as causal, never through a mask: while it is traced, transformers' forward builds a dense (B, 1, S, S)
+    mask, which excludes the flash kernels and doubles the work. Without its masks, caches, hooks, module calls and output objects,
+    narrow models also save a fifth of the time of forward and backward on a CPU.
     """
     decoder = model.model
     batch, length = tokens.shape
     x = F.embedding(tokens, decoder.embed_tokens.weight)
     places = torch.arange(length, device=x.device)[None] if positions is None else positions
-    cos, sin = (t[:, :, None] for t in decoder.rotary_emb(x, places))
+    cos, sin = (t[:, :, None] for t in rotary_turns(decoder.rotary_emb, places))
     for layer in cast(Iterable[LlamaDecoderLayer], decoder.layers):
         attention, mlp = layer.self_attn, layer.mlp
         normed = _rms_norm(layer.input_layernorm, x)
@@ -90,6 +92,16 @@ def eager_logits(model: LlamaForCausalLM, tokens: torch.Tensor, positions: torch
         gated = F.silu(F.linear(normed, mlp.gate_proj.weight)) * F.linear(normed, mlp.up_proj.weight)
         x = x + F.linear(gated, mlp.down_proj.weight)
     return F.linear(_rms_norm(decoder.norm, x), model.lm_head.weight)
+
+
+def rotary_turns(rotary: LlamaRotaryEmbedding, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (…, head_dim), fp32, of the rotary angles at `positions` (…), for the default rope type.
+
+    An elementwise product, as in transformers 5.23; 5.17 multiplies matrices, which TF32 would round (0.3 rad at position 2048).
+    """
+    angles = positions[..., None].float() * rotary.inv_freq.float()
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
 
 
 def _rms_norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:

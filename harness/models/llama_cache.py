@@ -1,7 +1,7 @@
 """Decoding with our own Llama: eager, prompts cached once per problem, samples of a problem attend to that one copy.
 
 P problems, n samples of each, R = P n rows (row-major by problem), L prompt positions, T generated ones, H heads, K key/value heads,
-g = H / K, h their size. Same mathematics as `llama.eager_logits`, in fewer and larger operations: norm weights and the scale of the scores
+g = H / K, h their size. Same mathematics as `llama.logits`, in fewer and larger operations: norm weights and the scale of the scores
 are folded into the projections behind them, query, key and value are one product, and the sizes of a head are reordered so
 that a rotary pair is one complex number.
 """
@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from harness.flops import Shape
+from harness.models.llama import rotary_turns
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -215,9 +216,9 @@ class LlamaDecoder:
     def _turns(self, size: int) -> torch.Tensor:
         """Rotations (size, h/2), complex, of the first position ids, as the model makes them."""
         where = next(self._rotary.buffers()).device
-        cos, sin = self._rotary(torch.empty(0, device=where), torch.arange(size, device=where)[None])
+        cos, sin = rotary_turns(self._rotary, torch.arange(size, device=where))
         half = self.shape.head_dim // 2
-        return torch.complex(cos[0, :, :half], sin[0, :, :half]).to(self.device)
+        return torch.complex(cos[:, :half], sin[:, :half]).to(self.device)
 
     def _turn(self, positions: np.ndarray) -> torch.Tensor:
         """Rotations (B, h/2) of position ids (B,)."""

@@ -1,10 +1,11 @@
-"""Which device a run uses, in which precision, and the peak that its MFU refers to."""
+"""Which device a run uses, in which precision and with which kernels, and the peak that its MFU refers to."""
 
 from __future__ import annotations
 
 import functools
 import os
 import time
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from harness.errors import DeviceError
 from harness.gpus import bf16_peak_flop_per_s
 from harness.host import cpu_model
 from harness.schema import DeviceConfig, DeviceKind, Precision, Toggle
+from harness.units import NS_PER_MS
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,63 @@ class Device:
     peak_flop_per_s: float | None
     peak_source: str
     uuid: str | None = None  # of a GPU, without the prefix "GPU-"
+    memory_bytes: int | None = None  # of a GPU
 
     @property
     def label(self) -> str:
         return f"{self.torch_device.type}:{self.name}:{'bf16' if self.autocast else 'fp32'}"
 
+    @property
+    def cuda(self) -> bool:
+        return self.torch_device.type == "cuda"
+
     def sync(self) -> None:
-        if self.torch_device.type == "cuda":
+        if self.cuda:
             torch.cuda.synchronize(self.torch_device)
+
+    def clock(self) -> HostClock | CudaClock:
+        """A clock of what the device has done, started now; on a GPU this waits for the device."""
+        return CudaClock() if self.cuda else HostClock()
+
+
+class HostClock:
+    """Marks of work that is done when its call returns."""
+
+    def mark(self) -> int:
+        return time.monotonic_ns()
+
+    def time_ns(self, mark: int) -> int:
+        return mark
+
+
+class CudaClock:
+    """Marks in the stream of a GPU, as times of CLOCK_MONOTONIC: when the device got there, not when the work was issued.
+
+    Events are measured from an anchor at which host and device had waited for each other. An event's time is a float of
+    milliseconds, so that a window of an hour is resolved to 0.3 ms.
+    """
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        self._anchor = self.mark()
+        self._anchor.synchronize()
+        self._anchor_ns = time.monotonic_ns()
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def time_ns(self, mark: torch.cuda.Event) -> int:
+        """The mark must have been reached."""
+        return self._anchor_ns + round(self._anchor.elapsed_time(mark) * NS_PER_MS)
 
 
 def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
-    """Resolve every `auto`. Sets torch's thread count, which launchers change behind our back. DeviceError when impossible."""
+    """Resolve every `auto` and set torch's process-wide switches to what the config says. DeviceError when impossible.
+
+    The switches are set whichever way they point: an earlier run of this process, or a launcher, may have left them otherwise.
+    """
     cuda = torch.cuda.is_available()
     if config.kind is DeviceKind.cuda and not cuda:
         raise DeviceError(
@@ -47,6 +94,7 @@ def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
     torch.set_num_threads(threads)
     bf16 = config.precision is Precision.bf16 or (config.precision is Precision.auto and use_cuda)
     compiled = config.compile is Toggle.always or (config.compile is Toggle.auto and use_cuda)
+    _set_kernels(config, compiled)
     if not use_cuda:
         peak = cpu_peak_flop_per_s(threads)
         return Device(
@@ -61,7 +109,7 @@ def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
     name = torch.cuda.get_device_name(0)
     peak = bf16_peak_flop_per_s(name) if bf16 else None
     source = "vendor's dense bf16 peak" if peak else f"no peak known for {name} in this precision"
-    torch.backends.cuda.matmul.allow_tf32 = True
+    properties = torch.cuda.get_device_properties(0)
     return Device(
         torch.device("cuda", torch.cuda.current_device()),
         name,
@@ -70,8 +118,42 @@ def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
         threads,
         peak,
         source,
-        str(torch.cuda.get_device_properties(0).uuid),
+        str(properties.uuid),
+        properties.total_memory,
     )
+
+
+def _set_kernels(config: DeviceConfig, compiled: bool) -> None:
+    """Which kernels torch may choose from, in this process."""
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    # Inductor advises to switch TF32 on; that is what the setting decides
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
+    torch.backends.cuda.enable_cudnn_sdp(config.cudnn_attention)
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses in this mode
+        torch.utils.deterministic.fill_uninitialized_memory = (
+            False  # finds bugs, and costs a pass over every new tensor
+        )
+    if compiled:
+        from torch._inductor import config as inductor
+
+        inductor.deterministic = config.deterministic  # kernels are not chosen by timing them
+
+
+def attention_backend(device: Device, batch: int, heads: int, kv_heads: int, context: int, head_dim: int) -> str:
+    """The kernel that torch chooses for causal attention of this size in training: flash, efficient, cudnn or math."""
+    from torch.nn.attention import SDPBackend
+
+    dtype = device.autocast or torch.float32
+    query = torch.empty(batch, heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
+    key = torch.empty(batch, kv_heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
+    choice = torch._fused_sdp_choice(  # type: ignore[attr-defined]
+        query, key, key, is_causal=True, enable_gqa=kv_heads != heads
+    )
+    names = {SDPBackend.FLASH_ATTENTION: "flash", SDPBackend.EFFICIENT_ATTENTION: "efficient"}
+    names |= {SDPBackend.CUDNN_ATTENTION: "cudnn", SDPBackend.MATH: "math"}
+    return next((name for backend, name in names.items() if int(backend.value) == int(choice)), f"unknown ({choice})")
 
 
 @functools.cache

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM
 
 from harness.data.batches import Batch, Corpus
 from harness.models import llama
+from harness.train.device import Device
+
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 16_384, 131_072
+LOGIT_BYTES = 12  # bf16 logits, their fp32 copy, its log-softmax, rounded up
 
 
 @dataclass(frozen=True)
@@ -36,31 +40,38 @@ def _to(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
-def logits(model: PreTrainedModel, inputs: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """(B, S) tokens to (B, S, V) logits. Position ids of a task need not rise, which transformers' forward would misread."""
-    if positions is not None or (inputs.device.type == "cpu" and isinstance(model, LlamaForCausalLM)):
-        assert isinstance(model, LlamaForCausalLM), "position ids are for the models that are trained here"
-        return llama.eager_logits(model, inputs, positions)
-    return model(input_ids=inputs, use_cache=False).logits
+def batch_sequences(batch_tokens: int | None, context: int, vocab: int, device: Device) -> int:
+    """Sequences per forward pass of an evaluation, at least one.
+
+    Without a setting: 16,384 tokens on a CPU; on a GPU, which so small a batch leaves idle, 131,072, as far as the logits and
+    what the loss makes of them (12 bytes per entry) fit into a quarter of the memory. A function of the card, so that it repeats.
+    """
+    if batch_tokens is None:
+        batch_tokens = CPU_BATCH_TOKENS
+        if device.memory_bytes is not None:
+            batch_tokens = min(GPU_BATCH_TOKENS, device.memory_bytes // (4 * LOGIT_BYTES * vocab))
+    return max(1, batch_tokens // context)
 
 
 @torch.no_grad()
-def evaluate(
-    model: PreTrainedModel, corpus: Corpus, device: torch.device, sequences: int, autocast: torch.dtype | None
-) -> Evaluation:
+def batch_losses(model: LlamaForCausalLM, batch: Batch, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of -ln p and number of scored tokens of each sequence, fp64 (B,), on the device."""
+    inputs, targets, positions = tensors(batch, device.torch_device)
+    with torch.autocast(device.torch_device.type, dtype=device.autocast, enabled=device.autocast is not None):
+        scores = llama.logits(model, inputs, positions)
+    loss = F.cross_entropy(scores.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
+    return loss.view(targets.shape).sum(1, dtype=torch.float64), (targets != -100).sum(1).double()
+
+
+def evaluate(model: LlamaForCausalLM, corpus: Corpus, device: Device, sequences: int) -> Evaluation:
     """Mean loss over the corpus's validation set, in a fixed order and fixed batches, so that it repeats bitwise."""
     sums, counts, fed = [], [], 0
     for batch in corpus.val_batches(sequences):
-        inputs, targets, positions = tensors(batch, device)
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            scores = logits(model, inputs, positions)
-        loss = F.cross_entropy(
-            scores.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-        ).view(targets.shape)
-        sums.append(loss.sum(1, dtype=torch.float64).cpu())
-        counts.append((targets != -100).sum(1).double().cpu())
-        fed += inputs.numel()
-    total, scored = torch.cat(sums), torch.cat(counts)
+        loss, scored = batch_losses(model, batch, device)
+        sums.append(loss)
+        counts.append(scored)
+        fed += batch.mask.size
+    total, scored = torch.cat(sums).cpu(), torch.cat(counts).cpu()
     mean = float(total.sum() / scored.sum())
     # Ratio estimator: sequences differ in scored tokens, so the error is that of sum / count
     spread = float((total - mean * scored).square().sum())

@@ -6,23 +6,33 @@ one step. Shapes: B sequences, S positions, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import queue
+import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM
 
 from harness.data.batches import Batch, Corpus
-from harness.train import optim
+from harness.models import llama
+from harness.train import compiler, optim
 from harness.train.device import Device
-from harness.train.evaluate import logits, tensors
+from harness.train.evaluate import tensors
 
-WARM_UPS = 3  # CUDA graphs: the first call compiles, the second records, the third replays
+WARM_UPS = 3  # of a compiled step: with CUDA graphs the first call compiles, the second records, the third replays
+# Updates between two copies of the tape. A value is read a block after its own was issued: a NaN is seen within 32 updates
+GPU_BLOCK = 16
+# What torch, cuBLAS, cuDNN and the CPU's allocator say when memory is short; "illegal memory access" is another thing
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|not enough memory|can't allocate memory|_ALLOC_FAILED|cudaErrorMemoryAllocation", re.I
+)
 
 
 @dataclass
@@ -31,7 +41,7 @@ class StepResult:
     loss_nat: float
     grad_norm: float
     lr: float
-    time_ns: int  # monotonic, when the update was issued
+    time_ns: int  # monotonic, when the device had made the update
 
 
 class Trainer:
@@ -39,7 +49,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: LlamaForCausalLM,
         optimizers: list[torch.optim.Optimizer],
         corpus: Corpus,
         device: Device,
@@ -55,36 +65,44 @@ class Trainer:
         self.on_halving = on_halving
         self.parameters = list(model.parameters())
         self.issued = 0  # updates that are in the weights
+        self.block = GPU_BLOCK if device.cuda else 1
         self._loss_sum = self._eager_loss_sum
         if device.compile:
-            # CUDA graphs remove launch overhead, which is most of a small rung's step
             self._loss_sum = torch.compile(
                 self._eager_loss_sum,
-                mode="reduce-overhead" if device.torch_device.type == "cuda" else "default",
-                dynamic=False,  # a smaller last micro-batch is a second shape, not a symbol
+                # CUDA graphs remove launch overhead, which is most of a small rung's step
+                mode="reduce-overhead" if device.cuda else "default",
+                dynamic=False,
+                fullgraph=True,  # a break, or one variant too many, is an error: eager parts would be timed as if compiled
             )
-        self.block = 32 if device.torch_device.type == "cuda" else 1
 
     def _eager_loss_sum(
         self, inputs: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None
     ) -> torch.Tensor:
         """Sum of -ln p over scored targets; inputs, targets (B, S)."""
-        scores = logits(self.model, inputs, positions)
+        scores = llama.logits(self.model, inputs, positions)
         return F.cross_entropy(scores.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        """The batch in parts of `micro_sequences`. Compiled parts have one shape: the last is filled up with unscored rows."""
+        rows, size = len(batch.tokens), self.micro_sequences
+        if rows <= size:
+            return [batch]
+        if self.device.compile:
+            size = -(-rows // -(-rows // size))  # as many parts, as equal as can be
+            batch = _padded(batch, -rows % size)
+        return [batch[start : start + size] for start in range(0, len(batch.tokens), size)]
 
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean loss over the batch's scored tokens; returns that loss, on the device."""
         scored = float(batch.mask.sum())
-        if self.device.compile and len(batch.tokens) > self.micro_sequences:
+        parts = self._micro_batches(batch)
+        if self.device.compile and len(parts) > 1:
             # A gradient that a CUDA graph allocates is overwritten by the graph's next replay: accumulate into memory of our own
             for p in self.parameters:
                 p.grad = torch.zeros_like(p)
         total = None
-        for start in range(0, len(batch.tokens), self.micro_sequences):
-            rows = slice(start, start + self.micro_sequences)
-            part = Batch(
-                batch.tokens[rows], batch.mask[rows], None if batch.positions is None else batch.positions[rows]
-            )
+        for part in parts:
             with torch.autocast(
                 self.device.torch_device.type, dtype=self.device.autocast, enabled=self.device.autocast is not None
             ):
@@ -99,15 +117,26 @@ class Trainer:
         while True:
             try:
                 return self._accumulate(batch)
-            except torch.OutOfMemoryError:
-                self._zero_grad()
-                if self.micro_sequences == 1:
+            except RuntimeError as e:  # while a CUDA graph is captured it need not be an OutOfMemoryError
+                if self.micro_sequences == 1 or not out_of_memory(e):
                     raise
-                self.micro_sequences = -(-self.micro_sequences // 2)
-                self.on_halving(self.micro_sequences)
+            # Only here is the error gone, whose traceback holds the tensors of the failed pass
+            self._zero_grad()
+            self.micro_sequences = -(-self.micro_sequences // 2)
+            if self.device.compile:
+                compiler.forget()  # the graphs of the old shape hold their memory
+            if self.device.cuda:
+                torch.cuda.empty_cache()
+            self.on_halving(self.micro_sequences)
 
-    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """One update: loss and gradient norm, on the device."""
+    def _step(self, step: int, batch: Batch, lr_factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Update number `step` of a path: loss and gradient norm, on the device."""
+        optim.set_factor(self.optimizers, lr_factor)
+        loss, norm = self._update(batch)
+        self.issued = step + 1
+        return loss, norm
+
+    def _update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         loss = self._gradients(batch)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         for optimizer in self.optimizers:
@@ -120,13 +149,21 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     def warm_up(self) -> None:
-        """Compile and autotune on the first batch without changing anything; its cost is booked apart."""
-        if self.device.compile:
-            batch = self.corpus.train_batch(self.seed, 0, self.sequences)
-            for _ in range(WARM_UPS):
-                self._gradients(batch)
-                self._zero_grad()
-            self.device.sync()
+        """Compile, tune and allocate by whole updates on the first batch, then undo them: weights, moments, rates and random
+        state are left as they were, bit for bit. The cost is booked apart, and the first window is like the others."""
+        weights = [p.detach().to("cpu", copy=True) for p in self.parameters]
+        optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers]
+        batch = self.corpus.train_batch(self.seed, 0, self.sequences)
+        cuda = [self.device.torch_device] if self.device.cuda else []
+        with torch.random.fork_rng(devices=cuda):
+            for _ in range(WARM_UPS if self.device.compile else 1):
+                self._update(batch)
+        with torch.no_grad():
+            for p, weight in zip(self.parameters, weights, strict=True):
+                p.copy_(weight)
+        for optimizer, state in zip(self.optimizers, optimizers, strict=True):
+            optimizer.load_state_dict(state)
+        self.device.sync()
 
     def run_steps(
         self, start: int, stop: int, lr_factor: Callable[[int], float], pause: Callable[[], bool]
@@ -136,31 +173,36 @@ class Trainer:
         `pause` is asked after each block; when it says so the loop yields what is outstanding and ends with `issued` < stop.
         """
         self.issued = start
-        pending: list[tuple[int, float, int]] = []
+        clock = self.device.clock()
+        pending: list[tuple[int, float, Any]] = []
         tape: list[torch.Tensor] = []
-        late: tuple[list[tuple[int, float, int]], torch.Tensor, torch.cuda.Event | None] | None = None
+        late: tuple[list[tuple[int, float, Any]], torch.Tensor, torch.cuda.Event | None] | None = None
+
+        def read() -> Iterator[StepResult]:
+            if late is not None:
+                rows, values, copied = late
+                if copied is not None:
+                    copied.synchronize()  # a block behind: already done unless the device is more than a block late
+                for (step, lr, mark), (loss, norm) in zip(rows, values.tolist(), strict=True):
+                    yield StepResult(step, loss, norm, lr, clock.time_ns(mark))
+
         for step, batch in _batches(self.corpus, self.seed, self.sequences, start, stop, prefetch=self.block > 1):
-            factor = lr_factor(step)
-            optim.set_factor(self.optimizers, factor)
-            loss, norm = self._step(batch)
-            self.issued = step + 1
-            pending.append((step, self.optimizers[0].param_groups[0]["lr"], time.monotonic_ns()))
+            loss, norm = self._step(step, batch, lr_factor(step))
+            pending.append((step, self.optimizers[0].param_groups[0]["lr"], clock.mark()))
             tape.append(torch.stack([loss, norm]))
             if len(tape) == self.block or step == stop - 1:
-                if late is not None:
-                    yield from _read(*late)
+                yield from read()
                 late = (pending, *self._copy_out(torch.stack(tape)))
                 pending, tape = [], []
                 if self.block == 1:
-                    yield from _read(*late)
+                    yield from read()
                     late = None
                 if pause():
                     break
-        if late is not None:
-            yield from _read(*late)
+        yield from read()
 
     def _copy_out(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        if self.device.torch_device.type != "cuda":
+        if not self.device.cuda:
             return block, None
         host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
         host.copy_(block, non_blocking=True)
@@ -169,13 +211,17 @@ class Trainer:
         return host, event
 
 
-def _read(
-    meta: list[tuple[int, float, int]], values: torch.Tensor, event: torch.cuda.Event | None
-) -> Iterator[StepResult]:
-    if event is not None:
-        event.synchronize()  # a block behind: already done unless the device is more than a block late
-    for (step, lr, at), (loss, norm) in zip(meta, values.tolist(), strict=True):
-        yield StepResult(step, loss, norm, lr, at)
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch, its compiler or a CUDA library says that memory was short."""
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _padded(batch: Batch, rows: int) -> Batch:
+    """The batch and `rows` more sequences, none of whose targets is scored: they add exact zeros to the gradients."""
+    if rows == 0:
+        return batch
+    tokens, mask = (np.pad(a, ((0, rows), (0, 0))) for a in (batch.tokens, batch.mask))
+    return Batch(tokens, mask, None if batch.positions is None else np.pad(batch.positions, ((0, rows), (0, 0))))
 
 
 def _batches(

@@ -21,7 +21,7 @@ from harness.track.wandb import Mirror
 from harness.train import checkpoint, schedule
 from harness.train.checkpoint import Position, Progress
 from harness.train.device import Device
-from harness.train.evaluate import Evaluation, evaluate
+from harness.train.evaluate import Evaluation, batch_losses, batch_sequences, evaluate
 from harness.train.ledger import Ledger
 from harness.train.loop import StepResult, Trainer
 from harness.units import NAT_PER_BIT, S_PER_NS
@@ -63,11 +63,12 @@ class PathRunner:
         self._bound_nat = config.run.diverged_above * math.log(corpus.vocab)
         self._remaining_steps = 0
         self._total_steps = 0
+        self._eval_sequences = batch_sequences(config.evaluation.batch_tokens, rung.shape.context, corpus.vocab, device)
 
     # --- the plan of a run
     def train(self, missing: list[PlannedPoint]) -> None:
         """Train every missing point. Raises Diverged or Interrupted; returns when all points are in `progress`."""
-        self._book("compile", self.trainer.warm_up)
+        self._book("warmup", self._warm_up)
         self._total_steps = self._remaining_steps = self._steps_left(missing)
         trunk_points = [p for p in missing if p.branch == "trunk"]
         if self.progress.latest is not None:
@@ -84,6 +85,12 @@ class PathRunner:
         for point in missing:
             self._finish(point)
         checkpoint.prune(self.run_dir, self._kept())
+
+    def _warm_up(self) -> None:
+        """Everything that is slow the first time, whole updates and an evaluation batch, before the first window."""
+        self.trainer.warm_up()
+        batch_losses(self.trainer.model, next(iter(self.corpus.val_batches(self._eval_sequences))), self.device)
+        self.device.sync()
 
     def _steps_left(self, missing: list[PlannedPoint]) -> int:
         """Updates still to make, counting the trunk from the furthest checkpoint on it."""
@@ -281,19 +288,30 @@ class PathRunner:
         )
 
     def _evaluate(self, branch: str) -> None:
-        sequences = max(1, self.config.evaluation.batch_tokens // self.rung.shape.context)
         step = self.position.step
         t_a = time.monotonic_ns()
         self.trainer.model.eval()
-        self._evaluation = evaluate(
-            self.trainer.model, self.corpus, self.device.torch_device, sequences, self.device.autocast
-        )
+        self._evaluation = self._evaluated()
         self.trainer.model.train()
         self.device.sync()
         self.ledger.window("eval", branch, step, step, self._evaluation.fed_tokens, t_a, time.monotonic_ns())
         if not math.isfinite(self._evaluation.loss_nat):
             raise Diverged(
                 f"validation loss {self._evaluation.loss_nat} at {branch} step {step}. Try a lower optim.lr_scale."
+            )
+
+    def _evaluated(self) -> Evaluation:
+        """The validation loss; out of memory halves the evaluation's batches and begins again."""
+        while True:
+            try:
+                return evaluate(self.trainer.model, self.corpus, self.device, self._eval_sequences)
+            except torch.OutOfMemoryError:
+                if self._eval_sequences == 1:
+                    raise
+            self._eval_sequences = -(-self._eval_sequences // 2)
+            torch.cuda.empty_cache()
+            self.progress.events.append(
+                f"out of memory: evaluation batches were halved to {self._eval_sequences} sequences"
             )
 
     # --- checkpoints

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
+from harness.flops import Shape
 from harness.host import cpu_model
 from harness.records import Json
-from harness.train.device import Device
+from harness.train.compiler import CompilerReport
+from harness.train.device import Device, attention_backend
 
 _PACKAGES = (
     "torch",
@@ -64,9 +69,19 @@ def describe(device: Device) -> Json:
         "device": device.name,
         "device_type": device.torch_device.type,
         "precision": "bf16 autocast" if device.autocast else "fp32",
-        "compiled": device.compile,
+        "tf32": device.cuda and torch.backends.cuda.matmul.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": device.threads,
         "peak_flop_per_s": device.peak_flop_per_s,
         "peak_source": device.peak_source,
         "host": f"{platform.system()} {platform.machine()}, {cpu_model()}, {os.cpu_count()} cores",
+    }
+
+
+def training(device: Device, shape: Shape, sequences: int, compiled: CompilerReport) -> Json:
+    """Which kernels trained a model on micro-batches of `sequences`: what ran, not what was asked for."""
+    return {
+        "attention": attention_backend(device, sequences, shape.heads, shape.kv_heads, shape.context, shape.head_dim),
+        "compiled": compiled.compiled_graphs > 0,
+        "compiler": dataclasses.asdict(compiled),
     }

@@ -7,6 +7,7 @@ the same weights and the same ledger, bit for bit, but for the measured columns 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,9 +28,10 @@ from harness.power.meter import open_meter
 from harness.records import Json, RunRecord, RunState
 from harness.schema import LlamaConfig, NvmlConfig, Retry, RunConfig
 from harness.track.wandb import Mirror
+from harness.train import compiler, lock, optim, provenance
 from harness.train import device as devices
-from harness.train import lock, optim, provenance
 from harness.train.checkpoint import Progress, load_progress, save_progress
+from harness.train.compiler import CompilerReport
 from harness.train.ledger import Ledger
 from harness.train.loop import Trainer
 from harness.train.paths import Diverged, Interrupted, PathRunner
@@ -125,7 +127,7 @@ def _attempt(
         folder=run_dir,
     )
     began_unix_s = time.time()
-    with stop.listening():
+    with stop.listening(), contextlib.ExitStack() as stack:
         ledger = Ledger(run_dir, progress, meter, fpt=float(rung.counts.fpt_causal))
         try:
             device = _device(config, progress, run_id, parallel_runs)
@@ -144,6 +146,7 @@ def _attempt(
                 run_dir, progress
             )  # from here on this attempt counts: a kill before its first checkpoint is booked
             mirror.start()
+            compiled = stack.enter_context(compiler.watched()) if device.compile else CompilerReport()
             assert isinstance(config.model, LlamaConfig)
             model = llama.build(rung.shape, config.seed, config.model.rope_theta)
             torch.nn.Module.to(model, device.torch_device)  # in place; the subclass's own signature hides the overload
@@ -164,6 +167,12 @@ def _attempt(
                 config, rung, corpus, trainer, device, progress, ledger, mirror, heartbeat.beat, reason_to_stop, run_dir
             )
             runner.train(missing)
+            if device.compile:
+                compiled.update()
+            if compiled.graph_skips:
+                progress.events.append(
+                    f"CUDA graphs were declined {compiled.graph_skips} times: this run is slower than others"
+                )
         except BaseException:
             mirror.finish(exit_code=1)
             raise
@@ -186,6 +195,7 @@ def _attempt(
             spent=ledger.spent(),
             provenance={
                 **provenance.describe(device),
+                **provenance.training(device, rung.shape, trainer.micro_sequences, compiled),
                 "began_unix_s": round(began_unix_s),
                 "ended_unix_s": round(time.time()),
                 "attempts": progress.attempt,

@@ -68,7 +68,7 @@ def graded(model: torch.nn.Module, task: Task, problems: Problems, control: Cont
     for _ in range(task.max_new(control)):
         rule = task.rule(rows, control, generated)
         assert rule.banned is None
-        logits = llama.eager_logits(
+        logits = llama.logits(
             model,  # type: ignore[arg-type]
             torch.from_numpy(np.concatenate([prompts, generated], 1)),
             torch.from_numpy(places),

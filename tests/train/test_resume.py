@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -49,10 +50,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     made = 0
     original = loop.Trainer._step
 
-    def counted(self: loop.Trainer, batch: object) -> object:
+    def counted(self: loop.Trainer, *update: Any) -> object:
         nonlocal made
         made += 1
-        return original(self, batch)  # type: ignore[arg-type]
+        return original(self, *update)
 
     monkeypatch.setattr(loop.Trainer, "_step", counted)
     monkeypatch.setattr(stop, "reason", lambda: "SIGTERM" if made >= updates else None)
@@ -168,9 +169,9 @@ def test_killed_at_a_chosen_line(
     executed = 0
     make_update = loop.Trainer._step
 
-    def counted(self: loop.Trainer, batch: object) -> object:
+    def counted(self: loop.Trainer, *update: Any) -> object:
         nonlocal executed
-        result = make_update(self, batch)  # type: ignore[arg-type]
+        result = make_update(self, *update)
         executed += 1
         return result
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -26,12 +27,12 @@ from harness.watch import describe
 def failing_step(patch: pytest.MonkeyPatch, call: int, error: BaseException) -> None:
     original, made = loop.Trainer._step, 0
 
-    def step(self: loop.Trainer, batch: object) -> object:
+    def step(self: loop.Trainer, *update: Any) -> object:
         nonlocal made
         made += 1
         if made == call:
             raise error
-        return original(self, batch)  # type: ignore[arg-type]
+        return original(self, *update)
 
     patch.setattr(loop.Trainer, "_step", step)
 
@@ -272,10 +273,10 @@ def test_divergence_is_an_end_of_its_own(tmp_path: Path, value: float, words: st
     config = tiny.config(tmp_path)
     original, made = loop.Trainer._step, 0
 
-    def step(self: loop.Trainer, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self: loop.Trainer, *update: Any) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal made
         made += 1
-        loss, norm = original(self, batch)  # type: ignore[arg-type]
+        loss, norm = original(self, *update)
         return (torch.tensor(value), norm) if made == 9 else (loss, norm)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -349,12 +350,12 @@ def failing_after(patch: pytest.MonkeyPatch, updates: int, no_room) -> None:
     """Let every new file fail from update number `updates` on, as a full disk does."""
     original, made = loop.Trainer._step, 0
 
-    def step(self: loop.Trainer, batch: object) -> object:
+    def step(self: loop.Trainer, *update: Any) -> object:
         nonlocal made
         made += 1
         if made == updates:
             patch.setattr(records.os, "fsync", no_room)
-        return original(self, batch)  # type: ignore[arg-type]
+        return original(self, *update)
 
     patch.setattr(loop.Trainer, "_step", step)
 

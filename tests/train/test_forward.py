@@ -10,7 +10,6 @@ from transformers import LlamaForCausalLM
 
 from harness.flops import Shape
 from harness.models import llama
-from harness.train import evaluate
 
 SHAPES = {
     "narrow": Shape(vocab=64, width=12, depth=2, heads=1, kv_heads=1, head_dim=12, ffn=32, context=9, tied=True),
@@ -47,7 +46,7 @@ def test_same_bits(shape: Shape, autocast: bool) -> None:
     model, tokens = model_and_tokens(shape)
     model.train()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        ours, theirs = llama.eager_logits(model, tokens), model(input_ids=tokens).logits
+        ours, theirs = llama.logits(model, tokens), model(input_ids=tokens).logits
     (found, our_gradients), (expected, their_gradients) = run(model, ours), run(model, theirs)
     assert torch.equal(found, expected)
     assert our_gradients.keys() == their_gradients.keys() == dict(model.named_parameters()).keys()
@@ -62,17 +61,17 @@ def test_position_ids_that_do_not_rise(shape: Shape) -> None:
     model, tokens = model_and_tokens(shape)
     length = shape.context
     rising = torch.arange(length).expand(3, -1)
-    assert torch.equal(llama.eager_logits(model, tokens, rising), llama.eager_logits(model, tokens))
+    assert torch.equal(llama.logits(model, tokens, rising), llama.logits(model, tokens))
     positions = torch.randint(0, length, (3, length), generator=torch.Generator().manual_seed(6))
     causal = torch.zeros(3, 1, length, length).masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
     expected = model(input_ids=tokens, position_ids=positions, attention_mask=causal, use_cache=False).logits
-    found = evaluate.logits(model, tokens, positions)
+    found = llama.logits(model, tokens, positions)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     (_, ours), (_, theirs) = run(model, found), run(model, expected)
     for key, gradient in theirs.items():
         torch.testing.assert_close(ours[key], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
     if length > 2:
-        assert not torch.allclose(found, llama.eager_logits(model, tokens), atol=1e-3), "the ids are used"
+        assert not torch.allclose(found, llama.logits(model, tokens), atol=1e-3), "the ids are used"
 
 
 def test_why_transformers_forward_is_not_asked() -> None:
@@ -80,4 +79,4 @@ def test_why_transformers_forward_is_not_asked() -> None:
     model, tokens = model_and_tokens(dataclasses.replace(SHAPES["two heads"], context=8))
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]).expand(3, -1)
     theirs = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
-    assert not torch.allclose(theirs, evaluate.logits(model, tokens, positions), atol=1e-3)
+    assert not torch.allclose(theirs, llama.logits(model, tokens, positions), atol=1e-3)
