@@ -182,6 +182,11 @@ def check_run(run: RunConfig) -> list[str]:
         run.device.threads is None or run.device.threads > 0,
         f"device.threads={run.device.threads} must be above 0, or null.",
     )
+    need(
+        not (run.device.tf32 and isinstance(run.model, PretrainedConfig)),
+        "device.tf32=true with model=pretrained: some versions of transformers compute rotary angles as a matrix product, which "
+        "TF32 rounds by up to 0.3 rad. Leave device.tf32 out.",
+    )
     need(run.run.checkpoint_every_s > 0, f"run.checkpoint_every_s={run.run.checkpoint_every_s} must be above 0.")
     need(run.run.diverged_above > 1, f"run.diverged_above={run.run.diverged_above} must be above 1 (times ln vocab).")
     need(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from enum import Enum
 from pathlib import Path
@@ -26,6 +27,11 @@ def problems(*arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as e:
         planned(*arguments)
     return e.value.problems
+
+
+def test_tf32_never_meets_a_forward_pass_that_is_not_ours() -> None:
+    (problem,) = problems("model=pretrained", "model.path=x", "corpus=qa", "device.tf32=true", BUDGET)
+    assert problem.startswith("device.tf32=true with model=pretrained")
 
 
 # --- everything that is shipped composes ---------------------------------------------------------------------------------
@@ -275,11 +281,13 @@ def test_choices_of_a_family_are_identity_even_with_equal_fields() -> None:
     assert len(ids) == 3
 
 
-def test_run_id_is_pinned() -> None:
-    """Twelve hex digits, the same on every machine and in every process: a study is resumed by it."""
-    assert compose.run_id(BASE) == compose.run_id(copy.deepcopy(BASE))
-    assert len(compose.run_id(BASE)) == 12
-    assert int(compose.run_id(BASE), 16) >= 0
+@pytest.mark.parametrize("study", ["cpu_full", "cpu_cot", "cpu_cot_full"])
+def test_a_new_setting_renames_no_run_on_disk(study: str) -> None:
+    """A run with another id would be trained again, and stand twice in a fit."""
+    folder = CONF.parent / "results" / "reference" / study / "records"
+    assert {p.run_id for p in planned(f"+ladder={study}")} == {
+        json.loads(f.read_text())["run_id"] for f in folder.glob("*.json")
+    }
 
 
 def test_records_hold_no_local_path(tmp_path: Path) -> None:

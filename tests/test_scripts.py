@@ -19,7 +19,14 @@ def clone(tmp_path: Path) -> Path:
     """A checkout with the scripts and what they read, without .venv."""
     clone = tmp_path / "a clone"  # a path with a space, because users have them
     (clone / "scripts").mkdir(parents=True)
-    for name in ("scripts/_env", "scripts/quickstart", "scripts/test", "constraints.txt", "pyproject.toml"):
+    for name in (
+        "scripts/_env",
+        "scripts/quickstart",
+        "scripts/test",
+        "constraints.txt",
+        "pyproject.toml",
+        "scripts/oldest.txt",
+    ):
         shutil.copy(ROOT / name, clone / name)
     return clone
 
@@ -140,13 +147,15 @@ def test_installs_once(clone: Path, bin_dir: Path) -> None:
     assert start(clone, bin_dir).returncode == 0
     assert pip_log.read_text().splitlines() == first, "nothing changed, so nothing is installed again"
     assert start(clone, bin_dir, "test").returncode == 0
-    assert "[dev,slurm]" in pip_log.read_text().splitlines()[-1], "the tests need more than the run does"
+    *_, dev, oldest = pip_log.read_text().splitlines()
+    assert "[dev,slurm]" in dev, "the tests need more than the run does"
+    assert f"-r {clone}/scripts/oldest.txt" in oldest
     assert start(clone, bin_dir).returncode == 0
-    assert len(pip_log.read_text().splitlines()) == 4, "and the run needs no more than the tests"
+    assert len(pip_log.read_text().splitlines()) == 5, "and the run needs no more than the tests"
     with (clone / "constraints.txt").open("a") as f:
         f.write("# changed\n")
     assert start(clone, bin_dir).returncode == 0
-    assert len(pip_log.read_text().splitlines()) == 6
+    assert len(pip_log.read_text().splitlines()) == 7
 
 
 def test_pip_failure_is_told_in_one_line(clone: Path, bin_dir: Path) -> None:

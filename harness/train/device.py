@@ -132,9 +132,8 @@ def _set_kernels(config: DeviceConfig, compiled: bool) -> None:
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses in this mode
-        torch.utils.deterministic.fill_uninitialized_memory = (
-            False  # finds bugs, and costs a pass over every new tensor
-        )
+        # A search for bugs, which costs a pass over every new tensor
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     if compiled:
         from torch._inductor import config as inductor
 

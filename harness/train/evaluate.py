@@ -36,8 +36,10 @@ def tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def _to(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to the device without waiting for it, which on a GPU only pinned memory allows."""
-    return host.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    """Copy to the device without waiting for it, which on a GPU only pinned memory allows. Always contiguous: other strides
+    would be another variant to compile."""
+    host = host.contiguous()
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def batch_sequences(batch_tokens: int | None, context: int, vocab: int, device: Device) -> int:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -27,6 +28,7 @@ from harness.train.loop import StepResult, Trainer
 from harness.units import NAT_PER_BIT, S_PER_NS
 
 MIRROR_EVERY_S = 1.0
+T = TypeVar("T")
 
 
 class Diverged(Exception):
@@ -89,7 +91,7 @@ class PathRunner:
     def _warm_up(self) -> None:
         """Everything that is slow the first time, whole updates and an evaluation batch, before the first window."""
         self.trainer.warm_up()
-        batch_losses(self.trainer.model, next(iter(self.corpus.val_batches(self._eval_sequences))), self.device)
+        self._fitting(lambda n: batch_losses(self.trainer.model, next(iter(self.corpus.val_batches(n))), self.device))
         self.device.sync()
 
     def _steps_left(self, missing: list[PlannedPoint]) -> int:
@@ -291,7 +293,7 @@ class PathRunner:
         step = self.position.step
         t_a = time.monotonic_ns()
         self.trainer.model.eval()
-        self._evaluation = self._evaluated()
+        self._evaluation = self._fitting(lambda n: evaluate(self.trainer.model, self.corpus, self.device, n))
         self.trainer.model.train()
         self.device.sync()
         self.ledger.window("eval", branch, step, step, self._evaluation.fed_tokens, t_a, time.monotonic_ns())
@@ -300,11 +302,11 @@ class PathRunner:
                 f"validation loss {self._evaluation.loss_nat} at {branch} step {step}. Try a lower optim.lr_scale."
             )
 
-    def _evaluated(self) -> Evaluation:
-        """The validation loss; out of memory halves the evaluation's batches and begins again."""
+    def _fitting(self, work: Callable[[int], T]) -> T:
+        """`work(sequences per evaluation batch)`; out of memory halves the batches, from now on, and begins again."""
         while True:
             try:
-                return evaluate(self.trainer.model, self.corpus, self.device, self._eval_sequences)
+                return work(self._eval_sequences)
             except torch.OutOfMemoryError:
                 if self._eval_sequences == 1:
                     raise

@@ -111,6 +111,7 @@ def test_schedules_of_one_path(tmp_path: Path, schedule: ScheduleConfig) -> None
 
 
 CHANGES = {
+    "deterministic": {"device__deterministic": True, "device__micro_batch_tokens": 2 * 21},
     "muon": {"optim": MuonConfig(lr=0.01, batch_tokens=tiny.BATCH)},
     "task": {"corpus": GroupConfig(group="S3", operators=[], steps=4, format=GroupFormat.budget, val_tokens=480)},
 }
