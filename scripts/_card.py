@@ -1,6 +1,6 @@
 """A card under test: polling it while loads run beside it, and loads whose power, FLOP and bytes per second are known.
 
-The loads come from torch. In a smoke run they run on the CPU, and smaller, so that the path is the same.
+The loads come from torch. In a rehearsal they run on the CPU, and smaller, so that the path is the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Bench:
-    """A card, a load, and how much of each experiment's length is wanted (1: all; less in a smoke run)."""
+    """A card, a load, and how much of each experiment's length is wanted (1: all; less in a rehearsal)."""
 
     source: NvmlSource
     facts: list[Json]
@@ -114,16 +114,18 @@ def transformer(b: Bench) -> Load:
     """Forward and backward of a model of the ladder's kind. Bytes: the weights, read twice and written once as gradients;
     those of the activations are not in it."""
     shape = flops.Shape(vocab=4096, width=512, depth=8, heads=8, kv_heads=8, head_dim=64, ffn=1408, context=255)
-    model = llama.build(shape, 0).bfloat16()
+    model = llama.build(shape, 0)
     torch.nn.Module.to(model, b.device)  # in place; the subclass's own signature hides the overload
-    tokens = torch.randint(0, shape.vocab, (64 if b.cuda else 1, shape.context), device=b.device)
+    tokens = torch.randint(0, shape.vocab, (64 if b.cuda else 1, shape.context + 1), device=b.device)
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        with torch.autocast(b.device, dtype=torch.bfloat16):
+            scores = llama.logits(model, tokens[:, :-1])
+        torch.nn.functional.cross_entropy(scores.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
         model.zero_grad()
 
     n = flops.counts(shape)
-    return Load(step, float(n.fpt_causal * tokens.numel()), 6.0 * n.n_total)
+    return Load(step, float(n.fpt_causal * tokens[:, 1:].numel()), 6.0 * n.n_total)
 
 
 def steady(b: Bench, load: Load, seconds: float) -> Json:

@@ -290,9 +290,8 @@ def q12(b: Bench) -> Json:
     return {"settled_after_s": sensor.settle(b.source, b.facts, 0, give_up_s=max(11.0, 120 * b.scale))}
 
 
-# step -> (function, seconds it takes at full length), in the order of what a first call should know
+# part -> (function, seconds it takes at full length), in the order of what a first call should know
 QUESTIONS: dict[str, tuple[Callable[[Bench], Json], float]] = {
-    "anchor": (anchor, 25),
     "q10": (q10, 20),
     "q08": (q08, 20),
     "q01": (q01, 185),
@@ -305,5 +304,4 @@ QUESTIONS: dict[str, tuple[Callable[[Bench], Json], float]] = {
     "q07": (q07, 165),
     "q02": (q02, 70),
     "q12": (q12, 190),
-    "anchor_after": (anchor, 25),
 }

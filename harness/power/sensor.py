@@ -110,8 +110,10 @@ def measure(
     actions: Actions | None,
     why_no_actions: str,
     steps: int = 24,
+    settle_s: float = SETTLE_GIVE_UP_S,
 ) -> SensorCard:
-    """Measure a card that is idle now. `seconds` of bare idle, as many with a context, and `steps` bursts of load."""
+    """Measure a card that is idle now. `seconds` of bare idle, as many with a context once its power has settled, for which
+    `settle_s` are given at most, and `steps` bursts of load."""
     f = facts[card]
     out = SensorCard(f["uuid"], f["name"], f.get("driver"), round(time.time()))
     bare, costs = poll(source, facts, card, after(seconds))
@@ -125,8 +127,8 @@ def measure(
             out.reasons[name] = why_no_actions
     else:
         actions.context()
-        if settle(source, facts, card) is None:
-            out.reasons["idle_context_w"] = f"idle power did not settle within {SETTLE_GIVE_UP_S:g} s"
+        if settle(source, facts, card, settle_s) is None:
+            out.reasons["idle_context_w"] = f"idle power did not settle within {settle_s:g} s"
         else:
             warm, _ = poll(source, facts, card, after(seconds))
             out.idle_context_w, out.idle_context_sd_w = _idle(warm, out, "idle_context_w")

@@ -140,19 +140,19 @@ def _set_kernels(config: DeviceConfig, compiled: bool) -> None:
         inductor.deterministic = config.deterministic  # kernels are not chosen by timing them
 
 
-def attention_backend(device: Device, batch: int, heads: int, kv_heads: int, context: int, head_dim: int) -> str:
-    """The kernel that torch chooses for causal attention of this size in training: flash, efficient, cudnn or math."""
-    from torch.nn.attention import SDPBackend
+# torch.nn.attention.SDPBackend by number
+BACKENDS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}
 
+
+def attention_backend(device: Device, batch: int, heads: int, kv_heads: int, context: int, head_dim: int) -> str | None:
+    """The kernel that torch chooses for causal attention of this size in training; None where torch names one of no kind here."""
     dtype = device.autocast or torch.float32
     query = torch.empty(batch, heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
     key = torch.empty(batch, kv_heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
     choice = torch._fused_sdp_choice(  # type: ignore[attr-defined]
         query, key, key, is_causal=True, enable_gqa=kv_heads != heads
     )
-    names = {SDPBackend.FLASH_ATTENTION: "flash", SDPBackend.EFFICIENT_ATTENTION: "efficient"}
-    names |= {SDPBackend.CUDNN_ATTENTION: "cudnn", SDPBackend.MATH: "math"}
-    return next((name for backend, name in names.items() if int(backend.value) == int(choice)), f"unknown ({choice})")
+    return BACKENDS.get(int(choice))
 
 
 @functools.cache

@@ -1,0 +1,413 @@
+"""Is training right and fast on this card? One function per question, torch and transformers needed, no configuration files.
+
+Every function takes a `Setup` and returns JSON-able findings. On a CPU the same path runs with small shapes; what only a card
+can answer is then None with a reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import platform
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from harness import corpora, ladder
+from harness.models import llama
+from harness.schema import (
+    AdamwConfig,
+    BudgetConfig,
+    DeviceConfig,
+    DeviceKind,
+    FactsConfig,
+    LlamaConfig,
+    RunConfig,
+    Toggle,
+)
+from harness.train import compiler, device, loop, optim
+
+Json = dict[str, Any]
+NOT_HERE = "this machine has no CUDA device"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where the questions are asked, and how large they are."""
+
+    cuda: bool
+
+    @property
+    def narrow(self) -> int:
+        return 128 if self.cuda else 16
+
+    @property
+    def wide(self) -> int:
+        return 384 if self.cuda else 16  # on a CPU another width would only be compiled for longer
+
+    @property
+    def steps(self) -> int:
+        return 64 if self.cuda else 8
+
+    def sync(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def trainer(
+        self, width: int, compiled: bool = True, parts: int = 1, **settings: Any
+    ) -> tuple[ladder.Rung, loop.Trainer]:
+        """A rung of the ladder's kind with its model, freshly built, in `parts` micro-batches."""
+        corpus = (
+            FactsConfig(vocab=4096, keys=2**24, context=255)
+            if self.cuda
+            else FactsConfig(vocab=64, keys=2000, context=24)
+        )
+        config = RunConfig(
+            model=LlamaConfig(width=width),
+            corpus=corpus,
+            budget=BudgetConfig(tokens=10**9),
+            optim=AdamwConfig(batch_tokens=None if self.cuda else 5 * corpus.context),
+            device=DeviceConfig(
+                kind=DeviceKind.auto if self.cuda else DeviceKind.cpu,
+                compile=Toggle.always if compiled else Toggle.never,
+                **settings,
+            ),
+        )
+        rung = ladder.resolve(config, corpus.vocab, corpus.context)
+        where = device.choose(config.device)
+        model = llama.build(rung.shape, 0)
+        torch.nn.Module.to(model, where.torch_device)  # in place; the subclass's own signature hides the overload
+        optimizers = optim.build(model, config.optim, rung.hyper)
+        n = rung.hyper.sequences
+        return rung, loop.Trainer(
+            model, optimizers, corpora.open_corpus(corpus, 0), where, seed=0, sequences=n, micro_sequences=-(-n // parts),
+            grad_clip=1.0, on_halving=lambda sequences: None,
+        )  # fmt: skip
+
+
+def run(t: loop.Trainer, start: int, stop: int, lr_factor: float = 1.0) -> list[loop.StepResult]:
+    return list(t.run_steps(start, stop, lambda step: lr_factor, lambda: False))
+
+
+def timed(s: Setup, t: loop.Trainer, start: int, stop: int) -> float:
+    """Seconds per update."""
+    s.sync()
+    began = time.perf_counter()
+    run(t, start, stop)
+    s.sync()
+    return (time.perf_counter() - began) / (stop - start)
+
+
+def first_difference(a: list[float], b: list[float]) -> int | None:
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+
+
+# --- the machine ---------------------------------------------------------------------------------------------------------
+def versions(s: Setup) -> Json:
+    """What is installed, and whether Triton will find a compiler."""
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if s.cuda else None,
+        "gpu": torch.cuda.get_device_name(0) if s.cuda else None,
+        "memory_bytes": torch.cuda.get_device_properties(0).total_memory if s.cuda else None,
+        "c_compiler": shutil.which("cc") or shutil.which("gcc"),
+        "triton": importlib.util.find_spec("triton") is not None,
+    }
+
+
+def ticks(s: Setup) -> Json:
+    """Period of the energy counter and cost of a read, over five seconds with nothing beside it."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    changes, cost, codes, last = [], [], {}, None
+    end = time.monotonic() + (5 if s.cuda else 1.5)
+    while time.monotonic() < end:
+        began = time.monotonic()
+        values = pynvml.nvmlDeviceGetFieldValues(handle, [83, 185, 186])
+        codes = {str(v.fieldId): int(v.nvmlReturn) for v in values}
+        cost.append(time.monotonic() - began)
+        if values[0].value.ullVal != last:
+            changes.append(began)
+            last = values[0].value.ullVal
+        time.sleep(0.002)
+    gaps = sorted(b - a for a, b in itertools.pairwise(changes))[1:]
+    cost.sort()
+    pids = [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    return {
+        "ticks": len(changes),
+        "median_period_s": statistics.median(gaps) if gaps else None,
+        "read_p50_s": cost[len(cost) // 2],
+        "read_p99_s": cost[int(0.99 * len(cost))],
+        "return_codes": codes,
+        "processes": len(pids),
+        "own_pid_listed": os.getpid() in pids,
+    }
+
+
+def rotary(s: Setup) -> Json:
+    """Largest error of the cosines at positions below 2048, ours and transformers' own, with TF32 off and on."""
+    _, t = s.trainer(s.narrow, compiled=False)
+    module, where = t.model.model.rotary_emb, t.device.torch_device
+    positions = torch.arange(2048, device=where)
+    exact = (positions[:, None].double() * module.inv_freq.double()).cos()
+    out: Json = {}
+    for tf32 in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        theirs = module(torch.zeros(1, device=where), positions[None])[0][0]
+        for name, cos in (("ours", llama.rotary_turns(module, positions)[0]), ("transformers", theirs)):
+            out[f"{name}, tf32 {'on' if tf32 else 'off'}"] = float(
+                (cos[:, : exact.shape[1]].double() - exact).abs().max()
+            )
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return out
+
+
+def attention(s: Setup) -> Json:
+    """Per sequence length: the kernel chosen for causal and for masked attention with cuDNN allowed and not, its time, whether
+    gradients are finite, and their largest error against fp32 without fused kernels."""
+    batch, heads = (300, 6) if s.cuda else (2, 1)
+    where = torch.device("cuda" if s.cuda else "cpu")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    out: Json = {}
+    for length in (255, 64, 192, 320):
+        q, k, v = (torch.randn(batch, heads, length, 64, device=where, requires_grad=True) for _ in range(3))
+        with sdpa_kernel(SDPBackend.MATH):
+            exact = torch.autograd.grad(
+                F.scaled_dot_product_attention(q, k, v, is_causal=True).square().sum(), (q, k, v)
+            )
+        half = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
+        mask = torch.ones(length, length, dtype=torch.bool, device=where).tril().expand(batch, 1, length, length)
+        for cudnn in (False, True):
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
+            hows: dict[str, Json] = {"causal": {"is_causal": True}, "mask": {"attn_mask": mask}}
+            for name, how in hows.items():
+
+                def both(how: Json = how, half: list[torch.Tensor] = half) -> tuple[torch.Tensor, ...]:
+                    return torch.autograd.grad(
+                        F.scaled_dot_product_attention(half[0], half[1], half[2], **how).float().square().sum(), half
+                    )
+
+                try:
+                    found = both()
+                except RuntimeError as e:
+                    out[f"S={length} {name}, cudnn {'on' if cudnn else 'off'}"] = {
+                        "error": str(e).splitlines()[0][:200]
+                    }
+                    continue
+                s.sync()
+                began = time.perf_counter()
+                for _ in range(10):
+                    both()
+                s.sync()
+                out[f"S={length} {name}, cudnn {'on' if cudnn else 'off'}"] = {
+                    "backend": device.BACKENDS.get(int(torch._fused_sdp_choice(*half, **how))),  # type: ignore[attr-defined]
+                    "ms": 100 * (time.perf_counter() - began),
+                    "finite": all(bool(g.isfinite().all()) for g in found),
+                    "max_error": max(
+                        float((g.float() - e).abs().max() / e.abs().max()) for g, e in zip(found, exact, strict=True)
+                    ),
+                }
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return out
+
+
+# --- training ------------------------------------------------------------------------------------------------------------
+def same_losses(s: Setup) -> Json:
+    """Twelve updates eagerly, compiled with CUDA graphs, and so in three micro-batches: largest difference of their losses, nat."""
+    losses = {}
+    for name, compiled, parts in (("eager", False, 1), ("graphs", True, 1), ("graphs, accumulated", True, 3)):
+        with compiler.watched() as report:
+            _, t = s.trainer(s.narrow, compiled, parts)
+            t.warm_up()
+            losses[name] = [r.loss_nat for r in run(t, 0, 12, 0.2)]
+        if compiled:
+            assert report.compiled_graphs == 1, report
+    eager = losses["eager"]
+    differences = {k: max(abs(x - y) for x, y in zip(eager, v, strict=True)) for k, v in losses.items() if k != "eager"}
+    return {"difference_nat": differences, "first_nat": eager[0], "last_nat": eager[-1]}
+
+
+def speed(s: Setup, width: int) -> Json:
+    """Seconds to compile, of the first updates and of later ones; MFU, CUDA graphs, synchronisations, memory; the clock of rows."""
+    with compiler.watched() as report, synchronisations(s) as found:
+        rung, t = s.trainer(width)
+        began = time.perf_counter()
+        t.warm_up()
+        compile_s = time.perf_counter() - began
+        first_s = timed(s, t, 0, 2)
+        timed(s, t, 2, 2 + s.steps // 2)
+        replays, found.counting = report.graph_replays, True
+        step_s = timed(s, t, 2 + s.steps // 2, 2 + s.steps // 2 + s.steps)
+        found.counting = False
+        replays = report.graph_replays - replays
+        last = run(t, 0, s.steps)[-1].time_ns
+        s.sync()
+        late_s = (time.monotonic_ns() - last) * 1e-9
+    flop = float(rung.counts.fpt_causal) * rung.hyper.batch_tokens
+    peak = t.device.peak_flop_per_s
+    return {
+        "batch_tokens": rung.hyper.batch_tokens,
+        "warm_up_s": compile_s,
+        "first_step_ms": 1e3 * first_s,
+        "step_ms": 1e3 * step_s,
+        "mfu": flop / step_s / peak if peak else None,
+        "graph_replays_per_step": replays / s.steps,
+        "graph_skips": report.graph_skips,
+        "recompilations": report.recompilations,
+        "synchronisations_per_step": found.count / s.steps if s.cuda else None,
+        "synchronised_by": sorted(found.where),
+        "last_row_before_host_s": late_s,
+        "memory_bytes": torch.cuda.max_memory_allocated() if s.cuda else None,
+    }
+
+
+@dataclass
+class Synchronisations:
+    counting: bool = False
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.where: set[str] = set()
+
+
+@contextlib.contextmanager
+def synchronisations(s: Setup) -> Iterator[Synchronisations]:
+    """Count the calls that wait for the device while `counting`, and where they are made."""
+    found = Synchronisations()
+    if not s.cuda:
+        yield found
+        return
+
+    def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        if found.counting and "synchroniz" in str(message):
+            found.count += 1
+            found.where.add(f"{filename.rsplit('/', 1)[-1]}:{lineno}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def compared(
+    s: Setup, width: int, change: Callable[[], contextlib.AbstractContextManager[None]], **settings: Any
+) -> Json:
+    """Step time with a change over the step time without it, both in this process, and losses of both."""
+    seconds, losses = {}, {}
+    for name in ("as is", "changed"):
+        with compiler.watched(), change() if name == "changed" else contextlib.nullcontext():
+            _, t = s.trainer(width, **(settings if name == "changed" else {}))
+            t.warm_up()
+            losses[name] = [r.loss_nat for r in run(t, 0, s.steps)]
+            seconds[name] = timed(s, t, s.steps, 2 * s.steps)
+    return {
+        "step_ms": 1e3 * seconds["as is"],
+        "time_over_as_is": seconds["changed"] / seconds["as is"],
+        "difference_nat": max(abs(x - y) for x, y in zip(*losses.values(), strict=True)),
+        "finite": all(x == x for x in losses["changed"]),
+    }
+
+
+def cudnn_attention(s: Setup) -> Json:
+    """Whether `device.cudnn_attention=true` is faster here, and sound."""
+    return compared(s, s.wide, contextlib.nullcontext, cudnn_attention=True)
+
+
+def transformers_forward(s: Setup) -> Json:
+    """What training through transformers' own forward, with its dense mask, would take instead."""
+
+    @contextlib.contextmanager
+    def theirs() -> Iterator[None]:
+        ours = llama.logits
+        llama.logits = lambda model, tokens, positions=None: model(input_ids=tokens, use_cache=False).logits
+        try:
+            yield
+        finally:
+            llama.logits = ours
+
+    return compared(s, s.narrow, theirs)
+
+
+def determinism(s: Setup) -> Json:
+    """The same training twice: the first update whose loss differs, as is and with `device.deterministic=true`, and what that costs."""
+    out: Json = {}
+    seconds = {}
+    for name, deterministic in (("as is", False), ("deterministic", True)):
+        losses = []
+        for _ in range(2):
+            with compiler.watched():
+                _, t = s.trainer(s.narrow, deterministic=deterministic)
+                t.warm_up()
+                losses.append([r.loss_nat for r in run(t, 0, s.steps)])
+                seconds[name] = timed(s, t, s.steps, 2 * s.steps)
+        out[f"first_difference, {name}"] = first_difference(*losses)
+    device.choose(DeviceConfig())  # for what comes next
+    return {**out, "time_over_as_is": seconds["deterministic"] / seconds["as is"]}
+
+
+def out_of_memory(s: Setup) -> Json:
+    """A memory that holds under two thirds of what a step needs: the micro-batch is halved inside warm-up, and training goes on."""
+    if not s.cuda:
+        return {"micro_sequences": None, "reason": NOT_HERE}
+    with compiler.watched():
+        _, whole = s.trainer(s.narrow)
+        torch.cuda.reset_peak_memory_stats()
+        whole.warm_up()
+        expected = [r.loss_nat for r in run(whole, 0, 4)]
+        needed = torch.cuda.max_memory_allocated()
+    del whole
+    compiler.forget()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * needed / total)
+    try:
+        with compiler.watched() as report:
+            _, t = s.trainer(s.narrow)
+            t.warm_up()
+            losses = [r.loss_nat for r in run(t, 0, 4)]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return {
+        "needed_bytes": needed,
+        "sequences": t.sequences,
+        "micro_sequences": t.micro_sequences,
+        "difference_nat": max(abs(x - y) for x, y in zip(losses, expected, strict=True)),
+        "graph_skips": report.graph_skips,
+        "graph_replays": report.graph_replays,
+    }
+
+
+PARTS: dict[str, Callable[[Setup], Json]] = {
+    "versions": versions,
+    "ticks": ticks,
+    "rotary": rotary,
+    "attention": attention,
+    "same_losses": same_losses,
+    "speed_narrow": lambda s: speed(s, s.narrow),
+    "speed_wide": lambda s: speed(s, s.wide),
+    "cudnn_attention": cudnn_attention,
+    "determinism": determinism,
+    "out_of_memory": out_of_memory,
+    "transformers_forward": transformers_forward,
+}
