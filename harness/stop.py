@@ -6,10 +6,12 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+SAME_REQUEST_S = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _reason: str | None = None
 _heard = False  # whether this process's handlers are ours already
@@ -46,14 +48,19 @@ def listening() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forwarding() -> Iterator[None]:
-    """In a launching process: hand the first Ctrl-C or SIGTERM to the workers and wait for them; a second one ends the wait."""
-    asked = False
+    """In a launching process: hand the first Ctrl-C or SIGTERM to the workers and wait for them; a second one ends the wait.
+
+    What stops a job often signals its whole group and its leader besides: within `SAME_REQUEST_S` that is one request.
+    """
+    asked_s: float | None = None
 
     def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal asked_s
+        if asked_s is not None:
+            if time.monotonic() - asked_s < SAME_REQUEST_S:
+                return
             raise KeyboardInterrupt
-        asked = True
+        asked_s = time.monotonic()
         _ask(number, frame)
         print("stopping: runs under way write a checkpoint first; once more to stop at once", flush=True)
         for pid in _workers():
@@ -86,8 +93,13 @@ def _workers() -> list[int]:
     pids: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for pid in path.read_text().split():
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if not any(name in command for name in (b"harness.power.sampler", b"compile_worker")):
-                    pids.append(int(pid))
-    return pids
+            pids += [int(pid) for pid in path.read_text().split()]
+    return [pid for pid in pids if not _is_helper(pid)]
+
+
+def _is_helper(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True  # it is gone
+    return any(name in command for name in (b"harness.power.sampler", b"compile_worker"))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import math
 import os
 import platform
 import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,19 @@ class Setup:
         )  # fmt: skip
 
 
+def set_up(rehearse: bool) -> Setup:
+    """On a card; or for a rehearsal, where graphs are traced but not compiled by Inductor: its CPU code is none of a card's."""
+    if not rehearse:
+        if not torch.cuda.is_available():
+            raise SystemExit(
+                "torch sees no CUDA device. This is for a GPU box; --rehearse takes the same path without one."
+            )
+        return Setup(cuda=True)
+    real = torch.compile
+    torch.compile = lambda function, *, mode, **options: real(function, backend="aot_eager", **options)
+    return Setup(cuda=False)
+
+
 def run(t: loop.Trainer, start: int, stop: int, lr_factor: float = 1.0) -> list[loop.StepResult]:
     return list(t.run_steps(start, stop, lambda step: lr_factor, lambda: False))
 
@@ -105,6 +119,17 @@ def timed(s: Setup, t: loop.Trainer, start: int, stop: int) -> float:
     run(t, start, stop)
     s.sync()
     return (time.perf_counter() - began) / (stop - start)
+
+
+def largest(values: Iterable[float]) -> float | None:
+    """The largest value; None where any is not a number, which a plain maximum may pass over."""
+    known = list(values)
+    return max(known) if all(math.isfinite(v) for v in known) else None
+
+
+def difference(a: list[float], b: list[float]) -> float | None:
+    """Largest absolute difference, None where a loss is not a number."""
+    return largest(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def first_difference(a: list[float], b: list[float]) -> int | None:
@@ -179,53 +204,60 @@ def rotary(s: Setup) -> Json:
 
 
 def attention(s: Setup) -> Json:
-    """Per sequence length: the kernel chosen for causal and for masked attention with cuDNN allowed and not, its time, whether
-    gradients are finite, and their largest error against fp32 without fused kernels."""
-    batch, heads = (300, 6) if s.cuda else (2, 1)
-    where = torch.device("cuda" if s.cuda else "cpu")
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    """Per sequence length: the kernel chosen for causal and for masked attention with cuDNN allowed and not, its time, and the largest
+    error of its gradients against fp32 without fused kernels, None where one is not finite.
 
+    `steep` are scores far below zero, for which cuDNN's backward pass with a mask gives NaN on Hopper (pytorch #196678).
+    """
+    batch, heads, size = (300, 6, 64) if s.cuda else (2, 1, 64)
+    where = torch.device("cuda" if s.cuda else "cpu")
     out: Json = {}
     for length in (255, 64, 192, 320):
-        q, k, v = (torch.randn(batch, heads, length, 64, device=where, requires_grad=True) for _ in range(3))
-        with sdpa_kernel(SDPBackend.MATH):
-            exact = torch.autograd.grad(
-                F.scaled_dot_product_attention(q, k, v, is_causal=True).square().sum(), (q, k, v)
-            )
-        half = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
         mask = torch.ones(length, length, dtype=torch.bool, device=where).tril().expand(batch, 1, length, length)
-        for cudnn in (False, True):
-            torch.backends.cuda.enable_cudnn_sdp(cudnn)
-            hows: dict[str, Json] = {"causal": {"is_causal": True}, "mask": {"attn_mask": mask}}
-            for name, how in hows.items():
-
-                def both(how: Json = how, half: list[torch.Tensor] = half) -> tuple[torch.Tensor, ...]:
-                    return torch.autograd.grad(
-                        F.scaled_dot_product_attention(half[0], half[1], half[2], **how).float().square().sum(), half
-                    )
-
+        hows: dict[str, Json] = {"causal": {"is_causal": True}, "mask": {"attn_mask": mask}}
+        for steep in (False, True):
+            qkv = [torch.randn(batch, heads, length, size, device=where) for _ in range(3)]
+            if steep:
+                qkv[0], qkv[1] = 0.1 * qkv[0], 0.1 * qkv[1]
+                qkv[0][..., 0], qkv[1][..., 0] = 1.0, -120.0 * math.sqrt(size)
+            exact = gradients([x.requires_grad_() for x in qkv], {"is_causal": True}, fused=False)
+            half = [x.detach().bfloat16().requires_grad_() for x in qkv]
+            for cudnn, (name, how) in itertools.product((False, True), hows.items()):
+                torch.backends.cuda.enable_cudnn_sdp(cudnn)
+                key = f"S={length} {name}{' steep' if steep else ''}, cudnn {'on' if cudnn else 'off'}"
                 try:
-                    found = both()
+                    out[key] = one_attention(s, half, how, exact)
                 except RuntimeError as e:
-                    out[f"S={length} {name}, cudnn {'on' if cudnn else 'off'}"] = {
-                        "error": str(e).splitlines()[0][:200]
-                    }
-                    continue
-                s.sync()
-                began = time.perf_counter()
-                for _ in range(10):
-                    both()
-                s.sync()
-                out[f"S={length} {name}, cudnn {'on' if cudnn else 'off'}"] = {
-                    "backend": device.BACKENDS.get(int(torch._fused_sdp_choice(*half, **how))),  # type: ignore[attr-defined]
-                    "ms": 100 * (time.perf_counter() - began),
-                    "finite": all(bool(g.isfinite().all()) for g in found),
-                    "max_error": max(
-                        float((g.float() - e).abs().max() / e.abs().max()) for g, e in zip(found, exact, strict=True)
-                    ),
-                }
+                    out[key] = {"error": str(e).splitlines()[0][:200]}
+                    if "CUDA error" in str(e):
+                        return out  # this process can do nothing more, but what it knows is kept
     torch.backends.cuda.enable_cudnn_sdp(False)
     return out
+
+
+def gradients(qkv: list[torch.Tensor], how: Json, fused: bool = True) -> tuple[torch.Tensor, ...]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with contextlib.nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], **how)
+    return torch.autograd.grad(mixed.float().square().sum(), qkv)
+
+
+def one_attention(s: Setup, qkv: list[torch.Tensor], how: Json, exact: tuple[torch.Tensor, ...]) -> Json:
+    found = gradients(qkv, how)
+    s.sync()
+    began = time.perf_counter()
+    for _ in range(10):
+        gradients(qkv, how)
+    s.sync()
+    seconds = (time.perf_counter() - began) / 10
+    # Gradients that are zero in exact arithmetic are compared with the scale of the largest of the three
+    scale = max(float(e.abs().max()) for e in exact)
+    return {
+        "backend": device.BACKENDS.get(int(torch._fused_sdp_choice(qkv[0], qkv[1], qkv[2], **how))),  # type: ignore[attr-defined]
+        "ms": 1e3 * seconds,
+        "max_error": largest(float((g.float() - e).abs().max()) / scale for g, e in zip(found, exact, strict=True)),
+    }
 
 
 # --- training ------------------------------------------------------------------------------------------------------------
@@ -240,12 +272,14 @@ def same_losses(s: Setup) -> Json:
         if compiled:
             assert report.compiled_graphs == 1, report
     eager = losses["eager"]
-    differences = {k: max(abs(x - y) for x, y in zip(eager, v, strict=True)) for k, v in losses.items() if k != "eager"}
+    differences = {k: difference(eager, v) for k, v in losses.items() if k != "eager"}
     return {"difference_nat": differences, "first_nat": eager[0], "last_nat": eager[-1]}
 
 
 def speed(s: Setup, width: int) -> Json:
     """Seconds to compile, of the first updates and of later ones; MFU, CUDA graphs, synchronisations, memory; the clock of rows."""
+    if s.cuda:
+        torch.cuda.reset_peak_memory_stats()
     with compiler.watched() as report, synchronisations(s) as found:
         rung, t = s.trainer(width)
         began = time.perf_counter()
@@ -268,7 +302,7 @@ def speed(s: Setup, width: int) -> Json:
         "first_step_ms": 1e3 * first_s,
         "step_ms": 1e3 * step_s,
         "mfu": flop / step_s / peak if peak else None,
-        "graph_replays_per_step": replays / s.steps,
+        "graph_replays_per_step": replays / s.steps if s.cuda else None,
         "graph_skips": report.graph_skips,
         "recompilations": report.recompilations,
         "synchronisations_per_step": found.count / s.steps if s.cuda else None,
@@ -324,8 +358,7 @@ def compared(
     return {
         "step_ms": 1e3 * seconds["as is"],
         "time_over_as_is": seconds["changed"] / seconds["as is"],
-        "difference_nat": max(abs(x - y) for x, y in zip(*losses.values(), strict=True)),
-        "finite": all(x == x for x in losses["changed"]),
+        "difference_nat": difference(*losses.values()),
     }
 
 
@@ -354,13 +387,15 @@ def determinism(s: Setup) -> Json:
     out: Json = {}
     seconds = {}
     for name, deterministic in (("as is", False), ("deterministic", True)):
-        losses = []
+        losses, skips = [], 0
         for _ in range(2):
-            with compiler.watched():
+            with compiler.watched() as report:
                 _, t = s.trainer(s.narrow, deterministic=deterministic)
                 t.warm_up()
                 losses.append([r.loss_nat for r in run(t, 0, s.steps)])
                 seconds[name] = timed(s, t, s.steps, 2 * s.steps)
+            skips += report.graph_skips
+        out[f"graph_skips, {name}"] = skips
         out[f"first_difference, {name}"] = first_difference(*losses)
     device.choose(DeviceConfig())  # for what comes next
     return {**out, "time_over_as_is": seconds["deterministic"] / seconds["as is"]}
@@ -392,7 +427,7 @@ def out_of_memory(s: Setup) -> Json:
         "needed_bytes": needed,
         "sequences": t.sequences,
         "micro_sequences": t.micro_sequences,
-        "difference_nat": max(abs(x - y) for x, y in zip(losses, expected, strict=True)),
+        "difference_nat": difference(losses, expected),
         "graph_skips": report.graph_skips,
         "graph_replays": report.graph_replays,
     }

@@ -39,7 +39,7 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def watched() -> Iterator[CompilerReport]:
-    """Start with nothing compiled, and count what happens inside."""
+    """Start with nothing compiled, count what happens inside, and leave nothing compiled behind."""
     from torch._dynamo.utils import counters
 
     forget()
@@ -56,3 +56,4 @@ def watched() -> Iterator[CompilerReport]:
     finally:
         torch.cuda.CUDAGraph.replay = replay
         report.update()
+        forget()  # the memory of the graphs is for whatever comes next in this process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import time
 import warnings
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from harness.gpus import bf16_peak_flop_per_s
 from harness.host import cpu_model
 from harness.schema import DeviceConfig, DeviceKind, Precision, Toggle
 from harness.units import NS_PER_MS
+
+# What torch, cuBLAS, cuDNN and the CPU's allocator say when memory is short; "illegal memory access" is another thing
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|not enough memory|can't allocate memory|_ALLOC_FAILED|cudaErrorMemoryAllocation", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class CudaClock:
     """Marks in the stream of a GPU, as times of CLOCK_MONOTONIC: when the device got there, not when the work was issued.
 
     Events are measured from an anchor at which host and device had waited for each other. An event's time is a float of
-    milliseconds, so that a window of an hour is resolved to 0.3 ms.
+    milliseconds: each is measured from the one read before it, so that it stays short and exact.
     """
 
     def __init__(self) -> None:
@@ -75,8 +81,10 @@ class CudaClock:
         return event
 
     def time_ns(self, mark: torch.cuda.Event) -> int:
-        """The mark must have been reached."""
-        return self._anchor_ns + round(self._anchor.elapsed_time(mark) * NS_PER_MS)
+        """The mark must have been reached. Marks are read in order."""
+        self._anchor_ns += round(self._anchor.elapsed_time(mark) * NS_PER_MS)
+        self._anchor = mark
+        return self._anchor_ns
 
 
 def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
@@ -131,12 +139,14 @@ def _set_kernels(config: DeviceConfig, compiled: bool) -> None:
     torch.backends.cuda.enable_cudnn_sdp(config.cudnn_attention)
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses in this mode
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # fixed workspaces, fixed sums
         # A search for bugs, which costs a pass over every new tensor
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     if compiled:
         from torch._inductor import config as inductor
 
+        # The kernels of attention are in a compiled graph, and these switches are not in the key under which it is kept on disk
+        torch.compiler.config.cache_key_tag = f"cudnn_attention={config.cudnn_attention}"
         inductor.deterministic = config.deterministic  # kernels are not chosen by timing them
 
 
@@ -144,15 +154,22 @@ def _set_kernels(config: DeviceConfig, compiled: bool) -> None:
 BACKENDS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}
 
 
-def attention_backend(device: Device, batch: int, heads: int, kv_heads: int, context: int, head_dim: int) -> str | None:
-    """The kernel that torch chooses for causal attention of this size in training; None where torch names one of no kind here."""
+def attention_backend(device: Device, heads: int, kv_heads: int, context: int, head_dim: int) -> str | None:
+    """The kernel that torch chooses for causal attention of this shape in training; None where torch names one of no kind here."""
     dtype = device.autocast or torch.float32
-    query = torch.empty(batch, heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
-    key = torch.empty(batch, kv_heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
+    query = torch.empty(1, heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
+    key = torch.empty(1, kv_heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
     choice = torch._fused_sdp_choice(  # type: ignore[attr-defined]
         query, key, key, is_causal=True, enable_gqa=kv_heads != heads
     )
     return BACKENDS.get(int(choice))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, its compiler or a CUDA library says that memory was short."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
 
 
 @functools.cache

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,16 +22,13 @@ from transformers import LlamaForCausalLM
 from harness.data.batches import Batch, Corpus
 from harness.models import llama
 from harness.train import compiler, optim
-from harness.train.device import Device
+from harness.train.device import Device, out_of_memory
 from harness.train.evaluate import tensors
 
+T = TypeVar("T")
 WARM_UPS = 3  # of a compiled step: with CUDA graphs the first call compiles, the second records, the third replays
 # Updates between two copies of the tape. A value is read a block after its own was issued: a NaN is seen within 32 updates
 GPU_BLOCK = 16
-# What torch, cuBLAS, cuDNN and the CPU's allocator say when memory is short; "illegal memory access" is another thing
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|not enough memory|can't allocate memory|_ALLOC_FAILED|cudaErrorMemoryAllocation", re.I
-)
 
 
 @dataclass
@@ -112,11 +108,11 @@ class Trainer:
         assert total is not None
         return total
 
-    def _gradients(self, batch: Batch) -> torch.Tensor:
-        """`_accumulate`; out of memory halves the micro-batch and begins again, as no gradient was used yet."""
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """`work()`; out of memory halves the micro-batch and begins again, so it must be safe to repeat."""
         while True:
             try:
-                return self._accumulate(batch)
+                return work()
             except RuntimeError as e:  # while a CUDA graph is captured it need not be an OutOfMemoryError
                 if self.micro_sequences == 1 or not out_of_memory(e):
                     raise
@@ -137,7 +133,7 @@ class Trainer:
         return loss, norm
 
     def _update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = self._gradients(batch)
+        loss = self._fitting(lambda: self._accumulate(batch))  # no gradient was used yet
         norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -157,7 +153,7 @@ class Trainer:
         cuda = [self.device.torch_device] if self.device.cuda else []
         with torch.random.fork_rng(devices=cuda):
             for _ in range(WARM_UPS if self.device.compile else 1):
-                self._update(batch)
+                self._fitting(lambda: self._update(batch))  # the first update allocates the moments, too
         with torch.no_grad():
             for p, weight in zip(self.parameters, weights, strict=True):
                 p.copy_(weight)
@@ -209,11 +205,6 @@ class Trainer:
         event = torch.cuda.Event()
         event.record()
         return host, event
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch, its compiler or a CUDA library says that memory was short."""
-    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def _padded(batch: Batch, rows: int) -> Batch:

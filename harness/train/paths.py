@@ -21,7 +21,7 @@ from harness.schema import LlamaConfig, RunConfig
 from harness.track.wandb import Mirror
 from harness.train import checkpoint, schedule
 from harness.train.checkpoint import Position, Progress
-from harness.train.device import Device
+from harness.train.device import Device, out_of_memory
 from harness.train.evaluate import Evaluation, batch_losses, batch_sequences, evaluate
 from harness.train.ledger import Ledger
 from harness.train.loop import StepResult, Trainer
@@ -307,8 +307,8 @@ class PathRunner:
         while True:
             try:
                 return work(self._eval_sequences)
-            except torch.OutOfMemoryError:
-                if self._eval_sequences == 1:
+            except RuntimeError as e:
+                if self._eval_sequences == 1 or not out_of_memory(e):
                     raise
             self._eval_sequences = -(-self._eval_sequences // 2)
             torch.cuda.empty_cache()

@@ -78,10 +78,10 @@ def describe(device: Device) -> Json:
     }
 
 
-def training(device: Device, shape: Shape, sequences: int, compiled: CompilerReport) -> Json:
-    """Which kernels trained a model on micro-batches of `sequences`: what ran, not what was asked for."""
+def training(device: Device, shape: Shape, compiled: CompilerReport) -> Json:
+    """Which kernels trained a model: what ran, not what was asked for."""
     return {
-        "attention": attention_backend(device, sequences, shape.heads, shape.kv_heads, shape.context, shape.head_dim),
+        "attention": attention_backend(device, shape.heads, shape.kv_heads, shape.context, shape.head_dim),
         "compiled": compiled.compiled_graphs > 0,
         "compiler": dataclasses.asdict(compiled),
     }

@@ -65,7 +65,7 @@ def run(
         )
         try:
             return _attempt(config, run_id, name, resolved, overrides, run_dir, started, parallel_runs)
-        except (HarnessError, torch.OutOfMemoryError) as e:
+        except HarnessError as e:
             return _end(run_dir, started, "failed", str(e))
         except Diverged as e:
             return _end(run_dir, started, "diverged", str(e))
@@ -75,6 +75,8 @@ def run(
             _end(run_dir, started, "interrupted", "stopped by Ctrl-C before training began; launch again to go on")
             raise
         except BaseException as e:
+            if devices.out_of_memory(e):
+                return _end(run_dir, started, "failed", str(e))
             _end(run_dir, started, "failed", f"{type(e).__name__}: {e}")
             raise
 
@@ -195,7 +197,7 @@ def _attempt(
             spent=ledger.spent(),
             provenance={
                 **provenance.describe(device),
-                **provenance.training(device, rung.shape, trainer.micro_sequences, compiled),
+                **provenance.training(device, rung.shape, compiled),
                 "began_unix_s": round(began_unix_s),
                 "ended_unix_s": round(time.time()),
                 "attempts": progress.attempt,

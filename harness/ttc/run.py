@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from harness import records, spending, stop
 from harness.errors import ConfigError, HarnessError
@@ -62,11 +61,13 @@ def evaluate(config: RunConfig, run_id: str, name: str, resolved: Json, *, paral
             with stop.listening():
                 _Evaluation(config, run_id, name, resolved, run_dir, state, parallel_runs, killed).run()
             return _end(folder, state, "done", None)
-        except (HarnessError, torch.OutOfMemoryError) as e:
+        except HarnessError as e:
             return _end(folder, state, "failed", str(e))
         except Interrupted as e:
             return _end(folder, state, "interrupted", str(e))
         except BaseException as e:
+            if devices.out_of_memory(e):
+                return _end(folder, state, "failed", str(e))
             _end(folder, state, "failed", f"{type(e).__name__}: {e}")
             raise
 
@@ -100,7 +101,8 @@ class _Evaluation:
     ) -> None:
         self.config, self.ttc, self.run_id, self.name, self.resolved = config, config.ttc, run_id, name, resolved
         self.run_dir, self.folder, self.state, self.killed = run_dir, run_dir / FOLDER, state, killed
-        self.device = devices.choose(config.device, parallel_runs)
+        # Sampling sums probabilities with a kernel that the deterministic mode refuses on CUDA; the setting is of training
+        self.device = devices.choose(dataclasses.replace(config.device, deterministic=False), parallel_runs)
         self.reason = spending.guard(config.budget.kwh, run_dir.parent, stop.reason)
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -25,8 +25,10 @@ from harness.laws.forms import LAWS, Bound, value
 from harness.laws.trust import objective_at
 from harness.records import from_json, to_json
 from harness.report import paper
+from harness.schema import DeviceConfig
 from harness.table_fit import fit_table
 from harness.train import evaluate
+from harness.train.device import choose
 
 ROWS: dict[str, list[str]] = {
     "M1 mean of Huber terms": ["test_a_general_solver_on_the_mean_stops_early_and_is_caught", "test_besiroglu"],
@@ -302,9 +304,9 @@ def test_a_loss_is_averaged_over_tokens_not_over_batches(monkeypatch: pytest.Mon
         size = 2 if int(inputs[0, 0]) == 0 else 8
         return torch.where(torch.arange(8) < size, 0.0, -torch.inf).expand(1, 4, 8)
 
-    monkeypatch.setattr(evaluate, "logits", scores)
+    monkeypatch.setattr(evaluate.llama, "logits", scores)
     model = torch.nn.Linear(1, 1)
-    found = evaluate.evaluate(model, TwoBatches(), torch.device("cpu"), 2, None)  # type: ignore[arg-type]
+    found = evaluate.evaluate(model, TwoBatches(), choose(DeviceConfig()), 2)  # type: ignore[arg-type]
     assert found.tokens == 5
     assert found.loss_nat == pytest.approx((4 * np.log(2) + np.log(8)) / 5, rel=1e-6)
 

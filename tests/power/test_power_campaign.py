@@ -60,7 +60,7 @@ def call(box: dict[str, str], folder: Path, *arguments: str) -> str:
 
 
 def stopped(box: dict[str, str], folder: Path, stage: str, number: signal.Signals, when: str) -> None:
-    """Start a stage and signal it (all of it, if by SIGKILL) as soon as there is such a file."""
+    """Start a stage and signal the whole group of it as soon as there is such a file."""
     command = [
         sys.executable,
         str(SCRIPT),
@@ -79,7 +79,7 @@ def stopped(box: dict[str, str], folder: Path, stage: str, number: signal.Signal
         assert time.monotonic() < end
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, number) if number is signal.SIGKILL else process.send_signal(number)
+    os.killpg(process.pid, number)  # as `timeout` does
     process.wait(100)
 
 
@@ -105,8 +105,8 @@ def test_the_check_answers_part_by_part_and_a_kill_leaves_what_was_known(box: di
     assert found["ticks"]["median_period_s"] == pytest.approx(0.1, rel=0.05)
     assert found["versions"]["gpu"] is None
     for name, how in found["attention"].items():
-        assert how["finite"], name
-        assert how["max_error"] < 0.05, name
+        assert how["max_error"] is not None, name
+        assert how["max_error"] < (1.0 if "steep" in name else 0.05), name
     assert max(found["same_losses"]["difference_nat"].values()) < 1e-4
     assert found["same_losses"]["last_nat"] < found["same_losses"]["first_nat"]
     for part in ("speed_narrow", "speed_wide"):
@@ -157,8 +157,7 @@ def test_the_ladder_is_cut_short_goes_on_and_is_fitted_elsewhere(box: dict[str, 
 # --- one call and its parts ----------------------------------------------------------------------------------------------
 FAKE_CHECK = """
 import os, time
-class Setup:
-    def __init__(self, cuda): self.cuda = cuda
+def set_up(rehearse): return None
 def fine(s): return {"seen": os.getpid()}
 def died(s): os._exit(9)
 def hung(s): time.sleep(1000)
@@ -228,18 +227,18 @@ def test_what_is_planned_fits_into_the_calls(script: dict[str, Any]) -> None:
     [
         ({"graphs": 1e-4, "graphs, accumulated": 2e-4}, 0, []),
         ({"graphs": 0.03, "graphs, accumulated": 2e-4}, 0, ["device.compile=never"]),
-        ({"graphs": 1e-4, "graphs, accumulated": float("nan")}, 0, ["device.compile=never"]),
+        ({"graphs": 1e-4, "graphs, accumulated": None}, 0, ["device.compile=never"]),
         ({"graphs": 1e-4}, 2, ["device.compile=never"]),
     ],
 )
 def test_a_card_on_which_compiled_graphs_go_wrong_trains_without_them(
-    script: dict[str, Any], tmp_path: Path, losses: dict[str, float], skips: int, settings: list[str]
+    script: dict[str, Any], tmp_path: Path, losses: dict[str, float | None], skips: int, settings: list[str]
 ) -> None:
     (tmp_path / "answers").mkdir()
     one = script["Campaign"]("ladder", tmp_path, tmp_path, 0.0, True)
     assert one.precautions() == []
     one.write("same_losses", {"answer": {"difference_nat": losses}})
-    one.write("speed_narrow", {"answer": {"graph_skips": skips}})
+    one.write("speed_narrow", {"answer": {"graph_skips": skips, "graph_replays_per_step": 2.0}})
     assert one.precautions() == settings
     assert script["Campaign"]("ladder", tmp_path, tmp_path, 0.0, False).precautions() == [], (
         "a rehearsal says nothing of a card"

@@ -385,6 +385,23 @@ def test_other_errors_are_raised(text: str) -> None:
     assert t.micro_sequences == 4
 
 
+def test_short_memory_for_the_first_moments_halves_too() -> None:
+    halvings: list[int] = []
+    t = trainer(CPU, sequences=4, halvings=halvings)
+    clean = losses(trainer(CPU, sequences=4, micro=2), 5)
+    step = t.optimizers[0].step
+
+    def hungry(*args: Any, **options: Any) -> Any:
+        if t.micro_sequences > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(*args, **options)
+
+    t.optimizers[0].step = hungry  # type: ignore[method-assign]
+    t.warm_up()
+    assert halvings == [2]
+    assert losses(t, 5) == clean
+
+
 def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches(tmp_path: Any) -> None:
     run = tiny.config(tmp_path, steps=20)
     original = evaluate.batch_losses
@@ -436,6 +453,15 @@ def test_rows_carry_the_device_s_times(monkeypatch: pytest.MonkeyPatch) -> None:
     t.block = 4
     times = [r.time_ns for r in t.run_steps(0, 10, lambda step: 1.0, lambda: False)]
     assert np.diff(times).tolist() == [5_000_000] * 9
+
+
+def test_the_cache_of_compiled_graphs_knows_which_attention_is_in_them() -> None:
+    """Torch keeps compiled graphs on disk, and these switches are not in its key: the kernel of an earlier run would run again."""
+    tags = []
+    for allowed in (False, True):
+        devices.choose(DeviceConfig(kind=DeviceKind.cpu, cudnn_attention=allowed, compile=Toggle.always))
+        tags.append(torch.compiler.config.cache_key_tag)
+    assert tags[0] != tags[1]
 
 
 @pytest.mark.parametrize("bad", [0, 15, 16, 17, 40])
