@@ -18,7 +18,7 @@ def test_signals_that_come_together_are_one_request(monkeypatch: pytest.MonkeyPa
     """`timeout` signals the whole group, and a batch script its children besides; only a later one means: at once."""
     now = 100.0
     monkeypatch.setattr(stop.time, "monotonic", lambda: now)
-    monkeypatch.setattr(stop, "_workers", lambda: [])
+    monkeypatch.setattr(stop, "_workers", list)
     with stop.forwarding():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
