@@ -95,14 +95,10 @@ class Setup:
         )  # fmt: skip
 
 
-def set_up(rehearse: bool) -> Setup:
-    """On a card; or for a rehearsal, where graphs are traced but not compiled by Inductor: its CPU code is none of a card's."""
+def set_up(rehearse: bool) -> Setup | None:
+    """On a card, None where there is none; or for a rehearsal, where graphs are traced but not compiled by Inductor: its CPU code is none of a card's."""
     if not rehearse:
-        if not torch.cuda.is_available():
-            raise SystemExit(
-                "torch sees no CUDA device. This is for a GPU box; --rehearse takes the same path without one."
-            )
-        return Setup(cuda=True)
+        return Setup(cuda=True) if torch.cuda.is_available() else None
     real = torch.compile
     torch.compile = lambda function, *, mode, **options: real(function, backend="aot_eager", **options)
     return Setup(cuda=False)

@@ -157,7 +157,7 @@ def test_the_ladder_is_cut_short_goes_on_and_is_fitted_elsewhere(box: dict[str, 
 # --- one call and its parts ----------------------------------------------------------------------------------------------
 FAKE_CHECK = """
 import os, time
-def set_up(rehearse): return None
+def set_up(rehearse): return "a box"
 def fine(s): return {"seen": os.getpid()}
 def died(s): os._exit(9)
 def hung(s): time.sleep(1000)
@@ -240,9 +240,45 @@ def test_a_card_on_which_compiled_graphs_go_wrong_trains_without_them(
     one.write("same_losses", {"answer": {"difference_nat": losses}})
     one.write("speed_narrow", {"answer": {"graph_skips": skips, "graph_replays_per_step": 2.0}})
     assert one.precautions() == settings
-    assert script["Campaign"]("ladder", tmp_path, tmp_path, 0.0, False).precautions() == [], (
-        "a rehearsal says nothing of a card"
-    )
+    other = script["Campaign"]("ladder", tmp_path, tmp_path, 0.0, False)
+    assert other.precautions() == [], "a rehearsal says nothing of a card"
+
+
+def test_graphs_that_are_not_replayed_and_failed_parts_are_known_in_the_next_call(
+    script: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "answers").mkdir()
+    check, ladder = (script["Campaign"](stage, tmp_path, tmp_path, 0.0, True) for stage in ("check", "ladder"))
+    check.write("speed_narrow", {"answer": {"graph_skips": 0, "graph_replays_per_step": 0.0}})
+    assert ladder.precautions() == ["device.compile=never"]
+    check.write("speed_narrow", {"failed": "x"})
+    assert ladder.precautions() == []
+    check.write("same_losses", {"failed": "hung or died: x"})
+    check.write("ticks", {"answer": {}})
+    ladder.write("anchor_before", {"answer": {}})
+    ladder.forget_unanswered()
+    assert ladder.precautions() == ["device.compile=never"]
+    assert ladder.said("anchor_before") is None
+    check.forget_unanswered()
+    assert ladder.said("same_losses") is None
+    assert ladder.said("ticks") is not None
+
+
+def test_a_loss_that_is_not_a_number_is_no_small_difference(script: dict[str, Any]) -> None:
+    import _check  # type: ignore[import-not-found]
+
+    assert _check.difference([1.0, 2.0], [1.0, 2.5]) == 0.5
+    assert _check.difference([1.0, 2.0, 3.0], [1.0001, float("nan"), float("nan")]) is None
+    assert _check.difference([1.0], [float("inf")]) is None
+
+
+def test_without_a_card_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    for stage, why in (("check", "torch sees no CUDA device"), ("ladder", "driver")):
+        command = [sys.executable, str(SCRIPT), stage, "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert why in done.stderr
+        assert "--rehearse takes the same path without one" in done.stderr
 
 
 # --- packages ------------------------------------------------------------------------------------------------------------
