@@ -73,7 +73,7 @@ class Setup:
             else FactsConfig(vocab=64, keys=2000, context=24)
         )
         config = RunConfig(
-            model=LlamaConfig(width=width),
+            model=LlamaConfig(width=width, depth=None if self.cuda else 1),
             corpus=corpus,
             budget=BudgetConfig(tokens=10**9),
             optim=AdamwConfig(batch_tokens=None if self.cuda else 5 * corpus.context),

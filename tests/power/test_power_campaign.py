@@ -136,7 +136,7 @@ def test_the_ladder_is_cut_short_goes_on_and_is_fitted_elsewhere(box: dict[str, 
     found = answers(tmp_path)
     assert not {k: v["failed"] for k, v in found.items() if "failed" in v}
     assert found["card"]["answer"]["uuid"] == box["CARD"]
-    assert found["ladder"]["answer"]["states"] == ["done"] * 4
+    assert found["ladder"]["answer"]["states"] == ["done"] * 3
     assert found["anchor_drift"]["answer"]["code"] in (None, "ANCHOR_DRIFT")
     assert set(table(said)) >= {"card", "anchor_before", "ladder", "anchor_after", "in all"}
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
@@ -152,7 +152,7 @@ def test_the_ladder_is_cut_short_goes_on_and_is_fitted_elsewhere(box: dict[str, 
         subprocess.run([sys.executable, "-m", "harness.cli", *verb], cwd=elsewhere, check=True, capture_output=True)
     assert (study / "report.html").stat().st_size > 10_000
     fits = json.loads((study / "fits.json").read_text())["fits"]
-    assert fits["energy_compute"]["n_points"] == 12
+    assert fits["energy_compute"]["n_points"] == 9
 
 
 # --- one call and its parts ----------------------------------------------------------------------------------------------
