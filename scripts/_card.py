@@ -15,8 +15,7 @@ import numpy as np
 import pynvml
 import torch
 
-from harness import flops
-from harness.models import llama
+from harness.models import flops, llama
 from harness.power.nvml import NvmlSource
 from harness.power.sensor import Actions, after, poll
 from harness.power.series import Series

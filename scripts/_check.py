@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from harness import corpora, ladder
-from harness.models import llama
-from harness.schema import (
+from harness.config import ladder
+from harness.config.schema import (
     AdamwConfig,
     BudgetConfig,
     DeviceConfig,
@@ -35,7 +34,11 @@ from harness.schema import (
     RunConfig,
     Toggle,
 )
-from harness.train import compiler, device, loop, optim
+from harness.data import corpora
+from harness.models import llama
+from harness.runtime import compiler, device
+from harness.train import optim
+from harness.train import step as train_step
 
 Json = dict[str, Any]
 NOT_HERE = "this machine has no CUDA device"
@@ -65,7 +68,7 @@ class Setup:
 
     def trainer(
         self, width: int, compiled: bool = True, parts: int = 1, **settings: Any
-    ) -> tuple[ladder.Rung, loop.Trainer]:
+    ) -> tuple[ladder.Rung, train_step.Trainer]:
         """A rung of the ladder's kind with its model, freshly built, in `parts` micro-batches."""
         corpus = (
             FactsConfig(vocab=4096, keys=2**24, context=255)
@@ -89,7 +92,7 @@ class Setup:
         torch.nn.Module.to(model, where.torch_device)  # in place; the subclass's own signature hides the overload
         optimizers = optim.build(model, config.optim, rung.hyper)
         n = rung.hyper.sequences
-        return rung, loop.Trainer(
+        return rung, train_step.Trainer(
             model, optimizers, corpora.open_corpus(corpus, 0), where, seed=0, sequences=n, micro_sequences=-(-n // parts),
             grad_clip=1.0, on_halving=lambda sequences: None,
         )  # fmt: skip
@@ -104,11 +107,11 @@ def set_up(rehearse: bool) -> Setup | None:
     return Setup(cuda=False)
 
 
-def run(t: loop.Trainer, start: int, stop: int, lr_factor: float = 1.0) -> list[loop.StepResult]:
+def run(t: train_step.Trainer, start: int, stop: int, lr_factor: float = 1.0) -> list[train_step.StepResult]:
     return list(t.run_steps(start, stop, lambda step: lr_factor, lambda: False))
 
 
-def timed(s: Setup, t: loop.Trainer, start: int, stop: int) -> float:
+def timed(s: Setup, t: train_step.Trainer, start: int, stop: int) -> float:
     """Seconds per update."""
     s.sync()
     began = time.perf_counter()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness import flops
+from harness.models import flops
 from harness.records import Measured, Point, RunRecord
 
 NO_METER = "no meter: power=unmetered"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harness.records import Measured
-from harness.ttc_records import ProblemStats, Smooth, TtcRecord, TtcRow
+from harness.records.ttc import ProblemStats, Smooth, TtcRecord, TtcRow
 
 
 def row(strategy: str, n: int, accuracy: float | None, *, decode: float = 1e6, joules: float | None = None) -> TtcRow:

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import cli, fitfiles, laws, reproduce, verbs
+from harness import laws
+from harness.analysis import reproduce
+from harness.cli import main as cli
+from harness.cli import verbs
 from harness.errors import HarnessError
 from harness.laws.forms import LAWS
-from harness.power.codes import EFFECT
+from harness.power.reason_codes import EFFECT
+from harness.records import fits as fit_files
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -87,10 +91,11 @@ def test_verbs_and_ladders_are_those_that_exist() -> None:
 def test_names_in_conventions_are_those_of_the_code() -> None:
     import dataclasses
 
-    from harness import records, study_fits
+    from harness import records
+    from harness.analysis import study_laws
 
     text = (ROOT / "docs/conventions.md").read_text(encoding="utf-8")
-    for name in study_fits.FIT_NAMES:
+    for name in study_laws.FIT_NAMES:
         assert f"`{name}`" in text, f"fits.json holds {name}"
     for f in dataclasses.fields(records.Counts):
         assert f"`{f.name}`" in text, f"records hold {f.name}"
@@ -103,7 +108,7 @@ def test_names_in_conventions_are_those_of_the_code() -> None:
 
 def test_flop_fixtures_in_conventions() -> None:
     """The printed integers are those of the code."""
-    from harness.flops import Shape, counts
+    from harness.models.flops import Shape, counts
 
     text = (ROOT / "docs/conventions.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ((?:\d+ ){8}(?:yes|no)) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.M)
@@ -134,7 +139,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "points.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     n, c, loss = (np.array(column) for column in zip(*table, strict=True))
     fitted = laws.fit("chinchilla", {"N": n, "D": c / (6 * n), "loss": loss}, bootstrap=100)
-    fitfiles.write_fit(tmp_path / "f.json", fitted)
+    fit_files.write_fit(tmp_path / "f.json", fitted)
     (tmp_path / "my.txt").write_text("It was a bright cold day in April.\n" * 20_000, encoding="utf-8")
     (ladder,) = blocks(ROOT / "docs/extending.md", "yaml")
     (tmp_path / "conf/ladder").mkdir(parents=True)
@@ -156,9 +161,9 @@ def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pyte
     monkeypatch.setattr("harness.track.wandb.fetch_records", parsed)
     verb, rest = arguments[0], arguments[1:]
     if verb in ("plan", "run", "ttc") and "--help" not in rest:
-        from harness.planning import check_rungs, check_tests
-        from harness.schema import PretrainedConfig
-        from harness.sweep import enumerate_runs
+        from harness.config.schema import PretrainedConfig
+        from harness.sweep.compose_sweep import enumerate_runs
+        from harness.sweep.plan import check_rungs, check_tests
 
         planned, _ = enumerate_runs(rest)
         rungs = check_tests(planned) if verb == "ttc" else check_rungs(planned)

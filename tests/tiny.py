@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import compose, records
-from harness.records import RunState, SpendRow, StepRow
-from harness.schema import (
+from harness import records
+from harness.config import compose
+from harness.config.schema import (
     BudgetConfig,
     DeviceConfig,
     DeviceKind,
@@ -31,6 +31,7 @@ from harness.schema import (
     ScheduleConfig,
     WsdConfig,
 )
+from harness.records import RunState, SpendRow, StepRow
 
 BATCH = 84  # tokens per update: four sequences of 21
 WARMUP = 5  # updates
@@ -164,7 +165,9 @@ def server() -> Iterator[Server]:
 def _serve() -> None:
     import torch
 
-    from harness.train import device, loop, run
+    from harness.runtime import device
+    from harness.train import run
+    from harness.train import step as train_step
 
     torch.set_num_threads(1)
     device.cpu_peak_flop_per_s(1)
@@ -182,14 +185,14 @@ def _serve() -> None:
         code = 1
         try:
             count = os.open(executed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            make_update = loop.Trainer._step
+            make_update = train_step.Trainer._step
 
-            def counted(self: loop.Trainer, *update: Any, make: Any = make_update, to: int = count) -> Any:
+            def counted(self: train_step.Trainer, *update: Any, make: Any = make_update, to: int = count) -> Any:
                 result = make(self, *update)
                 os.write(to, b".")
                 return result
 
-            loop.Trainer._step = counted  # type: ignore[method-assign]
+            train_step.Trainer._step = counted  # type: ignore[method-assign]
             state = run.run(
                 argument, compose.run_id(argument), compose.run_name(argument), compose.resolved(argument), []
             )

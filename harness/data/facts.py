@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.schema import FactsConfig
 from harness.data.batches import Batch
 from harness.errors import CorpusError
-from harness.schema import FactsConfig
 
 # Second word of the generator's key: training, validation and epoch orders never share a stream
 _TRAIN, _VALIDATION, _ORDER = 0, 1, 2

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.schema import TextConfig
 from harness.data.shards import (
     VERSION,
     Documents,
@@ -40,7 +41,6 @@ from harness.data.shards import (
 from harness.data.text_corpus import TextCorpus, check_val, choose_pool, sequences, wanted_sequences
 from harness.data.tokenizer import TextTokenizer, head, open_tokenizer
 from harness.errors import CorpusError
-from harness.schema import TextConfig
 
 _LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 _MUST_BE = {"text": "UTF-8 text", "json": "one JSON object a line", "parquet": "a whole Parquet file"}

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.schema import TextConfig
 from harness.data.batches import Batch
 from harness.data.shards import Shards
 from harness.data.tokenizer import TextTokenizer
 from harness.errors import CorpusError
-from harness.schema import TextConfig
 
 _POOL_ORDER = 0x5EED  # fixes the shuffle behind `unique_tokens`; not the run's seed
 

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
-from harness.laws.bootstrap import METHODS, Draws, labels, resample
 from harness.laws.catalogue import AnyBound, AnyLaw, bind, law_named
 from harness.laws.curve import Curve
 from harness.laws.energy import BALANCE
 from harness.laws.forms import Array, Table, column, data_hash
-from harness.laws.heldout import held_out
+from harness.laws.held_out import held_out
 from harness.laws.refuse import refuse_design, refuse_rows
 from harness.laws.result import Certificate, Fit, Warn
-from harness.laws.solve import ROUNDING, certify, multistart, robust_delta
-from harness.laws.trust import Evidence, exponents_at, identify, objective_at, warn
+from harness.laws.solver.bootstrap import METHODS, Draws, labels, resample
+from harness.laws.solver.solve import ROUNDING, certify, multistart, robust_delta
+from harness.laws.solver.trust import Evidence, exponents_at, identify, objective_at, warn
 
 MAX_SIGMA_RATIO = 1e4
 
@@ -50,7 +50,7 @@ def fit(
     cluster    trunk of each row, any labels: rows of one trunk are resampled together. None: every row on its own.
     strata     rung of each row, where several trunks (seeds) share one. None: N where it does, else none.
     method     auto, residual, cases or seeds: what is resampled, and so which noise the intervals reflect; see
-               `harness.laws.bootstrap`.
+               `harness.laws.solver.bootstrap`.
     sigma      error bar of each measurement, in its own unit; rows weigh (y/sigma)^2, normalised to mean 1.
     fixed      parameters that are given, not fitted, e.g. {"E": 1.034}.
     hold_out   boolean mask of rows that are predicted, never fitted.

@@ -11,7 +11,7 @@ from transformers import LlamaConfig as HfLlamaConfig
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from harness.flops import Shape, counts
+from harness.models.flops import Shape, counts
 
 
 def hf_config(shape: Shape, rope_theta: float = 10_000.0) -> HfLlamaConfig:

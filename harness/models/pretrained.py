@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.errors import ConfigError
-from harness.flops import Shape, counts
+from harness.models.flops import Shape, counts
 
 
 def load(path: str, dtype: torch.dtype = torch.float32, revision: str | None = None) -> PreTrainedModel:

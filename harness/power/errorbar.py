@@ -7,9 +7,9 @@ from bisect import bisect_right
 
 import numpy as np
 
-from harness.power import comb
-from harness.power.comb import tick
+from harness.power import tick_times
 from harness.power.series import Held, Series
+from harness.power.tick_times import tick
 
 BOXCAR_S = 1.0  # length of the mean behind "average" on Ampere to Hopper
 EDGE_S = 1.0  # how far beside an edge the power level is looked at
@@ -30,7 +30,7 @@ def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float, in
     first, last = max(0, k - 1), min(len(s.hi_s) - 1, k + 2)
     first = first if s.piece[first] == s.piece[k] else k
     last = last if s.piece[last] == s.piece[k] else k + 1
-    t_s, se_s = comb.times(s, first, last - first + 1, u)
+    t_s, se_s = tick_times.times(s, first, last - first + 1, u)
     i = min(max(bisect_right(t_s, t) - 1, 0), last - first - 1)
     length, rise = t_s[i + 1] - t_s[i], s.joule[first + i + 1] - s.joule[first + i]
     x, mean = (t - t_s[i]) / length, rise / length

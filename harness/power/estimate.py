@@ -21,9 +21,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from harness import records
-from harness.power import checks, errorbar, watch
-from harness.power import codes as reasons
-from harness.power.checks import CardWindow
+from harness.power import errorbar, interference, plausibility, reason_codes
+from harness.power.plausibility import CardWindow
 from harness.power.series import Series
 
 DEFAULT_TICK_S = 0.1  # until three ticks were seen
@@ -82,7 +81,7 @@ def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Mea
     if missing:
         alike = len({p.reason for p in missing}) == 1  # one cause is told once, however many windows it took
         more = "" if alike else f" (and {len(missing) - 1} more of {len(parts)} windows)"
-        verdict = reasons.worst(p.verdict for p in parts)
+        verdict = reason_codes.worst(p.verdict for p in parts)
         reason = f"{missing[0].reason}{more}"
         return records.Measured(source=source, verdict=verdict, codes=found, reason=reason, notes=_notes(parts))
     energy = math.fsum(p.energy_j or 0.0 for p in parts)
@@ -102,14 +101,14 @@ def total(parts: list[records.Measured], tolerance: float = 0.03) -> records.Mea
         notes=_notes(parts),
     )
     short = "WINDOW_TOO_SHORT" in found
-    return _judge(out, tolerance) if short else replace(out, verdict=reasons.verdict(out.codes))
+    return _judge(out, tolerance) if short else replace(out, verdict=reason_codes.verdict(out.codes))
 
 
 def refuse(measured: records.Measured, tolerance: float = 0.03) -> records.Measured:
     """What a point of a fit may use: an invalid window's joules become None, in words; valid and suspect ones stay."""
     if measured.energy_j is None or measured.verdict in ("valid", "suspect"):
         return measured
-    reason = f"invalid: {', '.join(c for c in measured.codes if reasons.EFFECT[c] == reasons.INVALID)}"
+    reason = f"invalid: {', '.join(c for c in measured.codes if reason_codes.EFFECT[c] == reason_codes.INVALID)}"
     if "WINDOW_TOO_SHORT" in measured.codes and measured.power_w and measured.energy_se_j is not None:
         needed = Z95 * measured.energy_se_j / (tolerance * measured.power_w)
         reason += (
@@ -122,12 +121,12 @@ def refuse(measured: records.Measured, tolerance: float = 0.03) -> records.Measu
 def card_window(s: Series, a: float, b: float, ended: bool = False, step_s: float | None = None) -> CardWindow:
     """One card over [a, b], seconds of the segment."""
     out = _value(s, a, b, ended)
-    for code, note in watch.judge(s.looks, a, b) if b > a else []:
+    for code, note in interference.judge(s.looks, a, b) if b > a else []:
         out.codes, out.notes = _union([*out.codes, code]), [*out.notes, note]
     if out.energy_j is not None and out.source == "nvml-counter":
-        checks.stationary(s, a, b, out, lambda t0, t1: _value(s, t0, t1, True).energy_j)
+        plausibility.stationary(s, a, b, out, lambda t0, t1: _value(s, t0, t1, True).energy_j)
         if step_s is not None:
-            checks.phase_lock(s, a, b, step_s, out)
+            plausibility.phase_lock(s, a, b, step_s, out)
     return out
 
 
@@ -222,7 +221,7 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
     if s.facts.get("range_j") and energy <= 0:
         return _fail(out, "STUCK", "the RAPL counter did not move during the window")
     if not wide:
-        checks.cross_check(s, a, b, u, out)
+        plausibility.cross_check(s, a, b, u, out)
     return out
 
 
@@ -318,7 +317,7 @@ def _judge(measured: records.Measured, tolerance: float) -> records.Measured:
     energy, se = measured.energy_j or 0.0, measured.energy_se_j or 0.0
     if "WINDOW_TOO_SHORT" not in found and Z95 * se > tolerance * energy:
         found.append("WINDOW_TOO_SHORT")
-    return replace(measured, codes=found, verdict=reasons.verdict(found))
+    return replace(measured, codes=found, verdict=reason_codes.verdict(found))
 
 
 def _summed_se(parts: list[tuple[float, float]]) -> tuple[float, float]:

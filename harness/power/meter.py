@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import records, schema
-from harness.power import estimate, replay, segment, sensor
-from harness.power.cards import UNMETERED
+from harness import records
+from harness.config import schema
+from harness.power import estimate, replay, segment_file, sensor
 from harness.power.sampler import LEAVE, POLL_NOW, Spec
-from harness.power.segments import Segment, last_words, spawn
+from harness.power.segment_process import Segment, last_words, spawn
+from harness.power.visible_devices import UNMETERED
 from harness.units import S_PER_NS
 
 log = logging.getLogger(__name__)
@@ -238,7 +239,7 @@ class Meter:
     def _recover(self, attempt: int, after_ns: int) -> records.Measured:
         if self._spec is None:
             return self._nothing()
-        found = [Segment(p) for p in segment.find(self.folder, attempt)]
+        found = [Segment(p) for p in segment_file.find(self.folder, attempt)]
         for s in found:
             s.poll()
         found = [s for s in found if s.begin_ns is not None]

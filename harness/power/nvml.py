@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from harness.power.cards import UNMETERED, CardId, visible_cards
+from harness.power.interference import THROTTLE_FIELDS
 from harness.power.source import GPU_GONE, NO_VALUE, OK, READ_FAILED, Reading, Refused
-from harness.power.watch import THROTTLE_FIELDS
+from harness.power.visible_devices import UNMETERED, CardId, visible_cards
 from harness.units import J_PER_MJ, W_PER_MW
 
 FIELD_AVERAGE, FIELD_INSTANT, FIELD_ENERGY, FIELD_MEMORY_TEMP = 185, 186, 83, 82

@@ -31,12 +31,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.power.interference import owners
 from harness.power.nvml import NvmlSource
 from harness.power.rapl import RaplSource
 from harness.power.replay import ReplaySource
-from harness.power.segment import SEGMENT_SCHEMA, Recorder, Writer, boot_id
+from harness.power.segment_file import SEGMENT_SCHEMA, Recorder, Writer, boot_id
 from harness.power.source import GPU_GONE, OK, Refused, Source
-from harness.power.watch import owners
 from harness.units import S_PER_NS
 
 NS = 1_000_000_000

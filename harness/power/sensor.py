@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records
-from harness.power import segment
+from harness.power import segment_file
 from harness.power.series import Held, Series
 from harness.power.source import Source
 from harness.units import S_PER_NS
@@ -81,7 +81,7 @@ def poll(
         "origin_ns": origin,
         "cards": list(facts),
     }
-    series, recorder, costs = Series(head, card), segment.Recorder(round(2 * period_s / S_PER_NS)), []
+    series, recorder, costs = Series(head, card), segment_file.Recorder(round(2 * period_s / S_PER_NS)), []
     k = 0
     while not until():
         t0 = time.monotonic_ns()

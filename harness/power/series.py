@@ -12,10 +12,10 @@ from array import array
 from bisect import bisect_right
 from typing import Any
 
+from harness.power.interference import Look
 from harness.power.replay import Trace
-from harness.power.segment import Row
+from harness.power.segment_file import Row
 from harness.power.source import GPU_GONE, OK
-from harness.power.watch import Look
 from harness.units import S_PER_NS
 
 UNKNOWN_LIMIT_W = 5000.0  # no board draws this; the bound where a card does not tell its power limit

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.power import segment
-from harness.power.segment import Row
+from harness.power import segment_file
+from harness.power.segment_file import Row
 
 NAME = "power.parquet"
 _KINDS = {
@@ -37,8 +37,8 @@ def write(folder: Path) -> Path:
     """
     columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
     headers = []
-    for path in segment.find(folder):
-        reader = segment.Reader(path)
+    for path in segment_file.find(folder):
+        reader = segment_file.Reader(path)
         rows = reader.poll()
         if reader.header is None:
             continue

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from harness import laws
-from harness.curves import PointTable, seed_means
+from harness.analysis.points import PointTable, seed_means
 from harness.laws.result import Fit, HeldOut
 from harness.report.axes import axis
 from harness.report.layers import (

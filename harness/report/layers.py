@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from harness.curves import PointTable
+from harness.analysis.points import PointTable
 from harness.report.axes import CATEGORIES, SHAPES, Axis, ramp
 from harness.report.study import StudyView
 

@@ -18,18 +18,19 @@ import altair as alt
 import vl_convert
 
 from harness import __version__
+from harness.analysis.ttc.curves import of_cell
+from harness.analysis.ttc.study import StudyAnswers
 from harness.errors import DeviceError
 from harness.laws.result import Fit
 from harness.records import RunRecord, write_text_atomic
-from harness.report import paper, tables, testtime, testtime_figures, testtime_words
+from harness.records.ttc import TtcRecord
+from harness.report import paper, tables, ttc_figures, ttc_sentences
+from harness.report import ttc as ttc_curves
 from harness.report.axes import theme
 from harness.report.charts import figures
 from harness.report.layers import Figure
+from harness.report.sentences import ABILITIES, NOT_SHOWN, findings, fit_warnings, not_measured, warnings
 from harness.report.study import StudyView, view
-from harness.report.words import ABILITIES, NOT_SHOWN, findings, fit_warnings, not_measured, warnings
-from harness.testtime import of_cell
-from harness.testtime_study import StudyAnswers
-from harness.ttc_records import TtcRecord
 
 VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 ASSETS = Path(__file__).parent / "assets"
@@ -67,7 +68,7 @@ def build_report(
     """
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(*study) for study in studies]
-    tested = testtime.figures(evaluations) + testtime_figures.figures(evaluations, views[0].fits, said)
+    tested = ttc_curves.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, said)
     drawn = [*tested, *figures(views)]
     folder = page.parent / "figures"
     try:
@@ -102,14 +103,14 @@ def html(
     charts = {f.key: spec(f, static=False) for f in drawn if f.spec is not None}
     single = len(views) == 1
     lead = (
-        _lead(views[0], testtime_words.findings(evaluations, said))
+        _lead(views[0], ttc_sentences.findings(evaluations, said))
         if single
         else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
     )
     compare = "" if single else tables.comparison(views).html()
     body = "".join(_details(v, heading=not single) for v in views)
     if evaluations:
-        body = testtime.cells(evaluations).html() + body
+        body = ttc_curves.cells(evaluations).html() + body
     template = Template((ASSETS / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from harness import __version__
 from harness.laws.catalogue import law_named
 from harness.laws.result import Fit
-from harness.report.words import number, percent
+from harness.report.sentences import number, percent
 
 MATH = {"alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "eta": r"\eta", "P_idle": r"P_\mathrm{idle}"}
 NOT_STATED = ("schedule and hyperparameter rule", "seeds", "tokenizer and validation set", "hardware")

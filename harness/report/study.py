@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness import curves, study_fits
-from harness.curves import Floor, PointTable, RateCheck, SeedNoise
+from harness.analysis import points as study_points
+from harness.analysis import study_laws
+from harness.analysis.points import Floor, PointTable, RateCheck, SeedNoise
 from harness.laws.result import Fit
 from harness.records import RunRecord
 
@@ -38,17 +39,17 @@ class StudyView:
 
 def view(name: str, records: Sequence[RunRecord], excluded: dict[str, int], fits: dict[str, Fit]) -> StudyView:
     records = list(records)
-    table = curves.points(records, excluded)
-    noise = curves.seed_noise(table)
+    table = study_points.points(records, excluded)
+    noise = study_points.seed_noise(table)
     return StudyView(
         name=name,
         records=records,
         excluded=dict(excluded),
         fits=fits,
         table=table,
-        floor=curves.floor(records),
-        theory=curves.theory(records),
+        floor=study_points.floor(records),
+        theory=study_points.theory(records),
         noise=noise,
-        rates=curves.rate_check(records, noise),
-        unfitted=study_fits.unfitted(records, fits, excluded),
+        rates=study_points.rate_check(records, noise),
+        unfitted=study_laws.unfitted(records, fits, excluded),
     )

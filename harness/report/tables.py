@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
-from harness import joules
+from harness.analysis import energy as study_energy
+from harness.analysis.study_laws import FIT_NAMES
+from harness.report.sentences import checklist, greek, number, percent, verdict, with_interval
 from harness.report.study import StudyView
-from harness.report.words import checklist, greek, number, percent, verdict, with_interval
-from harness.study_fits import FIT_NAMES
 from harness.units import duration, si
 
 MAX_ROWS = 200  # of a table on the page; the whole is exported as parquet
@@ -200,12 +200,12 @@ def points(v: StudyView) -> Table:
 
 def rung_joules(v: StudyView) -> Table | None:
     """Joules per token and per FLOP of each rung, how much of them is idle, and how they stand to the card's floor."""
-    rows = joules.by_rung(v.table)
+    rows = study_energy.by_rung(v.table)
     if not rows:
         return None
-    said = "; ".join(joules.context(v.table, rows, v.fits))
+    said = "; ".join(study_energy.context(v.table, rows, v.fits))
     note = f"Gross, all measured points of a rung. {said[0].upper()}{said[1:]}."
-    return Table("Joules by rung", joules.HEAD, [joules.cells(r) for r in rows], note, text=True)
+    return Table("Joules by rung", study_energy.HEAD, [study_energy.cells(r) for r in rows], note, text=True)
 
 
 def _cell(value: float, digits: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.schema import CountdownConfig, GroupConfig, MultiplyConfig, QaConfig, TaskConfig
+from harness.config.schema import CountdownConfig, GroupConfig, MultiplyConfig, QaConfig, TaskConfig
 from harness.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.schema import Arm, CountdownConfig
 from harness.errors import ConfigError
-from harness.schema import Arm, CountdownConfig
 from harness.tasks.task import (
     NONE,
     Control,

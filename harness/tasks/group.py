@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.schema import Arm, GroupConfig, GroupFormat
 from harness.errors import ConfigError, CorpusError
-from harness.schema import Arm, GroupConfig, GroupFormat
 from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, first_distinct, hashes, held_out_side
 
 _ENUMERATE = 65_536  # as many problems of one size are listed; of more, distinct ones are drawn

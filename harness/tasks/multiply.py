@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.schema import Arm, MultiplyConfig
+from harness.config.schema import Arm, MultiplyConfig
 from harness.tasks.task import (
     NONE,
     Control,

@@ -25,8 +25,8 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
+from harness.config.schema import Arm, QaConfig
 from harness.errors import ConfigError, CorpusError
-from harness.schema import Arm, QaConfig
 from harness.tasks.qa_data import COUNTDOWN, Record, open_source
 from harness.tasks.qa_text import MARK, answer_id, expression, last_number, reaches, strict_number, verified_steps
 from harness.tasks.task import NONE, Control, Grades, Problems, Rule

@@ -15,8 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from harness.config.schema import CountdownConfig, QaConfig
 from harness.errors import ConfigError, CorpusError
-from harness.schema import CountdownConfig, QaConfig
 from harness.tasks.countdown import CountdownTask
 from harness.tasks.qa_text import MARK, last_number, strict_number
 

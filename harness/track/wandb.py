@@ -19,7 +19,7 @@ import shlex
 from pathlib import Path
 from typing import IO, Any
 
-from harness.schema import TrackerConfig, WandbMode
+from harness.config.schema import TrackerConfig, WandbMode
 from harness.track.wandb_process import STARTUP_GRACE_S, Client, fetch_records, login_state
 
 __all__ = ["Mirror", "fetch_records", "login_state", "mirror_fit"]

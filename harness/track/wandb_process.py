@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness.config.schema import TrackerConfig, WandbMode
 from harness.errors import HarnessError
-from harness.schema import TrackerConfig, WandbMode
 
 STARTUP_GRACE_S = 20.0  # importing wandb and starting wandb-core on a busy machine, on top of the W&B timeouts
 # -P: files in the working directory do not shadow modules

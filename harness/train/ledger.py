@@ -11,10 +11,9 @@ import os
 from pathlib import Path
 
 from harness import records
-from harness.errors import DeviceError
 from harness.power.estimate import total
 from harness.power.meter import Meter
-from harness.records import Json, Measured, SpendRow, StepRow
+from harness.records import Json, Measured, SpendRow, StepRow, append_row
 from harness.train.checkpoint import Progress
 from harness.units import S_PER_NS
 
@@ -26,7 +25,7 @@ class Ledger:
 
     # --- writing
     def step(self, row: StepRow) -> None:
-        append(self._steps_path, row)
+        append_row(self._steps_path, row)
 
     def steps_bytes(self) -> int:
         return self._steps_path.stat().st_size if self._steps_path.exists() else 0
@@ -51,7 +50,7 @@ class Ledger:
             energy,
             self.meter.limit_w(),
         )
-        append(self._spend_path, row)
+        append_row(self._spend_path, row)
         return row
 
     # --- resuming
@@ -71,7 +70,7 @@ class Ledger:
             position = self.progress.position
             tokens = sum(_tokens(s) for s in lost)
             booked_ns = max((r.t_b_ns for r in mine), default=0)
-            append(
+            append_row(
                 self._spend_path,
                 SpendRow(
                     before,
@@ -125,13 +124,3 @@ def _covers(window: SpendRow, step: StepRow) -> bool:
 def _tokens(row: StepRow) -> int:
     """Tokens of this one update: all updates of a path have the same batch."""
     return row.tokens // row.step
-
-
-def append(path: Path, row: StepRow | SpendRow) -> None:
-    try:
-        with path.open("ab") as f:
-            f.write(json.dumps(records.to_json(row)).encode() + b"\n")
-    except OSError as e:
-        raise DeviceError(
-            f"cannot write {path.name}: {e.strerror}. Free disk space or choose another folder (paths.runs); the run resumes where it stood."
-        ) from e

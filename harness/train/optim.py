@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from harness.ladder import Hyper
-from harness.schema import AdamwConfig, MuonConfig, OptimConfig
+from harness.config.ladder import Hyper
+from harness.config.schema import AdamwConfig, MuonConfig, OptimConfig
 
 
 def build(model: nn.Module, config: OptimConfig, hyper: Hyper) -> list[torch.optim.Optimizer]:

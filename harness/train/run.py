@@ -20,21 +20,24 @@ from typing import Any
 
 import torch
 
-from harness import ladder, records, spending, stop
-from harness.corpora import open_corpus, save_tokenizer, sizes
+from harness import records
+from harness.config import ladder
+from harness.config.schema import LlamaConfig, NvmlConfig, Retry, RunConfig
+from harness.data.corpora import open_corpus, save_tokenizer, sizes
 from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
 from harness.power.meter import open_meter
 from harness.records import Json, RunRecord, RunState
-from harness.schema import LlamaConfig, NvmlConfig, Retry, RunConfig
+from harness.runtime import compiler, energy_budget, lock, provenance, signals
+from harness.runtime import device as devices
+from harness.runtime.compiler import CompilerReport
+from harness.runtime.signals import Interrupted
 from harness.track.wandb import Mirror
-from harness.train import compiler, lock, optim, provenance
-from harness.train import device as devices
+from harness.train import optim
 from harness.train.checkpoint import Progress, load_progress, save_progress
-from harness.train.compiler import CompilerReport
 from harness.train.ledger import Ledger
-from harness.train.loop import Trainer
-from harness.train.paths import Diverged, Interrupted, PathRunner
+from harness.train.step import Trainer
+from harness.train.trunk import Diverged, PathRunner
 
 HEARTBEAT_S = 2.0
 
@@ -129,7 +132,7 @@ def _attempt(
         folder=run_dir,
     )
     began_unix_s = time.time()
-    with stop.listening(), contextlib.ExitStack() as stack:
+    with signals.listening(), contextlib.ExitStack() as stack:
         ledger = Ledger(run_dir, progress, meter, fpt=float(rung.counts.fpt_causal))
         try:
             device = _device(config, progress, run_id, parallel_runs)
@@ -163,7 +166,7 @@ def _attempt(
                 grad_clip=config.optim.grad_clip,
                 on_halving=lambda n: _halved(progress, n),
             )
-            reason_to_stop = spending.guard(config.budget.kwh, run_dir.parent, stop.reason)
+            reason_to_stop = energy_budget.guard(config.budget.kwh, run_dir.parent, signals.reason)
             heartbeat = Heartbeat(run_dir, state, meter.power_w)
             runner = PathRunner(
                 config, rung, corpus, trainer, device, progress, ledger, mirror, heartbeat.beat, reason_to_stop, run_dir

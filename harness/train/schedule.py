@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from harness.schema import ConstantConfig, CosineConfig, ScheduleConfig, WsdConfig
+from harness.config.schema import ConstantConfig, CosineConfig, ScheduleConfig, WsdConfig
 
 
 def factor(schedule: ScheduleConfig, step: int, warmup_steps: int, branch_step: int | None, steps: int) -> float:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from harness.errors import ConfigError
-from harness.flops import Shape, passes_flop, prefill_flop
-from harness.models.llama_cache import LlamaDecoder
+from harness.models.flops import Shape, passes_flop, prefill_flop
+from harness.models.llama_decode import LlamaDecoder
 from harness.models.pretrained import HfDecoder, shape_of
 from harness.tasks.task import NONE, Control, Problems, Rule, Task
 
@@ -66,7 +66,7 @@ def open_decoder(
 
 @dataclass
 class Drawn:
-    """Generated rows and what they cost. FLOP by `harness/flops.py`; "useful" leaves out padding and rows that only waited."""
+    """Generated rows and what they cost. FLOP by `harness/models/flops.py`; "useful" leaves out padding and rows that only waited."""
 
     problem: np.ndarray  # (R,) index into the problems given
     tokens: np.ndarray  # (R, T) int64, padded with the task's pad

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import nnls
 
-from harness.flops import prefill_flop
+from harness.models.flops import prefill_flop
 from harness.power.meter import Meter
 from harness.records import Measured, SpendRow
+from harness.records.ttc import Window
 from harness.tasks.task import Control, Problems, Task
-from harness.ttc.blocks import side_by_side
 from harness.ttc.decode import Decoder, Drawn, Lockstep, batches, finish, uniforms
-from harness.ttc_records import Window
+from harness.ttc.work_units import side_by_side
 from harness.units import S_PER_NS
 
 

@@ -16,23 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import records, spending, stop
+from harness import records
+from harness.config.schema import Retry, RunConfig
 from harness.errors import ConfigError, HarnessError
-from harness.flops import counts
+from harness.models.flops import counts
 from harness.power.meter import Meter, open_meter
 from harness.records import Json, Measured, RunState, SpendRow
-from harness.schema import Retry, RunConfig
+from harness.records.ttc import FOLDER, TtcRecord, Window, asked
+from harness.runtime import device as devices
+from harness.runtime import energy_budget, lock, provenance, signals
+from harness.runtime.signals import Interrupted
 from harness.tasks.task import Control
 from harness.track.wandb import Mirror
-from harness.train import device as devices
-from harness.train import lock, provenance
-from harness.train.paths import Interrupted
-from harness.ttc import blocks, drawing, metering, mirroring, score
-from harness.ttc.blocks import Unit
-from harness.ttc.books import Books
+from harness.ttc import metering, sampling, score, wandb_rows, work_units
 from harness.ttc.decode import Decoder
+from harness.ttc.spend import Books
 from harness.ttc.subjects import Subject, dtype, open_subjects
-from harness.ttc_records import FOLDER, TtcRecord, Window, asked
+from harness.ttc.work_units import Unit
 
 SEEN = 256  # problems of the training side, for `seen_greedy`
 COUNTED = ("answer", "correct", "verified", "trace_ok", "truncated", "length", "forced", "logprob")
@@ -58,7 +58,7 @@ def evaluate(config: RunConfig, run_id: str, name: str, resolved: Json, *, paral
         )
         killed = before is not None and before.state == "running"  # every other end has booked all it spent
         try:
-            with stop.listening():
+            with signals.listening():
                 _Evaluation(config, run_id, name, resolved, run_dir, state, parallel_runs, killed).run()
             return _end(folder, state, "done", None)
         except HarnessError as e:
@@ -103,7 +103,7 @@ class _Evaluation:
         self.run_dir, self.folder, self.state, self.killed = run_dir, run_dir / FOLDER, state, killed
         # Sampling sums probabilities with a kernel that the deterministic mode refuses on CUDA; the setting is of training
         self.device = devices.choose(dataclasses.replace(config.device, deterministic=False), parallel_runs)
-        self.reason = spending.guard(config.budget.kwh, run_dir.parent, stop.reason)
+        self.reason = energy_budget.guard(config.budget.kwh, run_dir.parent, signals.reason)
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         self.meter: Meter = open_meter(config.power, self.folder / "power", attempt=state.attempt, cuda_visible=card)
@@ -148,10 +148,10 @@ class _Evaluation:
                 # Shapes are equal at all end points of a run, so one is metered: the longest
                 record = self._cell(subject, control, temperature, subjects[-1])
                 self.cells.append(record)
-                mirroring.cell(mirror, record)
+                wandb_rows.cell(mirror, record)
                 self.state.step += 1
                 self._beat(force=True)
-            mirroring.tables(mirror, self.cells, self.run_id, self.folder)
+            wandb_rows.tables(mirror, self.cells, self.run_id, self.folder)
             status = mirror.finish()
         except BaseException:
             mirror.finish(exit_code=1)
@@ -168,15 +168,19 @@ class _Evaluation:
     # --- one cell
     def _cell(self, subject: Subject, control: Control, temperature: float, metered: Subject) -> TtcRecord:
         cell = self._named(subject, control, temperature)
-        sample = blocks.units("sample", self.problems, self.ttc.samples)
-        greedy = blocks.units("greedy", self.problems)
-        seen = blocks.units("seen", self.seen)
+        sample = work_units.units("sample", self.problems, self.ttc.samples)
+        greedy = work_units.units("greedy", self.problems)
+        seen = work_units.units("seen", self.seen)
         width, keep = self.ttc.beam_width, self.ttc.beam_keep
-        search = blocks.units("search", self.problems, detail=f"-w{width}k{keep}") if width else []
+        search = work_units.units("search", self.problems, detail=f"-w{width}k{keep}") if width else []
         likely = (
-            blocks.units("smooth", self.problems) if self.task.trace(self.problems.take(np.arange(1)), control) else []
+            work_units.units("smooth", self.problems)
+            if self.task.trace(self.problems.take(np.arange(1)), control)
+            else []
         )
-        missing = [u for u in (*sample, *greedy, *seen, *search, *likely) if not blocks.path(cell.folder, u).exists()]
+        missing = [
+            u for u in (*sample, *greedy, *seen, *search, *likely) if not work_units.path(cell.folder, u).exists()
+        ]
         if missing:
             with self.books.window(subject.branch) as row:
                 for unit in missing:
@@ -187,18 +191,18 @@ class _Evaluation:
         drawn = score.Sampled(
             self.problems,
             np.array([len(p) for p in prompts]),
-            blocks.merge(cell.folder, greedy, COUNTED),
-            blocks.merge(cell.folder, sample, COUNTED),
-            blocks.merge(cell.folder, search, (*COUNTED, "flop", "passes", "row_passes", "context"))
+            work_units.merge(cell.folder, greedy, COUNTED),
+            work_units.merge(cell.folder, sample, COUNTED),
+            work_units.merge(cell.folder, search, (*COUNTED, "flop", "passes", "row_passes", "context"))
             if search
             else None,
         )
-        parts = [blocks.read(blocks.path(cell.folder, u)) for u in likely]
+        parts = [work_units.read(work_units.path(cell.folder, u)) for u in likely]
         record = self._record(subject, cell, drawn, metering.cost_model(windows, loads, exact=exact))
         if seen:  # a text task has no training side
-            record.seen_greedy = float(blocks.merge(cell.folder, seen, ("correct",))["correct"].mean())
-        if "strict" in blocks.read(blocks.path(cell.folder, sample[0])):
-            strict = blocks.merge(cell.folder, sample, ("strict",))["strict"]
+            record.seen_greedy = float(work_units.merge(cell.folder, seen, ("correct",))["correct"].mean())
+        if "strict" in work_units.read(work_units.path(cell.folder, sample[0])):
+            strict = work_units.merge(cell.folder, sample, ("strict",))["strict"]
             record.extracted_strict = float(strict.mean())
             record.sample_strict = float((strict & drawn.samples["correct"]).mean())
         if parts:
@@ -210,7 +214,7 @@ class _Evaluation:
 
     def _named(self, subject: Subject, control: Control, temperature: float) -> Cell:
         """The cell's key covers everything that decides what is drawn."""
-        key = blocks.digest(
+        key = work_units.digest(
             {
                 "weights": subject.identity,
                 "task": self.task.info,
@@ -230,7 +234,7 @@ class _Evaluation:
         began_ns = time.monotonic_ns()
         problems = (self.seen if unit.kind == "seen" else self.problems).take(_index(unit.problems))
         seed = unit.seed(cell.key)
-        arrays, tokens, flop = drawing.unit(
+        arrays, tokens, flop = sampling.unit(
             decoder, self.task, problems, cell.control, unit, self.ttc, cell.temperature, seed
         )
         self.device.sync()
@@ -241,7 +245,7 @@ class _Evaluation:
             "t_a_ns": began_ns,
             "t_b_ns": time.monotonic_ns(),
         }
-        blocks.write(cell.folder, unit, {**arrays, **{k: np.array(v) for k, v in spent.items()}})
+        work_units.write(cell.folder, unit, {**arrays, **{k: np.array(v) for k, v in spent.items()}})
         row.tokens += tokens
         row.flop += flop
 
@@ -255,13 +259,13 @@ class _Evaluation:
         settings = {  # extended to more samples or problems, windows of other shapes are asked for
             "cell": cell.key,
             "samples": samples,
-            "queries": min(blocks.side_by_side(1, ttc.batch_rows), len(self.problems)),
+            "queries": min(work_units.side_by_side(1, ttc.batch_rows), len(self.problems)),
             "s": ttc.meter_s,
             "rows": ttc.batch_rows,
             "power": self.resolved["power"],
             "device": self.device.label,
         }
-        path = self.folder / f"meter-{blocks.digest(settings)}.json"
+        path = self.folder / f"meter-{work_units.digest(settings)}.json"
         if not path.exists():
             with self.books.window(subject.branch) as row:
                 windows, loads = metering.meter_windows(
@@ -335,7 +339,7 @@ class _Evaluation:
             provenance={
                 **provenance.describe(self.device),
                 "metered_at": "this end point" if cost.exact else "the longest end point of the run; shapes are equal",
-                "queries_side_by_side": min(blocks.side_by_side(1, ttc.batch_rows), len(self.problems)),
+                "queries_side_by_side": min(work_units.side_by_side(1, ttc.batch_rows), len(self.problems)),
                 "attempts": self.state.attempt,
                 "role": run.role if run else self.config.role.value,
             },

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.flops import Shape, passes_flop, prefill_flop
-from harness.laws import samples as estimates
+from harness.laws import estimators
+from harness.models.flops import Shape, passes_flop, prefill_flop
+from harness.records.ttc import ProblemStats, Smooth, TtcRow
 from harness.tasks.task import NONE, Problems
-from harness.ttc.blocks import PROBLEMS, Arrays, side_by_side
 from harness.ttc.metering import CostModel, Load
-from harness.ttc_records import ProblemStats, Smooth, TtcRow
+from harness.ttc.work_units import PROBLEMS, Arrays, side_by_side
 
 GUESSES = 0.1  # above so many right answers expected of a guesser in n_max samples, coverage counts verified traces
 
@@ -121,20 +121,20 @@ def rows(
     out = [price.row("greedy", 1, s.greedy["correct"][:, 0].astype(float), s.greedy, batch=1)]
     for n in counts(m):
         values = {
-            "majority": estimates.majority(stats.correct, stats.wrong, stats.unread, n, seed=seed),
-            "best_verified": estimates.best_of(correct, correct.astype(float), n),
-            "best_steps": estimates.best_of(correct, s.samples["verified"].astype(float), n),
-            "best_logprob": estimates.best_of(correct, s.samples["logprob"], n),
-            "best_noisy": estimates.best_of(correct, accepted.astype(float), n),
-            "pass": estimates.pass_at_k(covered, drawn, n),
+            "majority": estimators.majority(stats.correct, stats.wrong, stats.unread, n, seed=seed),
+            "best_verified": estimators.best_of(correct, correct.astype(float), n),
+            "best_steps": estimators.best_of(correct, s.samples["verified"].astype(float), n),
+            "best_logprob": estimators.best_of(correct, s.samples["logprob"], n),
+            "best_noisy": estimators.best_of(correct, accepted.astype(float), n),
+            "pass": estimators.pass_at_k(covered, drawn, n),
         }
         if n == 1:
             values = {"sample": right / m, **values}
         for strategy, value in values.items():
             for arm in ("batched", "sequential") if n > 1 else ("batched",):
                 out.append(price.row(strategy, n, value, s.samples, batch=n, arm=arm))
-        draws = estimates.first_verified_draws(right, drawn, n)
-        found = estimates.pass_at_k(right, drawn, n)
+        draws = estimators.first_verified_draws(right, drawn, n)
+        found = estimators.pass_at_k(right, drawn, n)
         # At most one right sample is drawn, the last; right and wrong ones may differ in length
         wrong = np.maximum(m - right, 1)[:, None]
         drawn_of = np.where(correct, (found / np.maximum(right, 1))[:, None], (draws - found)[:, None] / wrong)
@@ -204,7 +204,7 @@ class _Price:
     def _interval(self, value: np.ndarray) -> tuple[float, float]:
         """The two arms of a strategy share their answers, so their interval too."""
         if self._last is None or self._last[0] is not value:
-            self._last = value, estimates.interval(value, self._s.problems.cluster)
+            self._last = value, estimators.interval(value, self._s.problems.cluster)
         return self._last[1]
 
     def searched(self, width: int, value: np.ndarray, table: Arrays, lengths: np.ndarray) -> TtcRow:
@@ -276,8 +276,8 @@ def smooth(logprob: np.ndarray, brier: np.ndarray, cluster: np.ndarray) -> Smoot
     order = np.argsort(~scored, axis=1, kind="stable")
     first = np.take_along_axis(p, order, 1)[:, : int(scored.sum(1).max())]
     # Of the mean over tokens, like `p_token` itself: traces differ in length, and a cluster brings all of its tokens
-    token_interval = estimates.interval(p[scored], np.repeat(cluster, scored.sum(1)))
-    trace_interval = estimates.interval(trace, cluster)
+    token_interval = estimators.interval(p[scored], np.repeat(cluster, scored.sum(1)))
+    trace_interval = estimators.interval(trace, cluster)
     return Smooth(
         ce_nat=float(-np.nanmean(logprob)),
         p_token=float(np.nanmean(p)),

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from harness import records
+from harness.config.schema import PretrainedConfig, QaConfig, RunConfig, TaskConfig, TtcPoints
 from harness.errors import RecordError
-from harness.flops import Shape
 from harness.models import llama, pretrained
+from harness.models.flops import Shape
 from harness.records import Point, RunRecord
-from harness.schema import PretrainedConfig, QaConfig, RunConfig, TaskConfig, TtcPoints
+from harness.runtime.device import Device
 from harness.tasks import open_task
 from harness.tasks.task import Task
-from harness.train.device import Device
 from harness.ttc.decode import Decoder, open_decoder
 
 

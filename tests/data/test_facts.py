@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.corpora import open_corpus
+from harness.config.schema import FactsConfig
+from harness.data.corpora import open_corpus
 from harness.data.facts import FactsCorpus
 from harness.errors import CorpusError
-from harness.schema import FactsConfig
 
 SMALL = FactsConfig(context=9, vocab=5, keys=11, zipf_a=0.7, val_tokens=9 * 40)
 

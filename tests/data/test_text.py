@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.config.schema import TextConfig
 from harness.data.text import open_text
 from harness.data.text_corpus import TextCorpus, permutation
-from harness.schema import TextConfig
 
 _DIGITS = np.random.default_rng(0).integers(10**9, 10**10, size=(1200, 6))
 LINES = [f"line {i}: " + " ".join(str(n) for n in row) + "\n" for i, row in enumerate(_DIGITS)]  # no 32 bytes twice

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.config.schema import TextConfig
 from harness.data import shards, text
 from harness.data.shards import build_once, cache_folder, file_sha256
 from harness.data.text import open_text
 from harness.errors import CorpusError
-from harness.schema import TextConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,7 +69,7 @@ def test_opening_again_loads_no_library(config: TextConfig) -> None:
     code = """
         import sys
         from harness.data.text import open_text
-        from harness.schema import TextConfig
+        from harness.config.schema import TextConfig
         open_text(TextConfig(train=sys.argv[1], cache_dir=sys.argv[2], tokenizer="bpe", vocab=300), 32, 500, 10_000).train_batch(0, 0, 2)
         print(sorted({"datasets", "tokenizers", "transformers", "torch"} & set(sys.modules)))
     """
@@ -152,7 +152,7 @@ def test_two_processes_open_one_corpus_at_once(config: TextConfig) -> None:
     code = """
         import sys
         from harness.data.text import open_text
-        from harness.schema import TextConfig
+        from harness.config.schema import TextConfig
         corpus = open_text(TextConfig(train=sys.argv[1], cache_dir=sys.argv[2], tokenizer="bpe", vocab=300), 32, 500, 10_000)
         print(corpus.info["corpus_id"], corpus.train_batch(0, 3, 2).tokens.tolist())
     """

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from harness.config.schema import TextConfig
 from harness.data.text import open_text
 from harness.errors import CorpusError
-from harness.schema import TextConfig
 
 
 @pytest.fixture(autouse=True)

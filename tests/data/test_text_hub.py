@@ -104,7 +104,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         import numpy as np
         from harness.data import shards, text
         from harness.errors import CorpusError
-        from harness.schema import TextConfig
+        from harness.config.schema import TextConfig
 
         text._LEVEL, shards._BATCH_CHARS = 1 << 15, 1 << 12  # small steps, to see several
         out = {"opened": []}

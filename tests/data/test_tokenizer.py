@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from harness.config.schema import TextConfig
 from harness.data.text import open_text, save_tokenizer
 from harness.data.tokenizer import BPE_TEXT_BYTES, TextTokenizer, head, open_tokenizer, save_word_tokenizer
 from harness.errors import CorpusError
-from harness.schema import TextConfig
 
 TEXTS = [f"The {n}th sentence, with naïve ünïcode – and 😀, ends here.\n" for n in range(300)]
 ODD = "  two spaces,\ttab\r\n\n<unk> <|endoftext|> [CLS] \x00 ﬁ ½ e\u0301 漢字 👩‍👩‍👧 it 's , n't .\n "

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.laws.bootstrap import AUDIT, DRAW_TOLERANCE, draw_residuals, refit
 from harness.laws.catalogue import AnyBound, bind, law_named, value
 from harness.laws.forms import Array
 from harness.laws.gram import jacobian
-from harness.laws.newton import _solve, derivatives, huber_sum
-from harness.laws.solve import cold_start, minimise, multistart
+from harness.laws.solver.bootstrap import AUDIT, DRAW_TOLERANCE, draw_residuals, refit
+from harness.laws.solver.newton import _solve, derivatives, huber_sum
+from harness.laws.solver.solve import cold_start, minimise, multistart
 from tests.laws.test_laws_curves import CASES
 from tests.laws.test_laws_predict import bound_to, ladder
 from tests.laws.test_laws_published import besiroglu, olmo

@@ -17,10 +17,10 @@ from harness.laws.catalogue import CURVES, NAMES, bind, describe, law_named, val
 from harness.laws.fitting import derive
 from harness.laws.forms import LAWS
 from harness.laws.gram import jacobian
-from harness.laws.passk import fit as fit_counts
-from harness.laws.solve import minimise, multistart
-from harness.laws.trust import profile
-from harness.laws.twostep import two_step
+from harness.laws.pass_at_k import fit as fit_counts
+from harness.laws.solver.solve import minimise, multistart
+from harness.laws.solver.trust import profile
+from harness.laws.two_step import two_step
 
 N, D = (m.ravel() for m in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(2e8, 2e11, 6)))
 C = np.geomspace(1e15, 1e21, 16)

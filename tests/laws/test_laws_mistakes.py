@@ -17,18 +17,19 @@ import synthetic
 import torch
 from scipy.optimize import minimize
 
-from harness import laws, study_fits, tables
+from harness import laws
+from harness.analysis import study_laws, tables
+from harness.analysis.table_fit import fit_table
+from harness.config.schema import DeviceConfig
 from harness.data.batches import Batch
 from harness.errors import FitError
 from harness.laws import isoflop
 from harness.laws.forms import LAWS, Bound, value
-from harness.laws.trust import objective_at
+from harness.laws.solver.trust import objective_at
 from harness.records import from_json, to_json
 from harness.report import paper
-from harness.schema import DeviceConfig
-from harness.table_fit import fit_table
-from harness.train import evaluate
-from harness.train.device import choose
+from harness.runtime.device import choose
+from harness.train import validate
 
 ROWS: dict[str, list[str]] = {
     "M1 mean of Huber terms": ["test_a_general_solver_on_the_mean_stops_early_and_is_caught", "test_besiroglu"],
@@ -282,7 +283,7 @@ def test_the_best_of_several_rates_per_point_bends_the_law_and_probes_are_never_
     assert abs(rule) < 2 * error_rule
     assert luck < -3 * error_luck
     with_probes, without = (
-        study_fits.fit_study(synthetic.ladder(rates=r), bootstrap=0)["loss_nd"].params for r in (True, False)
+        study_laws.fit_study(synthetic.ladder(rates=r), bootstrap=0)["loss_nd"].params for r in (True, False)
     )
     assert with_probes == without
 
@@ -304,9 +305,9 @@ def test_a_loss_is_averaged_over_tokens_not_over_batches(monkeypatch: pytest.Mon
         size = 2 if int(inputs[0, 0]) == 0 else 8
         return torch.where(torch.arange(8) < size, 0.0, -torch.inf).expand(1, 4, 8)
 
-    monkeypatch.setattr(evaluate.llama, "logits", scores)
+    monkeypatch.setattr(validate.llama, "logits", scores)
     model = torch.nn.Linear(1, 1)
-    found = evaluate.evaluate(model, TwoBatches(), choose(DeviceConfig()), 2)  # type: ignore[arg-type]
+    found = validate.evaluate(model, TwoBatches(), choose(DeviceConfig()), 2)  # type: ignore[arg-type]
     assert found.tokens == 5
     assert found.loss_nat == pytest.approx((4 * np.log(2) + np.log(8)) / 5, rel=1e-6)
 

@@ -7,9 +7,9 @@ import pytest
 
 from harness.errors import FitError
 from harness.laws import Fit, fit, frontier, predict, predict_interval
-from harness.laws.bootstrap import draw_residuals, resample
 from harness.laws.forms import LAWS, Bound, value
-from harness.laws.solve import multistart, nnls_gram
+from harness.laws.solver.bootstrap import draw_residuals, resample
+from harness.laws.solver.solve import multistart, nnls_gram
 
 TRUTH = {"E": 1.03, "A": 8e3**0.45, "alpha": 0.45, "B": 2.6e5**0.40, "beta": 0.40}
 LAW = LAWS["chinchilla"]

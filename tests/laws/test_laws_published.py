@@ -14,11 +14,11 @@ import pytest
 from scipy.optimize import minimize
 
 from harness.laws import Fit, evaluate, fit, frontier, predict
-from harness.laws.bootstrap import refit
 from harness.laws.fitting import derive_many
 from harness.laws.forms import LAWS, Bound
-from harness.laws.solve import cold_start, minimise
-from harness.laws.trust import objective_at, profile
+from harness.laws.solver.bootstrap import refit
+from harness.laws.solver.solve import cold_start, minimise
+from harness.laws.solver.trust import objective_at, profile
 
 TARGET = {"N": np.array([13202396160.0]), "D": np.array([5000088518656.0])}
 TARGET_C4 = 2.4378760

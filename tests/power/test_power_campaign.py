@@ -149,7 +149,7 @@ def test_the_ladder_is_cut_short_goes_on_and_is_fitted_elsewhere(box: dict[str, 
         tar.extractall(elsewhere, filter="data")
     study = elsewhere / "runs" / "rehearsal"
     for verb in (["fit", str(study), "--bootstrap", "40"], ["report", str(study)]):
-        subprocess.run([sys.executable, "-m", "harness.cli", *verb], cwd=elsewhere, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "harness", *verb], cwd=elsewhere, check=True, capture_output=True)
     assert (study / "report.html").stat().st_size > 10_000
     fits = json.loads((study / "fits.json").read_text())["fits"]
     assert fits["energy_compute"]["n_points"] == 9

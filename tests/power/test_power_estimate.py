@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import records
-from harness.power import codes as reasons
-from harness.power import estimate
+from harness.power import estimate, reason_codes
 from harness.power.series import Series
 
 EXAMPLES = 200  # random fault scripts
@@ -229,7 +228,7 @@ def test_sources_that_disagree_are_suspect_and_agreeing_ones_are_not(sampled: Sa
     assert "SOURCES_DISAGREE" in w.codes
     assert w.energy_j == pytest.approx(1800, rel=0.01)
     assert w.r3 == pytest.approx(-0.75, abs=0.02)
-    assert reasons.verdict(w.codes) == "suspect"
+    assert reason_codes.verdict(w.codes) == "suspect"
 
 
 def test_a_locked_load_makes_instant_wrong_but_not_the_value(sampled: Sampled) -> None:
@@ -367,7 +366,7 @@ def part(
     codes: tuple[str, ...] = (),
     reason: str | None = None,
 ) -> records.Measured:
-    verdict = reasons.verdict(codes)
+    verdict = reason_codes.verdict(codes)
     return records.Measured(
         energy, se, power_w=power, codes=list(codes), verdict=verdict, source="nvml-counter", reason=reason
     )
@@ -417,8 +416,8 @@ def test_total_is_none_exactly_with_a_reason(values: list[tuple[float, float]]) 
 
 
 def test_every_code_used_has_an_effect() -> None:
-    assert reasons.verdict([]) == "valid"
-    assert reasons.verdict(["UNCALIBRATED", "SOURCES_DISAGREE"]) == "suspect"
-    assert reasons.verdict(["SOURCES_DISAGREE", "GPU_LOST"]) == "invalid"
+    assert reason_codes.verdict([]) == "valid"
+    assert reason_codes.verdict(["UNCALIBRATED", "SOURCES_DISAGREE"]) == "suspect"
+    assert reason_codes.verdict(["SOURCES_DISAGREE", "GPU_LOST"]) == "invalid"
     with pytest.raises(KeyError):
-        reasons.verdict(["TYPO"])
+        reason_codes.verdict(["TYPO"])

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from doubles.nvml import AVERAGE, ENERGY, INSTANT, Card, Fault, Script, square
 
-from harness import records, schema
+from harness import records
+from harness.config import schema
 from harness.errors import ConfigError
-from harness.power import segment
+from harness.power import segment_file
 from harness.power.meter import Meter, open_meter
 
 Play = Callable[[Script, Path], None]
@@ -100,11 +101,11 @@ def test_known_joules_within_the_stated_interval_and_files_left(metered: Callabl
     assert description["gap_p99_s"] > 0
     assert description["exclusive_lock"] is True
     assert description["problems"] == []
-    (raw,) = segment.find(tmp_path / "power")
+    (raw,) = segment_file.find(tmp_path / "power")
     table = pq.read_table(tmp_path / "power" / "power.parquet")
-    assert table.num_rows == description["rows"] == len(segment.Reader(raw).poll())
+    assert table.num_rows == description["rows"] == len(segment_file.Reader(raw).poll())
     assert set(table["uuid"].to_pylist()) == {script.cards[0].uuid}
-    assert json.loads(table.schema.metadata[b"segments"])[0]["boot_id"] == segment.boot_id()
+    assert json.loads(table.schema.metadata[b"segments"])[0]["boot_id"] == segment_file.boot_id()
 
 
 def test_visible_cards_are_summed_and_others_left_out(metered: Callable[..., Meter]) -> None:
@@ -315,7 +316,7 @@ def test_a_bug_of_the_meter_does_not_end_the_run(
     measured = meter.energy(*window(0.1))
     assert (measured.energy_j, measured.codes) == (None, ["METER_FAILED"])
     with monkeypatch.context() as patch:
-        patch.setattr("harness.power.segments.Segment.poll", lambda _: 1 / 0)
+        patch.setattr("harness.power.segment_process.Segment.poll", lambda _: 1 / 0)
         meter.power_w()  # what the loop shows between windows
         meter.total_j()
         assert meter.energy(*window(0.1), 0.1).energy_j is None
@@ -364,8 +365,8 @@ def test_the_sampler_ends_with_a_killed_trainer_and_its_joules_are_recovered(
     )
 
     os.kill(int(worker), signal.SIGKILL)
-    (path,) = segment.find(tmp_path / "power", 1)
-    reader = segment.Reader(path)
+    (path,) = segment_file.find(tmp_path / "power", 1)
+    reader = segment_file.Reader(path)
     last = reader.poll()[-1].mid_ns
     assert reader.end is not None  # it left by itself, after a last tick
     assert last >= killed - 100_000_000

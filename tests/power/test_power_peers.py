@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from doubles.nvml import ENERGY, Card, Fault, Script, integral_j, square
 
-from harness import schema
-from harness.power import codes as reasons
-from harness.power import estimate, segment
+from harness.config import schema
+from harness.power import estimate, reason_codes, segment_file
 from harness.power.meter import open_meter
 from harness.power.replay import ReplaySource
 from harness.power.sampler import Sampler, Spec
@@ -113,19 +112,19 @@ def test_a_step_of_the_wall_clock_moves_no_window(tmp_path: Path) -> None:
     trace.write_text("t_s,power_w\n0,300\n100,300\n")
     origin = time.monotonic_ns()
     spec = Spec("replay", str(tmp_path / "a001.s0.jsonl"), 0.1, os.getppid(), 1, 0, False)
-    source, writer = ReplaySource(str(trace), origin), segment.Writer(Path(spec.path))
+    source, writer = ReplaySource(str(trace), origin), segment_file.Writer(Path(spec.path))
     sampler = Sampler(spec, source, writer, source.open(), control_fd=-1)
     sampler._slow(time.monotonic_ns())
     sampler._step_ns -= 5 * 10**9  # as if the wall clock had been set forward since
     sampler._poll_cards()
     sampler._slow(time.monotonic_ns())
     writer.close()
-    reader = segment.Reader(Path(spec.path))
+    reader = segment_file.Reader(Path(spec.path))
     rows = reader.poll()
     assert [e["code"] for e in reader.events] == ["CLOCK_STEP"]
     assert reader.events[0]["moved_s"] == pytest.approx(5, abs=0.05)
     assert all(origin <= r.t0_ns <= time.monotonic_ns() for r in rows)
-    assert reasons.EFFECT["CLOCK_STEP"] == reasons.INFO
+    assert reason_codes.EFFECT["CLOCK_STEP"] == reason_codes.INFO
 
 
 def test_a_trainer_that_holds_the_gil_does_not_starve_the_sampler(

@@ -17,11 +17,11 @@ from doubles.nvml import ENERGY, Card, Fault, Script, build
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import schema
+from harness.config import schema
 from harness.errors import ConfigError
 from harness.power import estimate, nvml, rapl, replay
 from harness.power.meter import open_meter
-from harness.power.segment import Recorder
+from harness.power.segment_file import Recorder
 from harness.power.series import Series
 from harness.power.source import READ_FAILED, Reading
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from doubles import nvml as double
 
-from harness import compose, records, study_fits
-from harness.records import RunRecord, SpendRow
-from harness.schema import (
+from harness import records
+from harness.analysis import study_laws
+from harness.config import compose
+from harness.config.schema import (
     AdamwConfig,
     BudgetConfig,
     DeviceConfig,
@@ -29,6 +30,7 @@ from harness.schema import (
     RunConfig,
     WsdConfig,
 )
+from harness.records import RunRecord, SpendRow
 from harness.train.run import run
 
 WATTS = 300.0
@@ -145,4 +147,4 @@ def test_points_without_a_driver_say_so_and_stay_out_of_the_energy_law(tmp_path:
     record, _ = _train(tmp_path / "runs")
     assert all(p.energy.energy_j is None for p in record.points)
     assert "driver" in str(record.points[0].energy.reason)
-    assert "energy_compute" not in study_fits.fit_study([record], bootstrap=0)
+    assert "energy_compute" not in study_laws.fit_study([record], bootstrap=0)

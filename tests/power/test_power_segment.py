@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.power import estimate
-from harness.power.segment import Reader, Recorder, Row, Writer, find, path_of
+from harness.power.segment_file import Reader, Recorder, Row, Writer, find, path_of
 from harness.power.series import Series
 from harness.power.source import Reading
 

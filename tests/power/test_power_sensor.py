@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from doubles.nvml import Card, Script
 
-from harness import cli, schema
+from harness.cli import main as cli
+from harness.config import schema
 from harness.power import sensor
 from harness.power.meter import open_meter
 from harness.power.series import Series
@@ -46,7 +47,7 @@ def test_doctor_measures_keeps_and_says(
     monkeypatch.setenv("SCRIPTED_NVML", script.environment(tmp_path / "lib", tmp_path)["SCRIPTED_NVML"])
     import pynvml
 
-    from harness import doctor
+    from harness.cli import doctor
 
     library = player.library  # type: ignore[attr-defined]
     library.scripted_reset()

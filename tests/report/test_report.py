@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import study_fits
-from harness.report import axes, build_report, charts, layers, study, tables, words
+from harness.analysis import study_laws
+from harness.report import axes, build_report, charts, layers, sentences, study, tables
 from harness.report.layers import Figure
 from harness.report.page import Study
 from tests import synthetic, synthetic_ttc
@@ -24,7 +24,7 @@ from tests import synthetic, synthetic_ttc
 def make(name: str, **kw: Any) -> Study:
     records = synthetic.ladder(study=name, **kw)
     excluded = {"failed": 1}
-    return name, records, excluded, study_fits.fit_study(records, excluded, bootstrap=60)
+    return name, records, excluded, study_laws.fit_study(records, excluded, bootstrap=60)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_names_and_events_are_escaped(tmp_path: Path) -> None:
     for r in records:
         r.name = evil
         r.events = [evil]
-    fits = study_fits.fit_study(records, bootstrap=0)
+    fits = study_laws.fit_study(records, bootstrap=0)
     html = build_report([(evil, records, {evil: 1}, fits)], tmp_path).read_text(encoding="utf-8")
     assert "img" not in Tags(html).names
     assert html.count("</script>") == 3  # vega, specs, script
@@ -208,13 +208,13 @@ def test_axis_titles_carry_units(measured: Study) -> None:
 
 def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None:
     name, records, excluded, _ = plain
-    fits = study_fits.fit_study(records, excluded, bootstrap=0)
+    fits = study_laws.fit_study(records, excluded, bootstrap=0)
     for fit in fits.values():
         fit.certificate.passed = False
         fit.certificate.reason = "the starts disagree"
     v = study.view(name, records, excluded, fits)
-    assert words.warnings(v)[0].startswith("L(N, D), all rungs did not converge: the starts disagree")
-    assert words.findings(v)[0].startswith("No law could be fitted")
+    assert sentences.warnings(v)[0].startswith("L(N, D), all rungs did not converge: the starts disagree")
+    assert sentences.findings(v)[0].startswith("No law could be fitted")
     by_key = {f.key: f for f in charts.figures([v])}
     assert by_key["residuals"].spec is None
     assert by_key["loss_tokens"].spec is not None
@@ -236,16 +236,16 @@ def test_losses_of_several_corpora_are_not_drawn_on_one_scale(plain: Study) -> N
 def test_rates_at_the_edge_are_a_warning() -> None:
     records = [synthetic.record(16), synthetic.record(16, role="probe", lr_scale=0.5, loss_factor=0.9)]
     v = study.view("edge", records, {}, {})
-    assert any("the best of the rates tried is ×0.5, at the edge" in w for w in words.warnings(v))
+    assert any("the best of the rates tried is ×0.5, at the edge" in w for w in sentences.warnings(v))
 
 
 def test_fits_of_other_points_and_repeated_tokens_are_warnings(plain: Study) -> None:
     name, found, excluded, fits = plain
     assert not any(
-        "now:" in w or "more than once" in w for w in words.warnings(study.view(name, found, excluded, fits))
+        "now:" in w or "more than once" in w for w in sentences.warnings(study.view(name, found, excluded, fits))
     )
     fewer = [replace(found[0], points=[replace(p, epochs=2.5) for p in found[0].points]), *found[2:]]
-    lines = words.warnings(study.view(name, fewer, excluded, fits))
+    lines = sentences.warnings(study.view(name, fewer, excluded, fits))
     assert any("run harness fit again" in w for w in lines)
     assert any(f"{len(found[0].points)} points saw tokens more than once (up to 2.5 times)" in w for w in lines)
 
@@ -303,19 +303,19 @@ def test_colours_stand_out_on_both_backgrounds(background: str) -> None:
 def test_numbers_are_rounded_to_their_interval(measured: Study) -> None:
     fit = measured[3]["loss_nd"]
     fit.params["E"], fit.interval["E"] = 1.03412, [0.9951, 1.0662]
-    assert words.with_interval(fit, "E") == "1.034 [0.995, 1.066]"
-    assert words.number(None) == "–"
-    assert words.number(-1.5e-9) == "−1.5e−9"
-    assert words.percent(-0.0123) == "−1.23 %"
+    assert sentences.with_interval(fit, "E") == "1.034 [0.995, 1.066]"
+    assert sentences.number(None) == "–"
+    assert sentences.number(-1.5e-9) == "−1.5e−9"
+    assert sentences.percent(-0.0123) == "−1.23 %"
 
 
 def test_verdict_beside_theory_is_honest(measured: Study) -> None:
     fit = measured[3]["loss_nd_nonemb"]
     fit.interval["alpha"], fit.identified["alpha"] = [0.4, 0.6], True
-    assert words.verdict(fit, "alpha", 0.5) == "agrees"
-    assert words.verdict(fit, "alpha", 0.7) == "misses"
+    assert sentences.verdict(fit, "alpha", 0.5) == "agrees"
+    assert sentences.verdict(fit, "alpha", 0.7) == "misses"
     fit.identified["alpha"] = False
-    assert words.verdict(fit, "alpha", 0.5) == "is not pinned by these data"
+    assert sentences.verdict(fit, "alpha", 0.5) == "is not pinned by these data"
 
 
 def test_spend_is_apart_from_as_if(measured: Study) -> None:

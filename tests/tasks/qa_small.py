@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.schema import Arm, QaConfig
+from harness.config.schema import Arm, QaConfig
 from harness.tasks.qa import QaTask
 from harness.tasks.task import NONE, Control, Grades, Problems
 

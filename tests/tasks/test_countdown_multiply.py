@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from harness.config.schema import Arm, CountdownConfig, MultiplyConfig
 from harness.errors import ConfigError
-from harness.schema import Arm, CountdownConfig, MultiplyConfig
 from harness.tasks import open_task
 from harness.tasks.countdown import CountdownTask
 from harness.tasks.multiply import MultiplyTask

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from harness.config.schema import Arm, GroupConfig, GroupFormat
 from harness.errors import ConfigError
-from harness.schema import Arm, GroupConfig, GroupFormat
 from harness.tasks.group import GroupTask, table
 from harness.tasks.task import NONE, Control, held_out_side
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.config.schema import Arm, CountdownConfig, QaConfig
 from harness.errors import ConfigError, CorpusError
-from harness.schema import Arm, CountdownConfig, QaConfig
 from harness.tasks.countdown import CountdownTask
 from harness.tasks.qa import ANSWER_TOKENS, check_controls
 from harness.tasks.qa_data import open_source, read_jsonl

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from harness import compose, ladder, records
-from harness.corpora import TaskCorpus, open_corpus, save_tokenizer, sizes
-from harness.data.batches import Batch
-from harness.errors import ConfigError
-from harness.schema import (
+from harness import records
+from harness.config import compose, ladder
+from harness.config.schema import (
     Arm,
     CountdownConfig,
     GroupConfig,
@@ -22,6 +20,9 @@ from harness.schema import (
     RunConfig,
     TaskConfig,
 )
+from harness.data.batches import Batch
+from harness.data.corpora import TaskCorpus, open_corpus, save_tokenizer, sizes
+from harness.errors import ConfigError
 from harness.tasks.task import held_out_side
 
 TASKS: dict[str, TaskConfig] = {

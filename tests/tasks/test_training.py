@@ -9,10 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import compose, ladder
-from harness.corpora import TaskCorpus
-from harness.models import llama
-from harness.schema import (
+from harness.config import compose, ladder
+from harness.config.schema import (
     AdamwConfig,
     Arm,
     BudgetConfig,
@@ -26,6 +24,8 @@ from harness.schema import (
     TaskConfig,
     WsdConfig,
 )
+from harness.data.corpora import TaskCorpus
+from harness.models import llama
 from harness.tasks.task import NONE, Control, Grades, Problems, Task
 from harness.train.run import run as train_run
 

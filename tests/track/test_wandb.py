@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from doubles.wandb_server import API_KEY, WandbServer
 
+from harness.config.schema import TrackerConfig, WandbMode
 from harness.errors import HarnessError
-from harness.schema import TrackerConfig, WandbMode
 from harness.track.wandb import Mirror, fetch_records, login_state, mirror_fit, public, wandb_id
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,10 +13,9 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import corpora, ladder, records
-from harness.data.batches import Batch
-from harness.models import llama
-from harness.schema import (
+from harness import records
+from harness.config import ladder
+from harness.config.schema import (
     AdamwConfig,
     DeviceConfig,
     DeviceKind,
@@ -27,9 +26,14 @@ from harness.schema import (
     RunConfig,
     Toggle,
 )
-from harness.train import compiler, evaluate, loop, optim
-from harness.train import device as devices
-from harness.train.device import CudaClock, Device
+from harness.data import corpora
+from harness.data.batches import Batch
+from harness.models import llama
+from harness.runtime import compiler
+from harness.runtime import device as devices
+from harness.runtime.device import CudaClock, Device
+from harness.train import optim, validate
+from harness.train import step as train_step
 
 CPU = DeviceConfig(kind=DeviceKind.cpu, threads=1)
 COMPILED = DeviceConfig(kind=DeviceKind.cpu, threads=1, compile=Toggle.always)
@@ -58,7 +62,7 @@ def trainer(
     halvings: list[int] | None = None,
     corpus: FactsConfig | None = None,
     width: int = 16,
-) -> loop.Trainer:
+) -> train_step.Trainer:
     config = RunConfig(
         model=LlamaConfig(width=width, depth=2),
         corpus=corpus or FactsConfig(context=21, vocab=32, keys=200, val_tokens=630),
@@ -69,7 +73,7 @@ def trainer(
     config.schedule.warmup_tokens = 0
     rung = ladder.resolve(config, *corpora.sizes(config.corpus))
     model = llama.build(rung.shape, 0)
-    return loop.Trainer(
+    return train_step.Trainer(
         model,
         optim.build(model, config.optim, rung.hyper),
         corpora.open_corpus(config.corpus, 0),
@@ -82,7 +86,7 @@ def trainer(
     )
 
 
-def losses(t: loop.Trainer, stop: int, start: int = 0) -> list[float]:
+def losses(t: train_step.Trainer, stop: int, start: int = 0) -> list[float]:
     return [r.loss_nat for r in t.run_steps(start, stop, lambda step: 1.0, lambda: False)]
 
 
@@ -204,7 +208,7 @@ def test_a_filled_up_micro_batch_gives_the_same_losses() -> None:
 
 
 # --- the first window is like the others ---------------------------------------------------------------------------------
-def state(t: loop.Trainer) -> dict[str, Any]:
+def state(t: train_step.Trainer) -> dict[str, Any]:
     return {
         "weights": {k: p.detach().clone() for k, p in t.model.named_parameters()},
         "gradients": [p.grad for p in t.parameters],
@@ -274,10 +278,10 @@ def test_a_run_warms_up_an_update_and_an_evaluation_batch_before_its_first_windo
     run = tiny.config(tmp_path, steps=20)
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
-            (loop.Trainer, "_update"),
-            (loop.Trainer, "run_steps"),
-            (loop.nn.utils, "clip_grad_norm_"),
-            (evaluate.llama, "logits"),
+            (train_step.Trainer, "_update"),
+            (train_step.Trainer, "run_steps"),
+            (train_step.nn.utils, "clip_grad_norm_"),
+            (validate.llama, "logits"),
         ):
             noted(patch, owner, name)
         tiny.train(run)
@@ -310,7 +314,7 @@ def test_deterministic_kernels_are_on_only_where_asked_for(monkeypatch: pytest.M
         devices.choose(DeviceConfig(kind=DeviceKind.cpu, deterministic=asked, compile=Toggle.always))
         assert torch.are_deterministic_algorithms_enabled() is asked
         assert inductor.deterministic is asked
-    assert loop.torch.get_num_threads() >= 1
+    assert train_step.torch.get_num_threads() >= 1
     assert devices.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
@@ -404,18 +408,18 @@ def test_short_memory_for_the_first_moments_halves_too() -> None:
 
 def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches(tmp_path: Any) -> None:
     run = tiny.config(tmp_path, steps=20)
-    original = evaluate.batch_losses
+    original = validate.batch_losses
 
     def hungry(model: Any, batch: Batch, device: Device) -> Any:
         if len(batch.tokens) > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, batch, device)
 
-    from harness.train import paths
+    from harness.train import trunk
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "batch_losses", hungry)
-        patch.setattr(paths, "batch_losses", hungry)
+        patch.setattr(validate, "batch_losses", hungry)
+        patch.setattr(trunk, "batch_losses", hungry)
         assert tiny.train(run).state == "done"
     record = records.load_record(tiny.run_dir(run))
     assert record.events[-1] == "out of memory: evaluation batches were halved to 7 sequences"
@@ -467,7 +471,7 @@ def test_the_cache_of_compiled_graphs_knows_which_attention_is_in_them() -> None
 @pytest.mark.parametrize("bad", [0, 15, 16, 17, 40])
 def test_a_nan_is_seen_within_32_updates(bad: int) -> None:
     t = trainer()
-    t.block = loop.GPU_BLOCK
+    t.block = train_step.GPU_BLOCK
     update = t._update
     made = 0
 
@@ -488,17 +492,17 @@ def test_a_nan_is_seen_within_32_updates(bad: int) -> None:
 def test_a_nan_under_way_leaves_no_point_and_no_checkpoint_behind_it(tmp_path: Any, bad: int) -> None:
     run = tiny.config(tmp_path, steps=29, cooldowns=[])
     run.run.checkpoint_every_s = 0.0
-    update, made = loop.Trainer._step, 0
+    update, made = train_step.Trainer._step, 0
 
-    def nan_at(self: loop.Trainer, *step: Any) -> Any:
+    def nan_at(self: train_step.Trainer, *step: Any) -> Any:
         nonlocal made
-        self.block = loop.GPU_BLOCK
+        self.block = train_step.GPU_BLOCK
         loss, norm = update(self, *step)
         made += 1
         return (loss * torch.nan, norm) if made == bad + 1 else (loss, norm)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", nan_at)
+        patch.setattr(train_step.Trainer, "_step", nan_at)
         assert tiny.train(run).state == "diverged"
     folder = tiny.run_dir(run)
     assert not (folder / "record.json").exists()
@@ -510,7 +514,7 @@ def test_evaluation_batches_fill_a_gpu_and_fit_into_it() -> None:
     cpu = devices.choose(CPU)
     h200 = Device(torch.device("cuda"), "NVIDIA H200", torch.bfloat16, True, 1, None, "", "x", 150_000_000_000)
     small = Device(torch.device("cuda"), "L4", torch.bfloat16, True, 1, None, "", "x", 24_000_000_000)
-    size = evaluate.batch_sequences
+    size = validate.batch_sequences
     assert size(None, 255, 4096, cpu) == 16_384 // 255
     assert size(None, 255, 4096, h200) == 131_072 // 255
     assert size(None, 255, 50_304, small) * 255 * 50_304 * 12 <= 6_000_000_000

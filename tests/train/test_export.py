@@ -8,12 +8,13 @@ import pytest
 import tiny
 import torch
 
-from harness import exporting, records
-from harness.corpora import open_corpus
+from harness import records
+from harness.analysis import export
+from harness.config.schema import LlamaConfig
+from harness.data.corpora import open_corpus
 from harness.errors import RecordError
-from harness.flops import Shape
 from harness.models import llama
-from harness.schema import LlamaConfig
+from harness.models.flops import Shape
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -46,7 +47,7 @@ def test_logits_are_identical(trained: tuple, tmp_path: Path) -> None:
     seen = []
     for wanted in (None, 24 * tiny.BATCH):
         out = tmp_path / f"hf-{wanted}"
-        point = exporting.to_hf(folder, out, wanted)
+        point = export.to_hf(folder, out, wanted)
         assert point.tokens == (wanted or 48 * tiny.BATCH)
         model = AutoModelForCausalLM.from_pretrained(out).eval()
         with torch.no_grad():
@@ -64,7 +65,7 @@ def test_the_exported_model_has_the_recorded_loss(trained: tuple, tmp_path: Path
     from transformers import AutoModelForCausalLM
 
     folder, config = trained
-    point = exporting.to_hf(folder, tmp_path / "hf")
+    point = export.to_hf(folder, tmp_path / "hf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     (batch,) = open_corpus(config.corpus, 0).val_batches(1000)
     tokens = torch.from_numpy(batch.tokens)
@@ -78,16 +79,16 @@ def test_the_exported_model_has_the_recorded_loss(trained: tuple, tmp_path: Path
 def test_what_cannot_be_exported_is_said(trained: tuple, tmp_path: Path) -> None:
     folder, _ = trained
     with pytest.raises(RecordError, match=r"--tokens 7: .*it has 2016, 4032"):
-        exporting.to_hf(folder, tmp_path / "hf", 7)
+        export.to_hf(folder, tmp_path / "hf", 7)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
     with pytest.raises(RecordError, match="is not empty"):
-        exporting.to_hf(folder, tmp_path / "full")
+        export.to_hf(folder, tmp_path / "full")
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "record.json").write_bytes((folder / "record.json").read_bytes())
     with pytest.raises(RecordError, match="has no weights of its point"):
-        exporting.to_hf(bare, tmp_path / "hf")
+        export.to_hf(bare, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 
@@ -96,7 +97,7 @@ def test_parquet_has_one_row_per_point(trained: tuple, tmp_path: Path) -> None:
 
     folder, _ = trained
     study = folder.parent
-    assert exporting.to_parquet(study, tmp_path / "points.parquet") == 2
+    assert export.to_parquet(study, tmp_path / "points.parquet") == 2
     rows = pq.read_table(tmp_path / "points.parquet").to_pylist()
     points = records.load_record(folder).points
     for column in ("tokens", "train_flop", "loss_nat", "loss_se_nat"):
@@ -109,6 +110,6 @@ def test_parquet_of_nothing_and_to_nowhere(trained: tuple, tmp_path: Path) -> No
     folder, _ = trained
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match="no finished run"):
-        exporting.to_parquet(tmp_path / "empty", tmp_path / "x.parquet")
+        export.to_parquet(tmp_path / "empty", tmp_path / "x.parquet")
     with pytest.raises(RecordError, match=r"cannot write .*x\.parquet.*--out"):
-        exporting.to_parquet(folder.parent, tmp_path / "nowhere" / "x.parquet")
+        export.to_parquet(folder.parent, tmp_path / "nowhere" / "x.parquet")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.flops import Shape
 from harness.models import llama
+from harness.models.flops import Shape
 
 SHAPES = {
     "narrow": Shape(vocab=64, width=12, depth=2, heads=1, kv_heads=1, head_dim=12, ffn=32, context=9, tied=True),

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import tiny
 
-from harness import records, stop
-from harness.schema import (
+from harness import records
+from harness.config.schema import (
     ConstantConfig,
     CosineConfig,
     GroupConfig,
@@ -24,8 +24,11 @@ from harness.schema import (
     ScheduleConfig,
     WsdConfig,
 )
-from harness.train import checkpoint, loop, paths, run
-from harness.watch import describe
+from harness.runtime import signals
+from harness.sweep.status import describe
+from harness.train import checkpoint, run
+from harness.train import step as train_step
+from harness.train import trunk as paths
 
 COOLDOWNS = [0.5]  # branch points at steps 18 and 36, points at 24 and 48
 
@@ -48,15 +51,15 @@ def server() -> Iterator[tiny.Server]:
 def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     """Have a stop signal arrive during update number `updates` of an attempt."""
     made = 0
-    original = loop.Trainer._step
+    original = train_step.Trainer._step
 
-    def counted(self: loop.Trainer, *update: Any) -> object:
+    def counted(self: train_step.Trainer, *update: Any) -> object:
         nonlocal made
         made += 1
         return original(self, *update)
 
-    monkeypatch.setattr(loop.Trainer, "_step", counted)
-    monkeypatch.setattr(stop, "reason", lambda: "SIGTERM" if made >= updates else None)
+    monkeypatch.setattr(train_step.Trainer, "_step", counted)
+    monkeypatch.setattr(signals, "reason", lambda: "SIGTERM" if made >= updates else None)
 
 
 # --- stops -----------------------------------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ def die_at(patch: pytest.MonkeyPatch, owner: object, name: str, call: int, befor
     [(checkpoint, "save_progress", n) for n in (1, 3, 4)]
     + [(checkpoint, "save", n) for n in (1, 3)]
     + [(records, "write_json", n) for n in (1, 7)]
-    + [(loop.Trainer, "_step", n) for n in (2, 19, 37, 54)],
+    + [(train_step.Trainer, "_step", n) for n in (2, 19, 37, 54)],
 )
 def test_killed_at_a_chosen_line(
     tmp_path: Path, whole: dict, owner: object, name: str, call: int, before: bool
@@ -168,16 +171,16 @@ def test_killed_at_a_chosen_line(
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS)
     folder = tiny.run_dir(config)
     executed = 0
-    make_update = loop.Trainer._step
+    make_update = train_step.Trainer._step
 
-    def counted(self: loop.Trainer, *update: Any) -> object:
+    def counted(self: train_step.Trainer, *update: Any) -> object:
         nonlocal executed
         result = make_update(self, *update)
         executed += 1
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", counted)
+        patch.setattr(train_step.Trainer, "_step", counted)
         with pytest.MonkeyPatch.context() as deadly:
             die_at(deadly, owner, name, call, before)
             deadly.setattr(run, "_end", lambda *a: None)
@@ -195,7 +198,7 @@ def test_killed_between_booking_the_loss_and_the_next_checkpoint(tmp_path: Path,
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS)
     for call in (9, 6, 12):
         with pytest.MonkeyPatch.context() as patch:
-            die_at(patch, loop.Trainer, "_step", call, before=False)
+            die_at(patch, train_step.Trainer, "_step", call, before=False)
             patch.setattr(run, "_end", lambda *a: None)
             with pytest.raises(Died):
                 tiny.train(config)

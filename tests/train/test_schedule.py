@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.schema import ConstantConfig, CosineConfig, ScheduleConfig, WsdConfig
+from harness.config.schema import ConstantConfig, CosineConfig, ScheduleConfig, WsdConfig
 from harness.train.schedule import factor
 
 

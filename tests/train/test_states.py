@@ -16,25 +16,27 @@ import pytest
 import tiny
 import torch
 
-from harness import gpus, records
+from harness import hardware, records
+from harness.config.schema import Retry, RunControl, Toggle
 from harness.errors import BusyError, DeviceError, RecordError
 from harness.records import RunState
-from harness.schema import Retry, RunControl, Toggle
-from harness.train import checkpoint, ledger, lock, loop, run
-from harness.watch import describe
+from harness.runtime import lock
+from harness.sweep.status import describe
+from harness.train import checkpoint, ledger, run
+from harness.train import step as train_step
 
 
 def failing_step(patch: pytest.MonkeyPatch, call: int, error: BaseException) -> None:
-    original, made = loop.Trainer._step, 0
+    original, made = train_step.Trainer._step, 0
 
-    def step(self: loop.Trainer, *update: Any) -> object:
+    def step(self: train_step.Trainer, *update: Any) -> object:
         nonlocal made
         made += 1
         if made == call:
             raise error
         return original(self, *update)
 
-    patch.setattr(loop.Trainer, "_step", step)
+    patch.setattr(train_step.Trainer, "_step", step)
 
 
 # --- retry and force -----------------------------------------------------------------------------------------------------
@@ -178,17 +180,17 @@ def test_asking_who_holds_a_lock_does_not_take_it(tmp_path: Path) -> None:
 # --- out of memory ---------------------------------------------------------------------------------------------------------
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path) -> None:
     config = tiny.config(tmp_path)
-    original = loop.Trainer._accumulate
+    original = train_step.Trainer._accumulate
     seen: list[int] = []
 
-    def hungry(self: loop.Trainer, batch: object) -> torch.Tensor:
+    def hungry(self: train_step.Trainer, batch: object) -> torch.Tensor:
         seen.append(self.micro_sequences)
         if self.micro_sequences > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return original(self, batch)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_accumulate", hungry)
+        patch.setattr(train_step.Trainer, "_accumulate", hungry)
         assert tiny.train(config).state == "done"
     assert seen[:3] == [4, 2, 1]
     assert set(seen[3:]) == {1}
@@ -206,11 +208,11 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path) -> Non
 def test_out_of_memory_with_one_sequence_fails_in_words(tmp_path: Path) -> None:
     config = tiny.config(tmp_path)
 
-    def hungry(self: loop.Trainer, batch: object) -> torch.Tensor:
+    def hungry(self: train_step.Trainer, batch: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_accumulate", hungry)
+        patch.setattr(train_step.Trainer, "_accumulate", hungry)
         state = tiny.train(config)
     assert state.state == "failed"
     assert "out of memory" in (state.reason or "")
@@ -219,7 +221,7 @@ def test_out_of_memory_with_one_sequence_fails_in_words(tmp_path: Path) -> None:
 def test_a_compiled_model_accumulates_into_memory_of_our_own(tmp_path: Path) -> None:
     """A CUDA graph's gradients are overwritten by its next replay; here the graph only looks on. Its warm-up may run out of memory too."""
     config = tiny.config(tmp_path / "compiled", device__compile=Toggle.always)
-    original, calls = loop.Trainer._eager_loss_sum, 0
+    original, calls = train_step.Trainer._eager_loss_sum, 0
 
     def compiled(loss_sum: object, **settings: object) -> object:
         def call(*tensors: torch.Tensor | None) -> torch.Tensor:
@@ -262,7 +264,7 @@ def test_a_compiled_model_accumulates_into_memory_of_our_own(tmp_path: Path) -> 
     ],
 )
 def test_peak_of_a_card_by_whole_words(name: str, peak: float | None) -> None:
-    assert gpus.bf16_peak_flop_per_s(name) == peak
+    assert hardware.bf16_peak_flop_per_s(name) == peak
 
 
 # --- divergence --------------------------------------------------------------------------------------------------------------
@@ -271,16 +273,16 @@ def test_peak_of_a_card_by_whole_words(name: str, peak: float | None) -> None:
 )
 def test_divergence_is_an_end_of_its_own(tmp_path: Path, value: float, words: str) -> None:
     config = tiny.config(tmp_path)
-    original, made = loop.Trainer._step, 0
+    original, made = train_step.Trainer._step, 0
 
-    def step(self: loop.Trainer, *update: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self: train_step.Trainer, *update: Any) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal made
         made += 1
         loss, norm = original(self, *update)
         return (torch.tensor(value), norm) if made == 9 else (loss, norm)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", step)
+        patch.setattr(train_step.Trainer, "_step", step)
         state = tiny.train(config)
     assert state.state == "diverged"
     assert words in (state.reason or "")
@@ -302,11 +304,11 @@ def test_a_rate_that_is_far_too_high_diverges_by_itself(tmp_path: Path) -> None:
 
 
 def test_a_validation_loss_that_is_not_a_number_is_a_divergence(tmp_path: Path) -> None:
-    from harness.train import paths
-    from harness.train.evaluate import Evaluation
+    from harness.train import trunk
+    from harness.train.validate import Evaluation
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "evaluate", lambda *a: Evaluation(math.nan, math.nan, 630, 630))
+        patch.setattr(trunk, "evaluate", lambda *a: Evaluation(math.nan, math.nan, 630, 630))
         state = tiny.train(tiny.config(tmp_path))
     assert state.state == "diverged"
     assert "validation loss nan" in (state.reason or "")
@@ -317,7 +319,7 @@ def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> 
     calm = tiny.config(tmp_path / "calm")
     tiny.train(calm)
     config = tiny.config(tmp_path)
-    original, rows = ledger.append, 0
+    original, rows = ledger.append_row, 0
 
     def full(path: Path, row: object) -> None:
         nonlocal rows
@@ -332,7 +334,7 @@ def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "append", full)
+        patch.setattr(ledger, "append_row", full)
         patch.setattr(run, "HEARTBEAT_S", 1e9)
         with pytest.MonkeyPatch.context() as disk:
             failing_after(disk, 18, no_room)
@@ -348,16 +350,16 @@ def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> 
 
 def failing_after(patch: pytest.MonkeyPatch, updates: int, no_room) -> None:
     """Let every new file fail from update number `updates` on, as a full disk does."""
-    original, made = loop.Trainer._step, 0
+    original, made = train_step.Trainer._step, 0
 
-    def step(self: loop.Trainer, *update: Any) -> object:
+    def step(self: train_step.Trainer, *update: Any) -> object:
         nonlocal made
         made += 1
         if made == updates:
-            patch.setattr(records.os, "fsync", no_room)
+            patch.setattr(os, "fsync", no_room)
         return original(self, *update)
 
-    patch.setattr(loop.Trainer, "_step", step)
+    patch.setattr(train_step.Trainer, "_step", step)
 
 
 def test_no_room_for_a_checkpoint_leaves_no_half_of_one(tmp_path: Path) -> None:
@@ -404,6 +406,6 @@ def test_state_of_a_run_that_was_never_started(tmp_path: Path) -> None:
 
 
 def test_the_driver_s_spelling_of_pcie_does_not_lend_a_card_another_board_s_power() -> None:
-    assert gpus.floor_j_per_flop("NVIDIA A100-SXM4-40GB") == pytest.approx(400 / 312e12)
-    assert gpus.floor_j_per_flop("NVIDIA A100-PCIE-40GB") is None
-    assert gpus.floor_j_per_flop("NVIDIA A100 80GB PCIe") is None
+    assert hardware.floor_j_per_flop("NVIDIA A100-SXM4-40GB") == pytest.approx(400 / 312e12)
+    assert hardware.floor_j_per_flop("NVIDIA A100-PCIE-40GB") is None
+    assert hardware.floor_j_per_flop("NVIDIA A100 80GB PCIe") is None

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness import checks, compose, records, ttc_records
-from harness.records import RunState
-from harness.schema import (
+from harness import records
+from harness.config import checks, compose
+from harness.config.schema import (
     BudgetConfig,
     DeviceConfig,
     DeviceKind,
@@ -19,7 +19,9 @@ from harness.schema import (
     TtcConfig,
     WsdConfig,
 )
-from harness.ttc_records import TtcRecord
+from harness.records import RunState
+from harness.records import ttc as ttc_records
+from harness.records.ttc import TtcRecord
 
 MEASURED = {"wall_s", "wall_basis", "energy_j", "energy_se_j", "energy_basis", "energy_reason"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.flops import Shape
+from harness.models.flops import Shape
 from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace
 
 DIGITS, START, MARK, END, PAD = 10, 10, 11, 12, 13

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from harness.errors import ConfigError
-from harness.flops import Shape, passes_flop, prefill_flop, sample_flop
-from harness.models import llama_cache
+from harness.models import llama_decode
+from harness.models.flops import Shape, passes_flop, prefill_flop, sample_flop
 from harness.models.llama import build
 from harness.tasks.task import NONE, Control, Rule
 from harness.ttc.decode import Decoder, Drawn, draw, likelihood, open_decoder, pick
@@ -244,5 +244,5 @@ def test_weighted_sums_of_values_are_the_product_however_they_are_made(samples: 
     """Few rows by a product, many by updates; values are a slice of a longer cache, weights one of the whole row's."""
     torch.manual_seed(0)
     weights, values = torch.rand(4, 2, samples, 3, 9)[..., 4:], torch.randn(8, 4, 2, samples, 16)[:5]
-    assert (4 * 2 * samples >= llama_cache.MANY) == (samples == 64)
-    torch.testing.assert_close(llama_cache._weighted(weights, values), weights @ values.permute(1, 2, 3, 0, 4))
+    assert (4 * 2 * samples >= llama_decode.MANY) == (samples == 64)
+    torch.testing.assert_close(llama_decode._weighted(weights, values), weights @ values.permute(1, 2, 3, 0, 4))

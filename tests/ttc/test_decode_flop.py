@@ -28,13 +28,13 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from harness.config.schema import TtcConfig
 from harness.errors import ConfigError
-from harness.flops import Shape, counts, decode_flop, passes_flop, prefill_flop, sample_flop
 from harness.models import pretrained
+from harness.models.flops import Shape, counts, decode_flop, passes_flop, prefill_flop, sample_flop
 from harness.models.llama import build
-from harness.schema import TtcConfig
 from harness.tasks.task import Control
-from harness.ttc import blocks, drawing
+from harness.ttc import sampling, work_units
 from harness.ttc.decode import Decoder, open_decoder
 from tests.ttc.stub import CopyTask
 
@@ -72,8 +72,12 @@ def test_prefill_and_decode_against_torchs_counter(shape: Shape, kind: str) -> N
 def test_likelihoods_are_booked_as_torchs_counter_sees_them(kind: str) -> None:
     """The head runs on the scored positions only."""
     task, shape = CopyTask(sizes=(5,)), dataclasses.replace(PLAIN, vocab=CopyTask.vocab)
-    decoder, problems, unit = models(shape)[kind], task.problems(3), blocks.Unit("", "smooth", slice(0, 3), slice(0, 1))
-    work = partial(drawing.unit, decoder, task, problems, Control(), unit, TtcConfig(), 1.0, 0)
+    decoder, problems, unit = (
+        models(shape)[kind],
+        task.problems(3),
+        work_units.Unit("", "smooth", slice(0, 3), slice(0, 1)),
+    )
+    work = partial(sampling.unit, decoder, task, problems, Control(), unit, TtcConfig(), 1.0, 0)
     (arrays, _, booked), flop = counted(work)
     assert arrays["lnp"].shape[0] == 3
     assert booked == flop

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness import checks, cli, compose, ttc_records
-from harness.errors import ConfigError
-from harness.planning import check_tests
-from harness.schema import (
+from harness.cli import main as cli
+from harness.config import checks, compose
+from harness.config.schema import (
     Arm,
     BudgetConfig,
     DeviceConfig,
@@ -26,7 +25,11 @@ from harness.schema import (
     TtcConfig,
     UnmeteredConfig,
 )
-from harness.sweep import enumerate_runs, launch_tests
+from harness.errors import ConfigError
+from harness.records import ttc as ttc_records
+from harness.sweep.compose_sweep import enumerate_runs
+from harness.sweep.launch import launch_tests
+from harness.sweep.plan import check_tests
 from tests.tasks import qa_small
 from tests.ttc import small
 from tests.ttc.test_runs import KILLED

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from doubles.wandb_server import WandbServer
 
-from harness import cli, records, ttc_records
+from harness import records
+from harness.cli import main as cli
+from harness.config.schema import BudgetConfig, PretrainedConfig, ReplayConfig, Retry, TrackerConfig, WandbMode
 from harness.errors import ConfigError, DeviceError
-from harness.planning import check_tests
 from harness.records import SpendRow
-from harness.schema import BudgetConfig, PretrainedConfig, ReplayConfig, Retry, TrackerConfig, WandbMode
-from harness.sweep import enumerate_runs
-from harness.ttc import blocks, drawing
+from harness.records import ttc as ttc_records
+from harness.sweep.compose_sweep import enumerate_runs
+from harness.sweep.plan import check_tests
+from harness.ttc import sampling, work_units
 from tests.ttc import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,8 +85,10 @@ def test_extending_draws_only_what_is_missing(trained: Path, tmp_path: Path, mon
     assert small.evaluated(run).state == "done"
     before = small.block_files(run)
     names: list[str] = []
-    write = blocks.write
-    monkeypatch.setattr(blocks, "write", lambda f, unit, arrays: (names.append(unit.kind), write(f, unit, arrays))[1])
+    write = work_units.write
+    monkeypatch.setattr(
+        work_units, "write", lambda f, unit, arrays: (names.append(unit.kind), write(f, unit, arrays))[1]
+    )
     larger = small.changed(run, problems=128, samples=32)
     assert small.evaluated(larger).state == "done"
     # At each of two end points: 2 x 2 sample units less one, and one more unit of every other kind
@@ -153,7 +157,7 @@ def test_what_a_killed_attempt_spent_is_booked_though_the_next_one_fails_at_once
 
 @pytest.mark.parametrize("budget", [False, True])
 def test_a_larger_number_of_problems_begins_with_the_smaller(budget: bool) -> None:
-    from harness.schema import GroupConfig, GroupFormat
+    from harness.config.schema import GroupConfig, GroupFormat
     from harness.tasks import open_task
 
     task = open_task(GroupConfig(format=GroupFormat.budget if budget else GroupFormat.stride))
@@ -171,7 +175,7 @@ def test_a_failed_block_is_failed_and_never_zeros(
         def refuse(*arguments: object, **more: object) -> None:
             raise DeviceError("the card fell off the bus")
 
-        patch.setattr(drawing, "draw", refuse)
+        patch.setattr(sampling, "draw", refuse)
         state = small.evaluated(run)
     assert (state.state, state.reason) == ("failed", "the card fell off the bus")
     assert not small.found(run)
@@ -250,7 +254,7 @@ def test_an_evaluation_is_a_run_of_its_own_in_wandb(
 
 
 def test_a_pretrained_model_is_only_tested_and_scores_what_its_own_run_did(trained: Path, tmp_path: Path) -> None:
-    from harness.exporting import to_hf
+    from harness.analysis.export import to_hf
 
     own = small.beside(trained, tmp_path / "runs")
     assert small.evaluated(own).state == "done"
@@ -323,7 +327,7 @@ def test_the_ladder_is_planned(ladder: str, runs: int) -> None:
 
 
 def test_ttc_settings_are_no_part_of_a_run(tmp_path: Path) -> None:
-    from harness import compose
+    from harness.config import compose
 
     run = small.config(tmp_path)
     assert compose.run_id(small.changed(run, samples=64)) == compose.run_id(run)

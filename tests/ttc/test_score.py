@@ -7,13 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from harness.flops import sample_flop
+from harness.models.flops import sample_flop
 from harness.records import Measured
+from harness.records.ttc import TtcRow, Window
 from harness.tasks.task import NONE, Control
 from harness.ttc import score
 from harness.ttc.decode import draw
 from harness.ttc.metering import CostModel, Load, cost_model
-from harness.ttc_records import TtcRow, Window
 from tests.ttc.stub import SHAPE, CopyTask
 from tests.ttc.test_decode import decoders, model_of
 

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from harness.flops import sample_flop
+from harness.models.flops import sample_flop
 from harness.tasks.task import Control
 from harness.ttc.decode import Drawn
-from harness.ttc.strategies import step_search
+from harness.ttc.step_search import step_search
 from tests.ttc.stub import END, SHAPE, CopyTask
 from tests.ttc.test_decode import FREE, decoders, model_of, sampled
 

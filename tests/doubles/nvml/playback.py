@@ -16,7 +16,7 @@ from pathlib import Path
 import pynvml
 
 from doubles.nvml import Script
-from harness.power import segment
+from harness.power import segment_file
 from harness.power.nvml import NvmlSource
 from harness.power.sampler import JITTER, LATE, STRIDE, Spec, header, look_line
 from harness.power.series import Series
@@ -49,7 +49,7 @@ class Player:
         spec = Spec("nvml", "", period_s, os.getpid(), 1, 0, False)
         head = json.loads(json.dumps(header(spec, source, cards, True))) | {"origin_ns": 0}
         series = [Series(head, i) for i in range(len(cards))]
-        recorder = segment.Recorder(round(LATE * period_s * 1e9))
+        recorder = segment_file.Recorder(round(LATE * period_s * 1e9))
         next_look_s = 0.0
         chance = random.Random(seed)
         for k in range(1, int(until_s / (period_s * STRIDE))):

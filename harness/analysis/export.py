@@ -1,0 +1,81 @@
+"""`harness export`: a run's end point as a plain Hugging Face checkpoint, or a study as one table row per point."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from harness import records
+from harness.analysis import points as study_points
+from harness.errors import RecordError
+from harness.records import Point, RunRecord
+
+
+def to_parquet(study: Path, out: Path) -> int:
+    """Write one row per point of every finished run; returns the number of rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found, _ = records.load(study)
+    rows = study_points.study_table(found)
+    if not rows:
+        raise RecordError(f"{study} has no finished run, so there is no point to export. See harness status {study}.")
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        temporary.replace(out)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise RecordError(f"cannot write {out}: {e.strerror}. Choose another place with --out.") from e
+    return len(rows)
+
+
+def choose_point(record: RunRecord, tokens: int | None) -> Point:
+    """The point with this many tokens; the longest when None."""
+    if tokens is None:
+        return max(record.points, key=lambda p: p.tokens)
+    chosen = next((p for p in record.points if p.tokens == tokens), None)
+    if chosen is None:
+        have = ", ".join(str(p.tokens) for p in record.points)
+        raise RecordError(f"--tokens {tokens}: run {record.run_id} has no such point; it has {have}.")
+    return chosen
+
+
+def to_hf(run_dir: Path, out: Path, tokens: int | None = None) -> Point:
+    """Write config, weights and tokenizer of a run's end point; `AutoModelForCausalLM.from_pretrained(out)` gives the same logits."""
+    from safetensors.torch import load_file
+    from transformers.utils import logging as transformers_logging
+
+    from harness.models import llama
+    from harness.models.flops import Shape
+
+    transformers_logging.disable_progress_bar()
+
+    record = records.load_record(run_dir)
+    point = choose_point(record, tokens)
+    weights = run_dir / "checkpoints" / (point.hf_checkpoint or "") / "model.safetensors"
+    if point.hf_checkpoint is None or not weights.exists():
+        raise RecordError(
+            f"{run_dir} has no weights of its point at {point.tokens} tokens (reference records come without). Train it with harness run first."
+        )
+    if out.exists() and any(out.iterdir()):
+        raise RecordError(f"--out {out} exists and is not empty. Choose a new folder.")
+    shape = Shape(**{f.name: record.shape[f.name] for f in dataclasses.fields(Shape)})
+    model = llama.build(shape, record.seed, record.config["model"]["rope_theta"])
+    missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
+    if unexpected or [k for k in missing if k != "lm_head.weight"]:
+        raise RecordError(f"{weights.name} does not fit the recorded shape: missing {missing}, unexpected {unexpected}")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        model.config.use_cache = True  # a reader of the checkpoint decodes; training did not
+        model.save_pretrained(temporary)
+        shutil.copytree(run_dir / "tokenizer", temporary, dirs_exist_ok=True)
+        if out.exists():
+            out.rmdir()
+        temporary.replace(out)
+    except OSError as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RecordError(f"cannot write {out}: {e}. Choose another place with --out.") from e
+    return point

@@ -1,0 +1,140 @@
+"""Which runs would shrink the interval of a prediction most per joule, or per FLOP where joules were not measured.
+
+With parameters estimated to a covariance H^-1, the variance of a prediction with gradient g is g'H^-1 g; one more run with
+gradient h and noise sigma makes it g'(H + h h'/sigma^2)^-1 g = g'H^-1 g - (g'H^-1 h)^2 / (sigma^2 + h'H^-1 h). All three
+products are covariances of predictions, so they are taken over the fit's bootstrap draws, of ln L at the target and at
+each candidate: no linearisation of the law, and the intervals are those that the fit reports. After each choice the
+covariances are updated in the same way, so that the second run is chosen knowing the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness import laws
+from harness.analysis.costs import Prices
+from harness.analysis.optimal import outside
+from harness.errors import FitError
+from harness.laws.forms import Array
+from harness.laws.result import Fit
+
+PER_AXIS = 16  # candidates in N and in D
+MIN_SHRINK = 0.05
+TARGET_FACTOR = 10.0  # the default target: ten times the largest compute that the fit has seen
+DEAREST = 2.0  # a candidate costs at most this times the largest run fitted
+
+
+@dataclass
+class Target:
+    """The prediction that is to become sharper; `width` is its half 95 % interval as a share of the loss."""
+
+    n: float
+    d: float
+    flop: float
+    loss_nat: float
+    width: float
+    decades_outside: float
+
+
+@dataclass
+class NextRun:
+    """A proposed run; `width` is the target's half interval once it and the ones before it are done."""
+
+    n: float
+    d: float
+    flop: float
+    joules: float | None
+    seconds: float | None
+    width: float
+    shrink: float  # share by which this run alone narrows the interval
+    note: str | None = None
+
+
+@dataclass
+class Plan:
+    """`runs` in the order in which to do them; `strongest` narrows the interval most at any price, done alone."""
+
+    target: Target
+    runs: list[NextRun]
+    strongest: NextRun
+
+
+def target_at(fit: Fit, prices: Prices, flop: float | None, *, extrapolate: bool = False) -> Target:
+    """The best run for `flop` FLOP; by default for ten times the largest compute fitted."""
+    if fit.law != "chinchilla":
+        raise FitError(f"--next plans runs in N and D, and needs law chinchilla; this fit is {fit.law}.")
+    if not fit.draws:
+        raise FitError("--next needs bootstrap draws, and this fit has none. Fit again with --bootstrap 1000.")
+    if flop is None:
+        flop = TARGET_FACTOR * fit.span["C"][1]
+    best = laws.frontier(fit, [flop], prices.flop_per_token, extrapolate=extrapolate)
+    n, d = float(best.N[0]), float(best.D[0])
+    spread = _log_losses(fit, best.N, best.D)[:, 0].std(ddof=1)
+    return Target(n, d, flop, float(best.L[0]), 1.96 * float(spread), outside(fit, 6 * n * d))
+
+
+def plan_next(fit: Fit, prices: Prices, target: Target, count: int, min_shrink: float = MIN_SHRINK) -> Plan:
+    """Choose `count` runs, greedily: of the candidates that narrow the target's interval by `min_shrink` or more, the one with
+    the largest reduction of variance per joule (per FLOP where joules are not known).
+
+    Per joule alone, the cheapest run always wins by a hair; hence the least shrink. Where no candidate reaches it the
+    run that narrows most is taken, and its note says so. Candidates: a log grid over the N and D of the data and twice
+    as far, at most twice the compute of the largest run. A run's noise is the residual scatter of the fit.
+    """
+    sizes = [np.geomspace(fit.span[s][0], 2 * fit.span[s][1], PER_AXIS) for s in ("N", "D")]
+    n, d = (m.ravel() for m in np.meshgrid(*sizes, indexing="ij"))
+    by_joule = prices.j_per_flop is not None
+    price = prices.joules(n, d) if by_joule else prices.flop(n, d)
+    allowed = np.isfinite(price) & (6 * n * d <= min(DEAREST * fit.span["C"][1], 6 * target.n * target.d))
+    if not allowed.any():
+        raise FitError("no candidate run is both affordable and priced: the target lies below every run of the data.")
+    n, d, price = n[allowed], d[allowed], price[allowed]
+    drawn = _log_losses(fit, np.append(n, target.n), np.append(d, target.d))
+    cov = np.cov(drawn, rowvar=False)  # candidates, then the target
+    if cov[-1, -1] <= 0:
+        raise FitError("the draws of this fit agree on the target exactly: there is no interval to narrow.")
+    dof = max(fit.n_points - (len(fit.params) - len(fit.fixed)), 1)
+    noise = fit.residual_rms**2 * fit.n_points / dof
+
+    def gains() -> tuple[Array, Array]:
+        """Reduction of the target's variance by each candidate, and the share by which its interval narrows."""
+        gain = cov[-1, :-1] ** 2 / (noise + np.diag(cov)[:-1])
+        return gain, 1 - np.sqrt(np.maximum(cov[-1, -1] - gain, 0.0) / cov[-1, -1])
+
+    def proposal(k: int, shrink: float, width: float, note: str | None = None) -> NextRun:
+        one, tokens = n[k : k + 1], d[k : k + 1]
+        seconds = float(prices.seconds(one, tokens)[0])
+        return NextRun(
+            n=float(n[k]),
+            d=float(d[k]),
+            flop=float(prices.flop(one, tokens)[0]),
+            joules=float(price[k]) if by_joule else None,
+            seconds=seconds if np.isfinite(seconds) else None,
+            width=width,
+            shrink=shrink,
+            note=note,
+        )
+
+    gain, shrink = gains()
+    k = int(gain.argmax())
+    strongest = proposal(k, float(shrink[k]), target.width * (1 - float(shrink[k])))
+    runs: list[NextRun] = []
+    for _ in range(count):
+        gain, shrink = gains()
+        enough = shrink >= min_shrink
+        k = int(np.where(enough, gain / price, -1.0).argmax() if enough.any() else gain.argmax())
+        notes = [] if enough.any() else [f"no candidate narrows the interval by {min_shrink:.0%}; this one does most"]
+        if any((r.n, r.d) == (float(n[k]), float(d[k])) for r in runs):
+            notes.append("the same run with another seed")
+        cov = cov - np.outer(cov[:, k], cov[k]) / (noise + cov[k, k])
+        width = 1.96 * float(np.sqrt(max(cov[-1, -1], 0.0)))
+        runs.append(proposal(k, float(shrink[k]), width, "; ".join(notes) or None))
+    return Plan(target, runs, strongest)
+
+
+def _log_losses(fit: Fit, n: Array, d: Array) -> Array:
+    """ln L of every draw (R) at every (N, D) (m): (R, m)."""
+    p = {k: np.asarray(fit.draws.get(k, [v]), dtype=float)[:, None] for k, v in fit.params.items()}
+    return np.log(p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"])

@@ -1,0 +1,243 @@
+"""The laws of a study: which table each is fitted to, or why it cannot be, and the fits.
+
+Loss laws are fitted without weights. Energy laws weigh each point by its error bar, 0.5 % at the least, and state what a wrong
+zero of the sensor would do: their result with all powers shifted by 5 W (an offset moves the exponent of rungs where idle
+power dominates; a gain moves no exponent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from harness import laws
+from harness.analysis.points import N_DEFAULT, Array, PointTable, floor, frontier_points, points
+from harness.errors import FitError
+from harness.laws.result import Fit, Warn
+from harness.records import RunRecord
+
+FIT_NAMES = {
+    "loss_nd": "L(N, D), all rungs",
+    "loss_nd_heldout": "L(N, D), largest rung held out",
+    "loss_nd_floor_fixed": "L(N, D), floor fixed at the known entropy",
+    "loss_nd_nonemb": "L(N, D) with N = n_nonemb",
+    "loss_nd_head": "L(N, D) with N = n_head",
+    "loss_compute": "L(C) on the frontier",
+    "loss_compute_matmul": "L(C) on the frontier, C without attention",
+    "loss_compute_full_emb": "L(C) on the frontier, C with dense attention and embedding",
+    "energy_compute": "E(C), training energy, gross",
+    "energy_compute_net": "E(C), training energy, net of idle",
+    "energy_idle": "E = P t + e C, idle power fitted",
+    "energy_idle_fixed": "E = P t + e C, idle power as measured",
+    "loss_energy": "L(J) on the energy frontier",
+}
+ENERGY_FITS = [name for name in FIT_NAMES if "energy" in name]
+MIN_FRONTIER = 4  # points of a frontier below which three parameters are not worth fitting
+SIGMA_FLOOR = 0.005  # of an energy: no error bar counts as smaller
+OFFSET_W = 5.0
+IDLE_SPREAD_W = 5.0  # idle powers of one study that differ by more are not one number
+
+
+@dataclass(frozen=True)
+class Job:
+    """One law to be fitted: symbol -> column of `table`, what is fixed, and the rung that is held out."""
+
+    law: str
+    table: PointTable
+    columns: dict[str, str]
+    fixed: dict[str, float] = field(default_factory=dict)
+    hold_out: str | None = None
+    notes: list[Warn] = field(default_factory=list)
+
+
+def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> dict[str, Job | str]:
+    """What would be fitted, or the reason why not, for every name of `FIT_NAMES`."""
+    t = points(records, excluded)
+    reasons = _unusable(records, t)
+    if reasons:
+        return dict.fromkeys(FIT_NAMES, reasons)
+    nd = {"N": N_DEFAULT, "D": "tokens", "loss": "loss_nat"}
+    known = floor(records)
+    oracle = known.oracle_nat if known.oracle_nat is not None else known.entropy_nat
+    out: dict[str, Job | str] = {
+        "loss_nd": Job("chinchilla", t, nd),
+        "loss_nd_heldout": Job("chinchilla", t, nd, hold_out=t.rungs()[-1]),
+        "loss_nd_floor_fixed": Job("chinchilla", t, nd, {"E": oracle}) if oracle is not None else str(known.reason),
+        "loss_nd_nonemb": Job("chinchilla", t, nd | {"N": "n_nonemb"}),
+        "loss_nd_head": Job("chinchilla", t, nd | {"N": "n_head"}),
+        "loss_compute": _frontier_job(t, "train_flop", {"C": "train_flop"}, "loss_compute"),
+        "loss_compute_matmul": _frontier_job(t, "matmul_flop", {"C": "matmul_flop"}, "loss_compute"),
+        "loss_compute_full_emb": _frontier_job(t, "full_emb_flop", {"C": "full_emb_flop"}, "loss_compute"),
+    }
+    return out | _energy_jobs(t)
+
+
+def _energy_jobs(t: PointTable) -> dict[str, Job | str]:
+    measured = t.where(np.isfinite(t.energy_j))
+    if len(measured) < MIN_FRONTIER:
+        why = "; ".join(f"{reason} ({n} points)" for reason, n in t.energy_excluded.items())
+        return dict.fromkeys(ENERGY_FITS, f"energy of {len(measured)} of {len(t)} points: {why}")
+    if len(devices := sorted(set(measured.device))) > 1:
+        return dict.fromkeys(ENERGY_FITS, f"points of different devices are not pooled: {', '.join(devices)}")
+    power = {"C": "train_flop", "energy": "energy_j"}
+    idle_w = measured_idle_w(measured)
+    out: dict[str, Job | str] = {
+        "energy_compute": Job("energy_power", measured, power),
+        "energy_idle": Job("energy_idle", measured, power | {"t": "wall_s"}),
+    }
+    if isinstance(idle_w, str):
+        out["energy_compute_net"] = out["energy_idle_fixed"] = idle_w
+    else:
+        out["energy_compute_net"] = _net_job(measured, power | {"energy": "energy_net_j"})
+        out["energy_idle_fixed"] = Job("energy_idle", measured, power | {"t": "wall_s"}, {"P_idle": idle_w})
+    out["loss_energy"] = _frontier_job(measured, "energy_j", {"J": "energy_j"}, "loss_energy")
+    return out
+
+
+def measured_idle_w(measured: PointTable) -> float | str:
+    """Idle power of the device during these points, W, or why there is no such number."""
+    known = measured.idle_power_w[np.isfinite(measured.idle_power_w)]
+    if len(known) < len(measured):
+        return (
+            f"idle power was not measured for {len(measured) - len(known)} of {len(measured)} points: "
+            "harness doctor --sensor measures it, and runs after it state net joules"
+        )
+    if np.ptp(known) > IDLE_SPREAD_W:
+        return f"idle power differs between points, {known.min():.1f} to {known.max():.1f} W: one baseline cannot hold for all"
+    return float(known.mean())
+
+
+def _net_job(measured: PointTable, columns: dict[str, str]) -> Job | str:
+    positive = measured.energy_net_j > 0
+    if positive.sum() < MIN_FRONTIER:
+        return f"net energy is above 0 for {positive.sum()} of {len(measured)} points: the idle power takes all of it"
+    notes = []
+    if not positive.all():
+        text = f"{(~positive).sum()} of {len(measured)} points have no net energy above 0 and are left out: the exponent is biased"
+        notes = [Warn("NET_NOT_POSITIVE", text)]
+    return Job("energy_power", measured.where(positive), columns, notes=notes)
+
+
+def _unusable(records: Sequence[RunRecord], t: PointTable) -> str | None:
+    """Why nothing can be fitted at all: no points, or losses that cannot be compared."""
+    if not len(t):
+        left_out = ", ".join(f"{reason}: {n}" for reason, n in t.excluded.items())
+        return "no point to fit" + (f" (left out: {left_out})" if left_out else "")
+    for what in ("corpus_id", "tokenizer"):
+        found = {str(r.corpus.get(what)) for r in records if r.role == "fit"}
+        if len(found) > 1:
+            return f"losses on different scales cannot be fitted together: {what} is {', '.join(sorted(found))}"
+    contexts = {str(r.shape.get("context")) for r in records if r.role == "fit"}
+    if len(contexts) > 1:
+        return f"losses over different contexts cannot be fitted together: context is {', '.join(sorted(contexts))}"
+    return None
+
+
+def _frontier_job(t: PointTable, x: str, symbol: dict[str, str], law: str) -> Job | str:
+    front, interior = frontier_points(t, x)
+    if len(front) < MIN_FRONTIER:
+        return f"{len(front)} points on the frontier of loss against {x}; at least {MIN_FRONTIER} are needed"
+    if interior.sum() >= MIN_FRONTIER + 1:
+        return Job(law, front.where(interior), symbol | {"loss": "loss_nat"})
+    edge = int((~interior).sum())
+    text = (
+        f"{edge} of {len(front)} frontier points are of the smallest or largest rung; the true frontier may lie lower"
+    )
+    return Job(law, front, symbol | {"loss": "loss_nat"}, notes=[Warn("FRONTIER_EDGE", text)])
+
+
+def fit_study(
+    records: Sequence[RunRecord],
+    excluded: dict[str, int] | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    delta: float = 1e-3,
+) -> dict[str, Fit]:
+    """Every law that the records allow, by the names of `FIT_NAMES`; what is absent is explained by `unfitted`.
+
+    Intervals resample whole trunks (`run_id`), because the points of one trunk share its noise.
+    """
+    fits: dict[str, Fit] = {}
+    for name, job in jobs(records, excluded).items():
+        if isinstance(job, str):
+            continue
+        try:
+            fits[name] = _run(job, bootstrap=bootstrap, seed=seed, delta=delta)
+        except FitError:
+            continue  # `unfitted` gives the reason
+        fits[name].warnings.extend(job.notes)
+        if "energy" in job.columns and not (job.law == "energy_idle" and not job.fixed):
+            _shift_powers(job, fits[name], delta)
+    return fits
+
+
+def _run(job: Job, *, bootstrap: int, seed: int, delta: float) -> Fit:
+    t = job.table
+    return laws.fit(
+        job.law,
+        {symbol: getattr(t, column) for symbol, column in job.columns.items()},
+        sigma=_sigma(job),
+        delta=delta,
+        bootstrap=bootstrap,
+        seed=seed,
+        cluster=t.run_id,
+        strata=t.rung,
+        fixed=job.fixed,
+        hold_out=None if job.hold_out is None else t.rung == job.hold_out,
+        hold_out_label=job.hold_out,
+        columns=job.columns,
+        excluded=t.excluded,
+    )
+
+
+def _sigma(job: Job) -> Array | None:
+    """Error bar of each energy, the floor included; None for the laws of loss, and where a point has no error bar."""
+    column = {"energy_j": "energy_se_j", "energy_net_j": "energy_net_se_j"}.get(job.columns.get("energy", ""))
+    if column is None:
+        return None
+    energy, se = getattr(job.table, job.columns["energy"]), getattr(job.table, column)
+    return np.hypot(se, SIGMA_FLOOR * energy) if np.isfinite(se).all() else None
+
+
+def _shift_powers(job: Job, fit: Fit, delta: float) -> None:
+    """Refit with every power 5 W lower and higher, and put the slope that comes out (b, or e) into `fit.derived`."""
+    slope = "b" if fit.law == "energy_power" else "e"
+    for shift_w, label in ((-OFFSET_W, "minus"), (OFFSET_W, "plus")):
+        column = job.columns["energy"]
+        shifted = replace(job.table)
+        setattr(shifted, column, getattr(job.table, column) + shift_w * job.table.wall_s)
+        try:
+            again = _run(replace(job, table=shifted), bootstrap=0, seed=0, delta=delta)
+        except FitError:
+            text = f"with all powers {abs(shift_w):g} W lower some joules are not above 0: an offset of that size decides this law"
+            fit.warnings.append(Warn("OFFSET_DECIDES", text))
+            continue
+        fit.derived[f"{slope}_at_{label}_5w"] = again.params[slope]
+        ends = fit.interval.get(slope)
+        if ends and not ends[0] <= again.params[slope] <= ends[1]:
+            text = f"{slope} becomes {again.params[slope]:.4g} with all powers shifted by {shift_w:+g} W, outside its 95 % interval"
+            fit.warnings.append(Warn("OFFSET_SENSITIVE", text))
+
+
+def unfitted(
+    records: Sequence[RunRecord], fits: dict[str, Fit], excluded: dict[str, int] | None = None
+) -> dict[str, str]:
+    """Name -> reason for every law of `FIT_NAMES` that `fits` lacks."""
+    reasons: dict[str, str] = {}
+    if fits.keys() >= FIT_NAMES.keys():
+        return reasons
+    for name, job in jobs(records, excluded).items():
+        if name in fits:
+            continue
+        if isinstance(job, str):
+            reasons[name] = job
+            continue
+        try:
+            _run(job, bootstrap=0, seed=0, delta=1e-3)
+            reasons[name] = "not fitted yet; run harness fit"
+        except FitError as e:
+            reasons[name] = str(e)
+    return reasons

@@ -1,0 +1,137 @@
+"""Is a jump in exact match an ability or a metric? Nulls from the token probabilities of the same problems, and a verdict.
+
+Null EM0 = c + (1 - c) p_token^T; bracket p_trace <= EM <= c + (1 - c) p_trace. The nulls are those of reading a single reference trace;
+they take no account of several right answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.analysis.ttc.curves import cluster_weights
+from harness.laws.forms import Array
+from harness.records.ttc import TtcRecord
+
+SLACK = 0.01  # by which exact match may leave the bracket before it counts, beside its own interval
+LEAST_GAIN, MOST_CHANCE = 0.5, 0.05  # of a bend that counts
+ARTEFACT, BREAK, UNDECIDED = "metric artefact", "break in p_tok", "undecided"
+
+
+@dataclass
+class AuditPoint:
+    cell: str
+    train_flop: float | None
+    exact_match: float  # sampled at the record's temperature
+    low: float
+    high: float
+    p_token: float
+    ce_nat: float
+    p_trace: float
+    null: float
+    null_low: float
+    null_high: float
+    inside: bool  # the intervals of exact match and of the null, or of the bracket, overlap
+
+
+@dataclass
+class Audit:
+    verdict: str
+    reason: str
+    points: list[AuditPoint] = field(default_factory=list)
+    broken_gain: float | None = None  # 1 - held-out squared error of two lines over that of one; None: too few points
+    broken_chance: float | None = None  # how often a straight line with the same scatter would show that gain
+
+
+def point(r: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | None:
+    """None without likelihoods."""
+    s = r.smooth
+    if s is None:
+        return None
+    p = np.array(r.stats.correct) / r.samples
+    low, high = np.percentile(cluster_weights(r.stats.cluster, draws, seed) @ p, [2.5, 97.5]).tolist()
+
+    def null(token: float) -> float:
+        return r.chance + (1 - r.chance) * token**s.trace_tokens
+
+    ends = null(s.p_token_low), null(s.p_token_high)
+    bracket = s.p_trace_low - SLACK, r.chance + (1 - r.chance) * s.p_trace_high + SLACK
+    inside = (low <= ends[1] and high >= ends[0]) or (low <= bracket[1] and high >= bracket[0])
+    return AuditPoint(
+        f"{r.name} {r.branch}, {r.label}", r.train_flop, float(p.mean()), low, high, s.p_token, s.ce_nat, s.p_trace,
+        null(s.p_token), *ends, inside,
+    )  # fmt: skip
+
+
+def broken_gain(x: Array, y: Array) -> Array | None:
+    """Leave-one-out squared error of a line with one bend, its place chosen without the point left out, against a straight line's.
+
+    x (n,), y (R, n), one gain for each of the R data sets; positive where the bend predicts better. None under 6 points. The ends are
+    not left out, or a line would be extrapolated.
+    """
+    if len(x) < 6:
+        return None
+    order = np.argsort(x)
+    x, y = x[order], y[:, order]
+    one, two = np.zeros(len(y)), np.zeros(len(y))
+    for i in range(1, len(x) - 1):
+        kept = np.delete(np.arange(len(x)), i)
+        straight, _ = _held_out(x[kept], y[:, kept], None, x[i])
+        bent = [_held_out(x[kept], y[:, kept], knot, x[i]) for knot in x[kept][1:-1]]
+        chosen = np.argmin([miss for _, miss in bent], axis=0)
+        one += (straight - y[:, i]) ** 2
+        two += (np.array([at for at, _ in bent])[chosen, np.arange(len(y))] - y[:, i]) ** 2
+    rounding = 1e-20 * (y**2).sum(-1)  # below it a straight line is exact and nothing can be better
+    return np.where(one > rounding, 1 - two / np.maximum(one, 1e-300), 0.0)
+
+
+def _held_out(x: Array, y: Array, knot: float | None, at: float) -> tuple[Array, Array]:
+    """A line through the kept points of each data set: its value at `at` and its squared error on them, (R,) each."""
+    design = _design(x, knot)
+    inverse = np.linalg.pinv(design)
+    solution = y @ inverse.T
+    return solution @ _design(np.array([at]), knot)[0], ((solution @ design.T - y) ** 2).sum(-1)
+
+
+def _design(x: Array, knot: float | None) -> Array:
+    columns = [np.ones_like(x), x]
+    return np.stack(columns if knot is None else [*columns, np.maximum(x - knot, 0)], -1)
+
+
+def chance_of_gain(x: Array, y: Array, gain: float, *, draws: int = 1000, seed: int = 0) -> float:
+    """How often a straight line with the scatter of y (n,) around its own would show a gain at least as large, by simulation."""
+    design = _design(x, None)
+    line = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    scatter = math.sqrt(float(((y - line) ** 2).sum()) / (len(x) - 2))
+    drawn = line + np.random.default_rng(seed).normal(0, scatter, (draws, len(x)))
+    found = broken_gain(x, drawn)
+    assert found is not None
+    return float((1 + (found >= gain).sum()) / (1 + draws))
+
+
+def audit(records: Sequence[TtcRecord]) -> Audit:
+    """Verdict over the end points of ONE control and temperature.
+
+    A bend counts when it halves the held-out error, and a straight line with the same scatter would do so in under 5 % of cases.
+    """
+    points = [p for r in records if (p := point(r)) is not None]
+    if not points:
+        return Audit(UNDECIDED, "no evaluation holds likelihoods of a reference trace")
+    usable = [p for p in points if p.train_flop and 0 < p.p_token < 1]
+    x = np.array([math.log(p.train_flop or 1.0) for p in usable])
+    y = np.array([math.log(p.p_token / (1 - p.p_token)) for p in usable])
+    gains = broken_gain(x, y[None])
+    outside = [p.cell for p in points if not p.inside]
+    if gains is None:
+        return Audit(UNDECIDED, f"{len(usable)} end points with known training compute; 6 are needed", points)
+    gain = float(gains[0])
+    rare = chance_of_gain(x, y, gain)
+    if gain > LEAST_GAIN and rare < MOST_CHANCE:
+        why = f"two lines cut the held-out error of logit p_token by {gain:.0%}; a straight line would look so in {rare:.1%} of cases"
+        return Audit(BREAK, why, points, gain, rare)
+    if outside:
+        return Audit(UNDECIDED, f"exact match leaves the null's band at {', '.join(outside)}", points, gain, rare)
+    return Audit(ARTEFACT, "exact match stays in the null's band and logit p_token shows no bend", points, gain, rare)

@@ -1,0 +1,196 @@
+"""Train-for-test exchange rate: along lines of equal accuracy, log F_test = -g log F_train + h logit(accuracy) + const(family).
+
+A family is one model size trained in one format and arm: between families both costs move together (a wider model costs more to
+train and more to ask), which is no exchange, so each has a constant of its own. One curve per (family, control, temperature):
+pass@1 against training cost over the end points of that size, as seed means. The curve's monotone envelope, interpolated in log
+training cost, says what training each accuracy takes; the test cost there is that of one sample, interpolated alike.
+Extrapolation is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.analysis.ttc.curves import cluster_weights
+from harness.laws.forms import Array
+from harness.records.ttc import TtcRecord
+
+TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BASES = ("decode", "prefill+decode", "joules")
+MIN_SEEDS = 3  # from here up the bootstrap draws seeds too
+Curve = tuple[
+    Array, Array, Array
+]  # train cost, test cost, accuracy of the end points of one line, rising in train cost
+
+
+@dataclass
+class Iso:
+    accuracy: float
+    line: str
+    family: str
+    train: float  # FLOP, or joules on the basis "joules"
+    test: float
+
+
+@dataclass
+class Exchange:
+    basis: str  # decode | prefill+decode | joules
+    g: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    failed: int  # draws whose curves no longer share an accuracy
+    points: list[Iso] = field(default_factory=list)
+    reason: str | None = None
+    note: str = ""
+    of: str = ""  # task and format whose cells these are
+
+
+def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
+    """(training, one sample at test) in the unit of `basis`; None where either is unknown."""
+    row = next((x for x in r.rows if x.strategy == "sample" and x.n == 1), None)
+    if row is None:
+        return None
+    if basis == "joules":
+        train, test = r.train_energy.energy_j, row.energy_j
+    else:
+        train, test = r.train_flop, row.decode_flop + (row.prefill_flop if basis != "decode" else 0)
+    return (train, test) if train and test else None
+
+
+def crossing(curve: Curve, target: float) -> tuple[float, float] | None:
+    """(train, test) cost at which the monotone envelope of the curve reaches `target`, interpolated in log cost; None where the curve
+    does not pass through it."""
+    train, test, accuracy = curve
+    envelope = np.maximum.accumulate(accuracy)
+    if not envelope[0] < target <= envelope[-1]:
+        return None
+    j = int(np.argmax(envelope >= target))
+    share = (target - envelope[j - 1]) / (envelope[j] - envelope[j - 1])
+    at = [float(np.exp((1 - share) * np.log(c[j - 1]) + share * np.log(c[j]))) for c in (train, test)]
+    return at[0], at[1]
+
+
+def isolines(curves: dict[str, Curve], family: str = "", targets: Sequence[float] = TARGETS) -> list[Iso]:
+    """`curves` of one family, by line. Only accuracies that two lines reach at different test costs."""
+    out = []
+    for target in targets:
+        at = {line: crossing(curve, target) for line, curve in curves.items()}
+        found = [Iso(target, line, family, *both) for line, both in at.items() if both]
+        if len({round(float(np.log(i.test)), 6) for i in found}) > 1:
+            out += found
+    return out
+
+
+def slope(points: Sequence[Iso]) -> float | None:
+    """g by least squares with a constant per family; None where the design has no rank for it."""
+    if len(points) < 2:
+        return None
+    accuracy = np.array([p.accuracy for p in points])
+    logit = np.log(accuracy / (1 - accuracy))
+    family = np.array([p.family for p in points])
+    member = (family[:, None] == np.unique(family)).astype(float)
+    columns = [-np.log([p.train for p in points]), *member.T]
+    if any(len(set(logit[m > 0])) > 1 for m in member.T):
+        columns.append(logit)
+    design = np.stack(columns, 1)
+    design[:, 0] -= design[:, 0].mean()
+    if np.linalg.matrix_rank(design) < design.shape[1] or len(points) < design.shape[1]:
+        return None
+    return float(np.linalg.lstsq(design, np.log([p.test for p in points]), rcond=None)[0][0])
+
+
+def resampled(
+    records: Sequence[TtcRecord],
+    price: Callable[[TtcRecord], tuple[float, float] | None],
+    right: Callable[[TtcRecord], Array],
+    line: Callable[[TtcRecord], str],
+    *,
+    draws: int,
+    seed: int,
+) -> Iterator[dict[str, dict[str, Curve]]]:
+    """Curves by family and line, as seed means: first of all problems and seeds, then `draws` times of resampled problem clusters, and
+    of resampled seeds where there are `MIN_SEEDS`.
+
+    `price`: (training, query) cost of a cell, None where either is unknown; `right`: share of right answers per problem (P,);
+    `line`: what tells the curves of a family apart.
+    """
+    groups: dict[tuple[str, str], dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
+    for r in records:
+        if (both := price(r)) is not None:
+            group = family(r), line(r)
+            groups.setdefault(group, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *both)
+    shares: dict[str, Array] = {}  # cell -> accuracy (draws + 1,), the first of all problems
+    for r in records:
+        p = right(r)
+        shares[_key(r)] = np.r_[p.mean(), cluster_weights(r.stats.cluster, draws, seed) @ p]
+    seeds = sorted({r.seed for r in records})
+    rng = np.random.default_rng([seed, 1])
+    for d in range(draws + 1):
+        drawn = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
+        curves: dict[str, dict[str, Curve]] = {}
+        for (of, name), ends in groups.items():
+            rows = []
+            for _, by_seed in sorted(ends.items()):
+                if kept := [by_seed[s] for s in drawn if s in by_seed]:
+                    accuracy = float(np.mean([shares[_key(r)][d] for r, _, _ in kept]))
+                    rows.append((np.mean([t for _, t, _ in kept]), np.mean([q for _, _, q in kept]), accuracy))
+            if rows:
+                train, test, accuracy = (np.array(c) for c in zip(*sorted(rows), strict=True))
+                curves.setdefault(of, {})[name] = train, test, accuracy
+        yield curves
+
+
+def seed_note(seeds: int) -> str:
+    """What an interval leaves out where there are too few seeds to draw them."""
+    return "" if seeds >= MIN_SEEDS else f"{seeds} seed{'s' * (seeds > 1)}: the interval holds problems only"
+
+
+def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
+    """g with its 95 % interval: problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`."""
+    seeds = len({r.seed for r in records})
+    if not any(costs(r, basis) for r in records):
+        unmetered = (
+            {x.energy_reason for r in records for x in r.rows if x.energy_reason} if basis == "joules" else set()
+        )
+        why = "; ".join(sorted(unmetered)) or "no cell has both costs on this basis"
+        return Exchange(basis, None, None, None, seeds, 0, reason=why)
+    found: list[float] = []
+    points: list[Iso] = []
+    first: float | None = None
+    drawn = resampled(records, lambda r: costs(r, basis), single, _control, draws=draws, seed=seed)
+    for d, curves in enumerate(drawn):
+        iso = [i for of, lines in curves.items() for i in isolines(lines, of)]
+        value = slope(iso)
+        if d == 0:
+            points, first = iso, value
+        elif value is not None:
+            found.append(value)
+    note, failed = seed_note(seeds), draws - len(found)
+    if first is None:
+        why = "no accuracy is reached by two lines of different test cost"
+        return Exchange(basis, None, None, None, seeds, failed, points, why, note)
+    ends = np.percentile(found, [2.5, 97.5]).tolist() if len(found) >= 0.9 * draws > 0 else [None, None]
+    return Exchange(basis, first, ends[0], ends[1], seeds, failed, points, note=note)
+
+
+def single(r: TtcRecord) -> Array:
+    """Chance (P,) that one sample answers right."""
+    return np.array(r.stats.correct) / r.samples
+
+
+def family(r: TtcRecord) -> str:
+    """Size, arm and format: what is alike but for training, control and temperature."""
+    parts = [f"N {r.n_total:,}", *(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))]
+    return ", ".join(parts)
+
+
+def _control(r: TtcRecord) -> str:
+    return f"{r.label}, T={r.temperature:g}"
+
+
+def _key(r: TtcRecord) -> str:
+    return f"{r.run_id}/{r.cell}"

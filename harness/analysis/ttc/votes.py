@@ -1,0 +1,92 @@
+"""Serial against parallel: does a vote over n samples beat one longer thought that costs no more?
+
+At one end point every control (stride, forced budget) has one greedy answer, which is serial thought, and votes over n of its samples,
+which are parallel. A vote is compared with the most accurate greedy answer, of whatever control, that costs as much or less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.analysis.ttc.curves import COSTS, Estimate, cell_name, cluster_weights, cost, voting_curve
+from harness.records.ttc import TtcRecord, TtcRow
+
+
+@dataclass
+class EqualCost:
+    """One vote and the best single answer for the same money; costs per problem."""
+
+    cost: str  # test_flop | tokens | wall_s | energy_j
+    parallel: str  # cell whose samples vote
+    n: int
+    spent: float
+    accuracy: float
+    serial: str  # cell answered greedily
+    serial_spent: float
+    serial_accuracy: float
+    gain: Estimate  # vote minus greedy, paired by problem
+
+
+def longest(records: Sequence[TtcRecord]) -> list[list[TtcRecord]]:
+    """Per task, arm, format and temperature: the cells of one end point, that of the most training of the largest size, by tokens used."""
+    groups: dict[tuple, list[TtcRecord]] = {}
+    for r in records:
+        groups.setdefault((kind(r), r.temperature), []).append(r)
+    out = []
+    for cells in groups.values():
+        top = max(cells, key=lambda r: (r.n_total, r.tokens or 0, -r.seed))
+        same = [r for r in cells if (r.run_id, r.branch) == (top.run_id, top.branch)]
+        out.append(sorted(same, key=lambda r: r.mean_tokens))
+    return out
+
+
+def kind(r: TtcRecord) -> str:
+    """Task, arm and format: what is never pooled."""
+    return " ".join(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))
+
+
+def greedy(r: TtcRecord) -> TtcRow | None:
+    return next((x for x in r.rows if x.strategy == "greedy" and x.accuracy is not None), None)
+
+
+def votes(r: TtcRecord) -> list[TtcRow]:
+    """Majorities of samples drawn side by side, n rising from 1: a single sample is a vote of one."""
+    kept = [x for x in r.rows if x.strategy in ("sample", "majority") and x.arm == "batched" and x.accuracy is not None]
+    return sorted(kept, key=lambda x: x.n)
+
+
+def compare(cells: Sequence[TtcRecord], name: str, *, draws: int = 1000, seed: int = 0) -> list[EqualCost]:
+    """Every vote of one end point that some single answer does not exceed in cost; empty where the cost is unknown.
+
+    The interval resamples problem clusters for the pair as it was chosen; controls were asked the same problems, or are not compared.
+    """
+    serial = [(c, r, x) for r in cells if (x := greedy(r)) and (c := cost(x, name)) is not None]
+    out = []
+    for r in cells:
+        curve = None
+        for row in votes(r):
+            spent = cost(row, name)
+            cheaper = [
+                s for s in serial if spent is not None and s[0] <= spent and s[1].stats.cluster == r.stats.cluster
+            ]
+            if row.n < 2 or spent is None or not cheaper:
+                continue
+            price, rival, best = max(cheaper, key=lambda s: (s[2].accuracy or 0.0, -s[0]))
+            curve = curve or dict(zip(*(v.T.tolist() for v in voting_curve(r)), strict=True))
+            if row.n not in curve:
+                continue
+            paired = np.array(curve[row.n]) - np.array(rival.stats.greedy, dtype=float)
+            ends = np.percentile(cluster_weights(r.stats.cluster, draws, seed) @ paired, [2.5, 97.5]).tolist()
+            gain = Estimate(float(paired.mean()), *ends)
+            out.append(
+                EqualCost(name, cell_name(r), row.n, spent, row.accuracy or 0.0, cell_name(rival), price, best.accuracy or 0.0, gain)
+            )  # fmt: skip
+    return out
+
+
+def equal_costs(records: Sequence[TtcRecord]) -> list[EqualCost]:
+    """All comparisons of a study, in each cost that was measured."""
+    return [e for cells in longest(records) if len(cells) > 1 for name in COSTS for e in compare(cells, name)]

@@ -1,0 +1,83 @@
+"""The summary run of a study in W&B: the table of points and the fitted curves, mirrored as the runs themselves were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from harness import laws
+from harness.analysis import points as study_points
+from harness.config.schema import TrackerConfig, WandbMode
+from harness.laws.result import Fit
+from harness.records import RunRecord, to_json
+from harness.track.wandb import mirror_fit
+
+CURVE_POINTS = 60
+
+
+def mirror_study(folder: Path, found: list[RunRecord], fits: dict[str, Fit], mode: str) -> str | None:
+    """Mirror a study's fits; None where the runs were not mirrored and nothing else was asked for."""
+    recorded = [r.config["tracker"] for r in found if "tracker" in r.config]
+    if mode == "as-recorded":
+        used = [t for t in recorded if t["mode"] != WandbMode.disabled.value]
+        if not used:
+            return None
+        chosen = used[-1]
+    else:
+        chosen = {**(recorded[-1] if recorded else {}), "mode": mode}
+    config = TrackerConfig(**{**chosen, "mode": WandbMode(chosen["mode"])})
+    rows = study_points.study_table(found)
+    columns = list(rows[0]) if rows else []
+    table = (columns, [[r[c] for c in columns] for r in rows])
+    study = found[0].study if found else folder.name
+    files = [p for p in (folder / "fits.json", *sorted(folder.glob("*/record.json"))) if p.exists()]
+    return mirror_fit(
+        config,
+        study=study,
+        folder=folder,
+        points=table,
+        curves=_curves(found, fits),
+        fits={k: to_json(v) for k, v in fits.items()},
+        files=files,
+    )
+
+
+def _curves(found: list[RunRecord], fits: dict[str, Fit]) -> list[dict]:
+    """Measured points and the fitted line of every law of one variable, and the lines of L(N, D) per rung, as W&B charts."""
+    charts = []
+    for name, symbol, title in (
+        ("loss_compute", "C", "loss against training FLOP"),
+        ("loss_energy", "J", "loss against joules"),
+        ("energy_compute", "C", "joules against training FLOP"),
+    ):
+        if name in fits and fits[name].certificate.passed:
+            x = np.geomspace(fits[name].span[symbol][0], fits[name].span[symbol][1], CURVE_POINTS)
+            y = laws.predict(fits[name], {symbol: x})
+            rows = [[float(a), float(b)] for a, b in zip(x, y, strict=True)]
+            charts.append(
+                {
+                    "name": f"law/{name}",
+                    "title": title,
+                    "kind": "line",
+                    "columns": [symbol, "fitted"],
+                    "rows": rows,
+                    "x": symbol,
+                    "y": "fitted",
+                }
+            )
+    t = study_points.points(found)
+    if len(t):
+        rows = [[float(c), float(loss)] for c, loss in zip(t.train_flop, t.loss_nat, strict=True)]
+        charts.append(
+            {
+                "name": "points/loss_compute",
+                "title": "measured loss against training FLOP",
+                "kind": "scatter",
+                "columns": ["train_flop", "loss_nat"],
+                "rows": rows,
+                "x": "train_flop",
+                "y": "loss_nat",
+            }
+        )
+    return charts

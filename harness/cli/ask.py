@@ -1,0 +1,222 @@
+"""`harness ask`: questions to fits, answered in words and, with --out, as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import records
+from harness.analysis import next_runs, optimal
+from harness.analysis import points as study_points
+from harness.analysis.costs import Prices, of_study, without_records
+from harness.errors import FitError
+from harness.laws.result import Fit
+from harness.records import fits as fit_files
+from harness.units import duration, si
+
+PREFERRED = ("loss_nd", "loss_compute")  # of a study's fits
+ANSWERING = ("chinchilla", "loss_compute")  # laws that questions are put to, best first
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="harness ask",
+        description="Ask fits: the best run for a budget, the cheapest run for a loss, the runs to do next.",
+    )
+    p.add_argument(
+        "sources", nargs="+", metavar="FITS.json|STUDY", help="a study with fits.json, or files written by harness fit"
+    )
+    goal = p.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--flop", type=_positive, help="training FLOP to spend; with --next: the target of the prediction"
+    )
+    goal.add_argument("--loss", type=_positive, help="loss to reach, nat per token")
+    p.add_argument(
+        "--next", type=int, metavar="COUNT", help="the runs that would narrow a prediction most per joule or FLOP"
+    )
+    p.add_argument("--fit", metavar="NAME", help="which fit is asked, where there are several")
+    p.add_argument("--extrapolate", action="store_true", help="go more than two decades beyond the data, and say so")
+    p.add_argument("--out", type=Path, metavar="ANSWER.json", help="also write the answer as JSON")
+    return p
+
+
+def run(arguments: list[str], find_study: Callable[[str], Path]) -> int:
+    """The verb. `find_study`: a study's folder from its name."""
+    p = parser()
+    given = p.parse_args(arguments)
+    if given.flop is None and given.loss is None and given.next is None:
+        p.error("ask something: --flop C, --loss L or --next COUNT")
+    if given.next is not None and (given.next < 1 or given.loss is not None):
+        p.error("--next takes a count of 1 or more, and --flop for its target, not --loss")
+    if given.out is not None and (given.out.is_dir() or not given.out.absolute().parent.is_dir()):
+        raise FitError(
+            f"--out {given.out}: there is no folder {given.out.parent}, or it is one itself. Choose another place."
+        )
+    fits, folder = gather(given.sources, find_study)
+    name = pick(fits, given.fit)
+    fit = fits[name]
+    prices = _prices(fit, folder)
+    outcome: records.Json = {
+        "schema_version": records.SCHEMA_VERSION,
+        "fit": name,
+        "law": fit.law,
+        "compute": prices.flop_text,
+        "extrapolate": given.extrapolate,
+    }
+    lines = [
+        f"{name}: {fit.formula} on {fit.n_points} points; N = {fit.columns.get('N', 'not stated')}; {prices.flop_text}"
+    ]
+    if given.next is not None:
+        target = next_runs.target_at(fit, prices, given.flop, extrapolate=given.extrapolate)
+        plan = next_runs.plan_next(fit, prices, target, given.next)
+        outcome |= records.to_json(plan)
+        lines += _next_lines(plan, prices)
+    else:
+        choices = []
+        if given.flop is not None:
+            choices.append(optimal.best_for_flop(fit, prices, given.flop, extrapolate=given.extrapolate))
+        if given.loss is not None:
+            choices += optimal.cheapest_for_loss(fit, prices, given.loss, extrapolate=given.extrapolate)
+        choices += optimal.from_energy_laws(fits, choices, given.loss, extrapolate=given.extrapolate)
+        outcome["answers"] = choices
+        for choice in choices:
+            lines += _choice_lines(choice)
+    unpinned = [n for n in fit.params if fit.identified.get(n) is False and n not in ("A", "B")]
+    if unpinned:
+        lines.append(
+            f"warning: {', '.join(unpinned)} not pinned by the data; intervals do not hold the error of the law's form."
+        )
+    print("\n".join(lines))
+    if given.out is not None:
+        records.write_json(given.out, outcome)
+        print(f"written: {given.out}")
+    return 0
+
+
+def gather(sources: list[str], find_study: Callable[[str], Path]) -> tuple[dict[str, Fit], Path | None]:
+    """All fits of the sources by name, and the study's folder where its records can be read."""
+    fits: dict[str, Fit] = {}
+    folder: Path | None = None
+    for source in sources:
+        path = Path(source)
+        if path.suffix == ".json":
+            found = fit_files.load_file(path)
+            if len(found) == 1 and path.name != "fits.json":
+                found = {path.stem: next(iter(found.values()))}
+            study = path.absolute().parent if path.name == "fits.json" else None
+        else:
+            study = find_study(source)
+            found = fit_files.load_fits(study)
+            if not found:
+                raise FitError(f"study {source} has no fits.json. Run first: harness fit {source}.")
+        if twice := sorted(found.keys() & fits.keys()):
+            raise FitError(f"{source}: a fit named {twice[0]} was given already. Rename one of the files.")
+        if study is not None and folder is not None:
+            raise FitError("give one study, or one study and files of single fits: two studies are asked one by one.")
+        folder = study or folder
+        fits |= found
+    return fits, folder
+
+
+def pick(fits: dict[str, Fit], name: str | None) -> str:
+    """The fit that is asked: by name, or the study's L(N, D), or the only one of its law."""
+    if name is not None:
+        if name not in fits:
+            raise FitError(f"--fit {name}: there is no such fit. Choose one of: {', '.join(fits)}.")
+        if fits[name].law not in ANSWERING:
+            raise FitError(f"--fit {name} is {fits[name].law}; questions go to the laws {' and '.join(ANSWERING)}.")
+        return name
+    for preferred in PREFERRED:
+        if preferred in fits and fits[preferred].law in ANSWERING:
+            return preferred
+    for law in ANSWERING:
+        found = [n for n, f in fits.items() if f.law == law]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise FitError(f"{len(found)} fits of {law}: {', '.join(found)}. Say which with --fit.")
+    held = ", ".join(f"{n} ({f.law})" for n, f in fits.items())
+    raise FitError(
+        f"no fit of {' or '.join(ANSWERING)} to ask; there is {held}. Fit one: harness fit TABLE --law chinchilla."
+    )
+
+
+def _prices(fit: Fit, folder: Path | None) -> Prices:
+    n_column = fit.columns.get("N")
+    if folder is None:
+        return without_records(
+            "a file of fits knows no runs; joules and hours need a study, or a fit of law energy_power"
+        )
+    found, _ = records.load(folder)
+    if fit.law != "chinchilla" or n_column not in study_points.CONVENTIONS or "table" in fit.columns:
+        return without_records("this fit is not of the study's own N and D")
+    return of_study(found, n_column)
+
+
+# --- words ----------------------------------------------------------------------------------------------------------------
+def _choice_lines(c: optimal.Choice) -> list[str]:
+    lines = [c.question]
+    if c.n is not None:
+        lines.append(_line("N", si(c.n), c.interval.get("n"), si, f"parameters; D/N {c.d / c.n:.3g}" if c.d else ""))
+    if c.d is not None:
+        lines.append(_line("D", si(c.d), c.interval.get("d"), si, "tokens"))
+    if c.flop is not None:
+        lines.append(_line("C", f"{c.flop:.3g}", c.interval.get("flop"), lambda v: f"{v:.3g}", "FLOP"))
+    lines.append(_line("loss", f"{c.loss_nat:.4f}", c.interval.get("loss_nat"), lambda v: f"{v:.4f}", "nat"))
+    if c.joules is not None:
+        lines.append(_line("energy", si(c.joules, "J"), c.interval.get("joules"), lambda v: si(v, "J")))
+    elif c.joules_reason:
+        lines.append(f"  energy   unknown: {c.joules_reason}")
+    if c.seconds is not None:
+        lines.append(_line("time", duration(c.seconds), c.interval.get("seconds"), duration))
+    elif c.seconds_reason:
+        lines.append(f"  time     unknown: {c.seconds_reason}")
+    lines += [f"  note: {note}" for note in c.notes]
+    lines += _outside(c.decades_outside)
+    return lines
+
+
+def _next_lines(plan: next_runs.Plan, prices: Prices) -> list[str]:
+    t = plan.target
+    unit = "joule" if prices.j_per_flop is not None else "FLOP"
+    lines = [
+        f"target: L at N {si(t.n)}, D {si(t.d)} ({t.flop:.3g} FLOP) = {t.loss_nat:.4f} nat, 95 % ± {t.width:.2%} now",
+        *_outside(t.decades_outside),
+        f"runs that would narrow it most per {unit}, each at least {next_runs.MIN_SHRINK:.0%}, in this order:",
+    ]
+    if unit == "FLOP":
+        lines.append(f"  (joules unknown: {prices.joules_reason})")
+    lines += [f"  {i}. {_run_line(r)}" for i, r in enumerate(plan.runs, start=1)]
+    return [*lines, f"the run that would narrow it most at any price: {_run_line(plan.strongest)}"]
+
+
+def _run_line(r: next_runs.NextRun) -> str:
+    cost = f"{r.flop:.3g} FLOP"
+    cost += f", {si(r.joules, 'J')}" if r.joules is not None else ""
+    cost += f", {duration(r.seconds)}" if r.seconds is not None else ""
+    note = f" ({r.note})" if r.note else ""
+    return f"N {si(r.n)}, D {si(r.d)}: {cost}; interval then ± {r.width:.2%}, {r.shrink:.0%} narrower{note}"
+
+
+def _line(label: str, value: str, ends: optimal.Ends | None, show: Callable[[float], str], unit: str = "") -> str:
+    band = ""
+    if ends is not None:
+        low, high = ("unbounded" if e is None else show(e) for e in ends)
+        band = f"  95 % {low} to {high}"
+    return f"  {label:<8} {value}{band}  {unit}".rstrip()
+
+
+def _outside(decades: float) -> list[str]:
+    return [f"  extrapolated: {decades:.1f} decades of compute beyond the data of this fit"] if decades > 0.05 else []
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} must be a positive number")
+    return value

@@ -1,0 +1,351 @@
+"""What each verb does, one function per verb: arguments in, exit code out. Heavy imports happen inside, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+from harness import records
+from harness.errors import FitError, RecordError
+from harness.records.fits import load_fits, write_fits
+
+WANDB = "wandb:"
+
+
+def _study(path: str) -> Path:
+    """A study folder by path, or by its name below ./runs or results/reference."""
+    for candidate in (Path(path), Path("runs") / path, Path("results/reference") / path):
+        if candidate.is_dir():
+            return candidate
+    raise RecordError(
+        f"study {path!r} is not a folder (looked for {path}, runs/{path}, results/reference/{path}). Run a ladder first: harness run +ladder=cpu."
+    )
+
+
+def _fetched(source: str) -> Path:
+    """The records of a W&B project (wandb:ENTITY/PROJECT), fetched into a study folder of their own below ./runs."""
+    project = source.removeprefix(WANDB)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", project):
+        raise RecordError(f"study {source!r}: give wandb:ENTITY/PROJECT or wandb:PROJECT.")
+    from harness.track.wandb import fetch_records
+
+    folder = Path("runs") / f"wandb-{project.replace('/', '-')}"
+    print(f"{len(fetch_records(project, folder))} records fetched into {folder}")
+    return folder
+
+
+def _help(name: str, text: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"harness {name}", description=text)
+
+
+_HYDRA_HELP = """\
+usage: harness {verb} [+ladder=NAME] [key=value …] [--config-dir DIR] [-m]
+
+{what}
+
+Settings are key=value; a list of values (seed=0,1,2) sweeps. Ladders (+ladder=…): {ladders}
+Choices: {choices}
+Your own ladders: DIR/ladder/NAME.yaml with --config-dir DIR, or conf/ladder/NAME.yaml in the working directory.
+Every setting with its default:
+{settings}"""
+
+
+def _hydra_help(verb: str, what: str) -> str:
+    """Help from the schema itself: every key, type, default; no torch, no composition."""
+    import dataclasses
+
+    from harness.config.schema import FAMILIES, RunConfig
+    from harness.sweep.compose_sweep import CONF
+
+    lines = []
+    for f in dataclasses.fields(RunConfig):
+        if f.name in FAMILIES:
+            for choice, cls in FAMILIES[f.name].items():
+                lines.append(
+                    f"  {f.name}={choice}: "
+                    + ", ".join(f"{f.name}.{g.name}={_default(g)}" for g in dataclasses.fields(cls))
+                )
+        elif f.default_factory is not dataclasses.MISSING:
+            section = f.default_factory()
+            lines.append("  " + ", ".join(f"{f.name}.{g.name}={_default(g)}" for g in dataclasses.fields(section)))
+        else:
+            lines.append(f"  {f.name}={_default(f)}")
+    return _HYDRA_HELP.format(
+        verb=verb,
+        what=what,
+        ladders=", ".join(sorted(p.stem for p in (CONF / "ladder").glob("*.yaml"))),
+        choices="; ".join(f"{k}={'|'.join(v)}" for k, v in FAMILIES.items()),
+        settings="\n".join(lines),
+    )
+
+
+def _default(f) -> str:
+    import dataclasses
+    from enum import Enum
+
+    value = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+    if isinstance(value, Enum):
+        return "|".join(m.value for m in type(value)) + f" (default {value.value})"
+    return "null" if value is None else str(value)
+
+
+def plan(arguments: list[str]) -> int:
+    """Print what a sweep would train and cost, and spend nothing."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            _hydra_help(
+                "plan", "Print N, tokens, steps, FLOP, predicted seconds and joules, disk, and totals; train nothing."
+            )
+        )
+        return 0
+    from harness.sweep.compose_sweep import enumerate_runs
+    from harness.sweep.plan import plan_table
+
+    planned, _ = enumerate_runs(arguments)
+    print(plan_table(planned))
+    return 0
+
+
+def run(arguments: list[str]) -> int:
+    """Train a sweep; exit code 0 when every run is done."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            _hydra_help(
+                "run",
+                "Train every run of the sweep that is not done yet. Killed or stopped, it resumes where it stood.",
+            )
+        )
+        return 0
+    from harness.sweep.compose_sweep import enumerate_runs
+    from harness.sweep.launch import launch
+    from harness.sweep.plan import check_rungs
+
+    planned, _ = enumerate_runs(arguments)
+    rungs = check_rungs(planned)
+    return launch(arguments, planned, rungs)
+
+
+def ttc(arguments: list[str]) -> int:
+    """Train a sweep of tasks where needed, evaluate every end point, fit and report; exit code 0 when all of it is done."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            _hydra_help(
+                "ttc",
+                "Train the runs that are not done, test every end point at every control and number of samples (ttc.*), fit, and write "
+                "the report. Killed or stopped, it draws only what is missing; asked for more samples, it draws only those. "
+                "A pretrained model (model=pretrained model.path=PATH corpus=qa) is only tested.",
+            )
+        )
+        return 0
+    from harness.sweep.compose_sweep import enumerate_runs
+    from harness.sweep.launch import launch_tests
+    from harness.sweep.plan import check_tests
+
+    planned, _ = enumerate_runs(arguments)
+    code = launch_tests(arguments, planned, check_tests(planned))
+    folder = str(planned[0].run_dir.parent)
+    if code == 0:
+        fit([folder])
+        report([folder])
+    return code
+
+
+def status(arguments: list[str]) -> int:
+    """The runs of a study folder and how each stands; exit code 1 when any is not done."""
+    parser = _help("status", "The runs of a study folder and their states.")
+    parser.add_argument("study", help="a study folder, such as runs/cpu")
+    folder = _study(parser.parse_args(arguments).study)
+    from harness.sweep.status import folder_table
+
+    text, all_done = folder_table(folder)
+    print(text)
+    return 0 if all_done else 1
+
+
+def fit(arguments: list[str]) -> int:
+    """Fit every law that a study's records allow, write fits.json beside them, print the laws; or one law to a table."""
+    from harness.cli import fit_table
+
+    if fit_table.is_table_form(arguments):
+        return fit_table.run(arguments, lambda name: _fetched(name) if name.startswith(WANDB) else _study(name))
+    parser = _help(
+        "fit", "Fit L(N, D), the frontier L(C), and the energy laws where energy was measured; writes fits.json."
+    )
+    parser.epilog = (
+        "One law, of anybody's table or of a study's points: harness fit TABLE.csv|parquet|STUDY --law LAW --out F.json; "
+        "more with harness fit TABLE.csv --help."
+    )
+    parser.add_argument("study", help="a study folder, such as runs/cpu, or wandb:ENTITY/PROJECT")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="draws behind the intervals (default 1000)")
+    parser.add_argument("--delta", type=float, default=1e-3, help="Huber delta on log residuals (default 1e-3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument(
+        "--wandb",
+        choices=["as-recorded", "online", "offline", "disabled"],
+        default="as-recorded",
+        help="mirror of the fit's summary run",
+    )
+    given = parser.parse_args(arguments)
+    if not 0 < given.delta < math.inf:
+        raise FitError(f"--delta {given.delta:g} must be a number above 0.")
+    from harness import laws
+    from harness.analysis import energy as study_energy
+    from harness.analysis import points as study_points
+    from harness.analysis import study_laws
+    from harness.analysis.ttc import curves as ttc_curves
+    from harness.analysis.ttc import laws as ttc_laws
+    from harness.analysis.ttc import study as ttc_study
+    from harness.laws.fitting import check_resampling
+    from harness.records import ttc as ttc_records
+
+    check_resampling(given.bootstrap, given.seed)  # each law would refuse them, and a refused law is only left out
+
+    fetched = given.study.startswith(WANDB)
+    folder = _fetched(given.study) if fetched else _study(given.study)
+    found, excluded = records.load(folder)
+    fits = study_laws.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
+    evaluations = ttc_records.load(folder)
+    test_fits, no_test_fits = ttc_laws.fit_all(evaluations, bootstrap=given.bootstrap, seed=given.seed)
+    fits |= test_fits
+    write_fits(folder, fits)
+    for name, one in fits.items():
+        if not ttc_curves.of_cell(name):
+            print(f"{name}\n{laws.summary(one)}\n")
+    if cells := sum(map(ttc_curves.of_cell, fits)):  # three laws per cell would bury the rest
+        print(f"{cells} laws of single cells (voting, coverage, pass@k): in {folder / 'fits.json'}")
+    if evaluations:
+        said = ttc_study.answers(evaluations, no_test_fits, seed=given.seed)
+        ttc_study.write(folder, said)
+        print("\n".join(ttc_study.lines(said)))
+    for name, reason in study_laws.unfitted(found, fits, excluded).items():
+        print(f"{name}: not fitted: {reason}")
+    if joules_text := study_energy.text(study_points.points(found, excluded), fits):
+        print(f"\n{joules_text}\n")
+    if excluded:
+        print("left out: " + ", ".join(f"{n} {state}" for state, n in excluded.items()))
+    print(f"written: {folder / 'fits.json'}")
+    if fetched and given.wandb == "as-recorded":  # a project that was read is written to only when asked
+        return 0
+    from harness.analysis.wandb_study import mirror_study
+
+    if note := mirror_study(folder, found, fits, given.wandb):
+        print(f"W&B: {note}")
+    return 0
+
+
+def ask(arguments: list[str]) -> int:
+    """The best run for a budget, the cheapest run for a loss, the runs to do next; from fits."""
+    from harness.cli import ask as asking
+
+    return asking.run(arguments, _study)
+
+
+def report(arguments: list[str]) -> int:
+    """One self-contained page for one study, or several side by side."""
+    parser = _help("report", "Write report.html and its figures. Several studies are laid side by side.")
+    parser.add_argument(
+        "studies", nargs="+", metavar="STUDY", help="study folders, such as runs/cpu results/reference/cpu_full"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
+    given = parser.parse_args(arguments)
+    from harness.analysis.ttc import study as ttc_study
+    from harness.records import ttc as ttc_records
+    from harness.report.page import build_report
+
+    folders = [_study(s) for s in given.studies]
+    if len({f.resolve().name for f in folders}) < len(folders):
+        names = [str(f) for f in folders]
+    else:
+        names = [f.resolve().name for f in folders]
+    studies = [(name, *records.load(f), load_fits(f)) for name, f in zip(names, folders, strict=True)]
+    out = given.out or (folders[0] if len(folders) == 1 else Path("runs/compare"))
+    evaluations = ttc_records.load(folders[0]) if len(folders) == 1 else []
+    said = ttc_study.read(folders[0]) if evaluations else None
+    print(f"report: {build_report(studies, out, evaluations, said)}")
+    if len(folders) > 1 and (tested := [n for n, f in zip(names, folders, strict=True) if ttc_records.load(f)]):
+        print(f"left out: evaluations of {', '.join(tested)}; each study's own report shows them")
+    return 0
+
+
+def reproduce(arguments: list[str]) -> int:
+    """Run a ladder into a fresh folder and compare it with the committed reference; exit code 1 where they differ."""
+    parser = _help(
+        "reproduce",
+        "Run a ladder afresh, fit it, and compare exponents, floor and frontier with the committed reference.",
+    )
+    parser.add_argument("ladder", help="a ladder with a committed reference, such as cpu")
+    parser.add_argument("--runs", type=Path, help="folder for the fresh runs (default: a new one under runs/)")
+    given = parser.parse_args(arguments)
+    import time
+
+    from harness.analysis import study_laws
+    from harness.analysis.reproduce import compare, load_reference, quantities
+    from harness.sweep.compose_sweep import enumerate_runs, quoted
+
+    reference = load_reference(given.ladder)
+    runs = given.runs or Path("runs") / f"reproduce-{given.ladder}-{time.strftime('%Y%m%d-%H%M%S')}"
+    settings = [f"+ladder={given.ladder}", f"paths.runs={quoted(str(runs))}", f"seed={reference.seed}"]
+    if code := run(settings):
+        return code
+    folder = enumerate_runs(settings)[0][0].run_dir.parent
+    found, excluded = records.load(folder)
+    fits = study_laws.fit_study(found, excluded, bootstrap=reference.bootstrap)
+    write_fits(folder, fits)
+    text, same = compare(reference, quantities(found, fits))
+    print(text)
+    print(
+        f"reference: seed {reference.seed} of {given.ladder} on {reference.device}; bounds are three standard deviations over seeds {reference.seeds}"
+    )
+    print("reproduced" if same else "NOT reproduced")
+    return 0 if same else 1
+
+
+def export(arguments: list[str]) -> int:
+    """A run's end point as a Hugging Face checkpoint, or a study as a parquet table."""
+    parser = _help(
+        "export", "hf: a standard checkpoint with tokenizer from a run's folder. parquet: one row per point of a study."
+    )
+    parser.add_argument("source", metavar="RUN|STUDY", help="a run's folder (hf) or a study's folder (parquet)")
+    parser.add_argument("--format", choices=["hf", "parquet"], required=True)
+    parser.add_argument("--tokens", type=int, help="hf: which point, by its tokens (default: the longest)")
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: hf/ in the run's folder, points.parquet in the study's)"
+    )
+    given = parser.parse_args(arguments)
+    from harness.analysis import export as exporting
+
+    source = _study(given.source)
+    if given.format == "parquet":
+        out = given.out or source / "points.parquet"
+        print(f"{exporting.to_parquet(source, out)} points: {out}")
+    else:
+        if not (source / "record.json").exists():
+            raise RecordError(
+                f"{source} is not a finished run: it has no record.json. Give a run's folder, such as runs/cpu/0123456789ab."
+            )
+        out = given.out or source / "hf"
+        point = exporting.to_hf(source, out, given.tokens)
+        print(f"{out}: point of {point.tokens:,} tokens, validation loss {point.loss_nat:.4f} nat")
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """Versions, GPUs, sensors, disk, W&B login, and what to do about each problem."""
+    parser = _help("doctor", "What this machine has, what is missing, and what to do about it.")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs will be written (default: runs)")
+    parser.add_argument(
+        "--sensor",
+        action="store_true",
+        help="measure the power sensor of each idle GPU for about two minutes and keep the result: runs then state net joules",
+    )
+    given = parser.parse_args(arguments)
+    from harness.cli import doctor as examination
+
+    if given.sensor:
+        lines, good = examination.sensor_cards()
+        print(lines)
+        return 0 if good else 1
+    print(examination.text(examination.examine(given.runs)))
+    return 0

@@ -1,0 +1,254 @@
+"""Sentences of a report, made from fits and records: findings, warnings, what was not measured or is not shown."""
+
+from __future__ import annotations
+
+import math
+
+from harness.analysis import energy as study_energy
+from harness.analysis.points import CONVENTIONS
+from harness.analysis.study_laws import FIT_NAMES
+from harness.laws.energy import proportional
+from harness.laws.result import Fit
+from harness.report.study import StudyView
+from harness.units import si
+
+# True of nearly every power law with a free coefficient; listed below the tables, not on the first screen
+ROUTINE = {"STRONGLY_CORRELATED", "A_NOT_PINNED", "B_NOT_PINNED", "K_NOT_PINNED"}
+HEADLINE_FITS = {"loss_nd", "loss_nd_heldout", "loss_compute", "energy_compute", "energy_idle_fixed", "loss_energy"}
+ABILITIES = "Task accuracy or abilities: the measured quantity is validation loss."
+NOT_SHOWN = (
+    "Nothing beyond the sizes, tokens and compute that were run: the laws are drawn inside the span of their data.",
+    "Transfer to other corpora, architectures, optimisers or hardware: one study holds all of these fixed.",
+    ABILITIES,
+    "Facility energy: joules are those of the metered device, without cooling, conversion or the rest of the host.",
+    "Lack of fit: a bootstrap over trunks gives the spread of the estimate, not the error of the law's form.",
+)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`number(0.48231) == "0.482"`, an en dash for None; never more digits than asked."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    return text.replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share as per cent with sign where negative."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def with_interval(fit: Fit, name: str) -> str:
+    """`0.482 [0.451, 0.513]`, rounded to two digits of the interval's width; says so where fixed or not pinned."""
+    derived = name not in fit.params
+    value = (fit.derived if derived else fit.params).get(name)
+    bounds = (fit.derived_interval if derived else fit.interval).get(name)
+    if name in fit.fixed:
+        return f"{number(fit.fixed[name], 4)} (fixed)"
+    if value is None or bounds is None:
+        return number(value)
+    low, high = bounds
+    width = high - low
+    if 1e-6 < width < 1e4 and abs(value) < 1e5:
+        places = max(0, 1 - math.floor(math.log10(width)))
+        text = f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]".replace("-", "−")
+    else:
+        text = f"{number(value)} [{number(low)}, {number(high)}]"
+    return text + (" (not pinned)" if fit.identified.get(name) is False else "")
+
+
+def greek(text: str) -> str:
+    """Parameter names of the laws as they are printed: alpha is α."""
+    return text.replace("alpha", "α").replace("beta", "β")
+
+
+def worst(errors: list[float]) -> float:
+    return max(abs(e) for e in errors)
+
+
+def findings(v: StudyView) -> list[str]:
+    """One sentence per result, numbers with their 95 % intervals; the first is the study's headline."""
+    out = []
+    if fit := v.trusted("loss_nd"):
+        trunks = len(set(v.table.run_id))
+        out.append(
+            f"Loss is fitted by L = E + A/N^α + B/D^β with α = {with_interval(fit, 'alpha')}, "
+            f"β = {with_interval(fit, 'beta')} and floor E = {with_interval(fit, 'E')} nat: "
+            f"{fit.n_points} points of {trunks} trunks, rms residual {percent(fit.residual_rms)}."
+        )
+        out += _floor_sentence(v, fit) + _theory_sentence(v, fit)
+    held = v.trusted("loss_nd_heldout")
+    if held and held.held_out:
+        h = held.held_out
+        naive = [e for e in h.naive_relative_error if e is not None]
+        line = f"; the log-log line through the last two rungs misses by {percent(worst(naive))}" if naive else ""
+        lost = (
+            " On average the law loses to that line." if any(w.code == "WORSE_THAN_LINE" for w in held.warnings) else ""
+        )
+        miss = percent(worst(h.relative_error))
+        out.append(f"The largest rung ({h.label}), never fitted, is predicted within {miss}{line}.{lost}")
+    if fit := v.trusted("loss_compute"):
+        g = fit.params.get("g")
+        cut = f": ten times the compute removes {percent(1 - 10 ** (-g), 0)} of the loss above the floor" if g else ""
+        out.append(f"Along the frontier L(C) has exponent g = {with_interval(fit, 'g')}{cut}.")
+    if fit := v.trusted("energy_compute"):
+        b = with_interval(fit, "b")
+        test = proportional(fit)
+        tested = f" ({test})" if test else ""
+        out.append(f"Energy grows as C^b with b = {b}{tested}; b < 1 means that larger runs use the device better.")
+    if rows := study_energy.by_rung(v.table):
+        said = study_energy.crossover(rows, v.fits)
+        out.append(f"{said[0].upper()}{said[1:]}.")
+    if fit := v.trusted("loss_energy"):
+        out.append(f"Against joules the loss above its floor falls with exponent g = {with_interval(fit, 'g')}.")
+    if not out:
+        why = v.unfitted.get("loss_nd") or "the certificate of every fit failed"
+        out.append(f"No law could be fitted: {why.rstrip('.')}.")
+    return out
+
+
+def _floor_sentence(v: StudyView, fit: Fit) -> list[str]:
+    if v.oracle_nat is None or "E" not in fit.interval:
+        return []
+    low, high = fit.interval["E"]
+    inside = "contains" if low <= v.oracle_nat <= high else "misses"
+    return [f"The fitted floor's interval {inside} the true floor of {number(v.oracle_nat, 4)} nat."]
+
+
+def _theory_sentence(v: StudyView, fit: Fit) -> list[str]:
+    if v.theory is None:
+        return []
+    parts = []
+    for name, symbol in (("alpha", "α"), ("beta", "β")):
+        parts.append(f"{symbol} {verdict(fit, name, v.theory[name])} ({number(v.theory[name])})")
+    return ["Against theory: " + ", ".join(parts) + "."]
+
+
+def verdict(fit: Fit, name: str, expected: float) -> str:
+    """How an exponent stands beside theory: agrees, misses, or says nothing because the data do not pin it."""
+    if fit.identified.get(name) is False or name not in fit.interval:
+        return "is not pinned by these data"
+    low, high = fit.interval[name]
+    return "agrees" if low <= expected <= high else "misses"
+
+
+def fit_warnings(v: StudyView, *, all_of_them: bool) -> list[str]:
+    """Warnings that the fits carry; the first screen leaves out routine ones and those of convention variants."""
+    out: dict[str, None] = {}
+    for name, fit in v.fits.items():
+        for w in fit.warnings:
+            if all_of_them or (w.code not in ROUTINE and name in HEADLINE_FITS):
+                out[f"{FIT_NAMES.get(name, name)}: {w.message} ({w.code})"] = None
+    return list(out)
+
+
+def warnings(v: StudyView) -> list[str]:
+    """What a reader must know before the numbers: unconverged fits, the fits' own warnings, untuned rates, lost runs."""
+    out = []
+    for name, fit in v.fits.items():
+        if not fit.certificate.passed:
+            out.append(f"{FIT_NAMES.get(name, name)} did not converge: {fit.certificate.reason}. It is not drawn.")
+    out += fit_warnings(v, all_of_them=False)
+    for c in v.rates:
+        if c.at_edge and c.resolved:
+            out.append(
+                f"Learning rate of {c.rung} (seed {c.seed}): the best of the rates tried is ×{c.best:g}, at the edge, "
+                f"{percent(-c.relative[c.best])} below the rule's; its losses are not those of a tuned run."
+            )
+    stale = v.fits.get("loss_nd")
+    if stale is not None and stale.n_points != len(v.table):
+        out.append(
+            f"The fits are of {stale.n_points} points and the records hold {len(v.table)} now: run harness fit again before you read them."
+        )
+    if (repeated := v.table.epochs > 1 + 1e-9).any():
+        out.append(
+            f"{int(repeated.sum())} points saw tokens more than once (up to {number(float(v.table.epochs.max()))} times); "
+            "D counts them each time, which L(N, D) does not allow for."
+        )
+    out += [f"Energy of {r.rung}: {r.flag}." for r in study_energy.by_rung(v.table) if r.flag]
+    for state, count in v.excluded.items():
+        out.append(f"{count} {'run is' if count == 1 else 'runs are'} {state} and left out.")
+    if v.noise is None and len(v.table):
+        out.append("No rung was run with a second seed: the seed noise is unknown.")
+    return out
+
+
+def not_measured(v: StudyView) -> list[str]:
+    """One line per thing that is absent, with the reason in the record's own words."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in v.unfitted.items():
+        by_reason.setdefault(reason, []).append(FIT_NAMES.get(name, name))
+    out = [f"{'; '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    out += [f"Energy of {count} points: {reason}" for reason, count in v.table.energy_excluded.items()]
+    mfu: dict[str, int] = {}
+    for p in (p for r in v.records for p in r.points if p.mfu is None):
+        mfu[p.mfu_reason or "no reason recorded"] = mfu.get(p.mfu_reason or "no reason recorded", 0) + 1
+    out += [f"MFU of {count} points: {reason}" for reason, count in mfu.items()]
+    if v.floor.reason:
+        out.append(f"True floor: {v.floor.reason}")
+    if not v.rates:
+        out.append("Learning-rate check: no probe runs with optim.lr_scale other than 1")
+    return out
+
+
+def checklist(v: StudyView) -> list[tuple[str, str]]:
+    """The reporting checklist of a scaling fit, filled from records and fits."""
+    fit = v.fits.get("loss_nd")
+    states = {"done": len(v.records)} | v.excluded
+    hyper = {str(r.hyper.get("rule")) for r in v.records}
+    schedules = {str(r.config.get("schedule", {}).get("kind")) for r in v.records}
+    devices = {str(r.provenance.get("device")) for r in v.records}
+    seeds = sorted({r.seed for r in v.records})
+    spent = [p.get("energy_j") for r in v.records for phase, p in r.spent.items() if phase != "total"]
+    joules = [e for e in spent if e is not None]
+    lines = [
+        ("Runs by state", _counts(states)),
+        ("Rows left out", _counts(v.table.excluded)),
+        (
+            "N and FLOP conventions",
+            f"N = {CONVENTIONS[0]}; C = causal count × tokens trained; others in the points table",
+        ),
+        (
+            "Loss",
+            "validation, nat per scored token; corpus "
+            + ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})),
+        ),
+        ("Schedule, annealing", f"{', '.join(sorted(schedules))}; only annealed end points enter fits"),
+        ("Hyperparameter rule", "; ".join(sorted(hyper))),
+        (
+            "Rate check",
+            f"{len(v.rates)} sweeps, {sum(c.at_edge for c in v.rates)} with the best at an edge" if v.rates else "none",
+        ),
+        ("Seeds and noise", _noise(v, seeds)),
+        ("Hardware", ", ".join(sorted(devices))),
+        (
+            "Energy spent",
+            si(sum(joules), "J") + f" over {len(joules)} of {len(spent)} phase totals" if joules else "not measured",
+        ),
+    ]
+    if fit:
+        c, b = fit.certificate, fit.bootstrap
+        lines += [
+            ("Objective", f"sum of Huber terms of log residuals, delta {fit.delta:g}: {number(fit.objective, 6)}"),
+            ("Starts", f"{c.starts}, of which {c.starts_agreeing} agree with the best; {c.solver}"),
+            ("Certificate", "passed" if c.passed else f"FAILED: {c.reason}"),
+            ("Newton decrement, condition", f"{number(c.newton_decrement, 2)}, {number(c.condition, 2)}"),
+            ("Intervals", f"95 % percentiles, bootstrap over {fit.n_clusters} independent units: {_counts(b)}"),
+            ("Data hash", fit.data_hash or "–"),
+        ]  # fmt: skip
+    return lines
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+
+
+def _noise(v: StudyView, seeds: list[int]) -> str:
+    listed = ", ".join(map(str, seeds[:5])) + (" …" if len(seeds) > 5 else "")
+    if v.noise is None:
+        return f"seeds {listed}; no budget was repeated, so the noise is unknown"
+    pooled = f"{v.noise.groups} budgets, {v.noise.dof} degrees of freedom"
+    return f"seeds {listed}; sd of ln loss {percent(v.noise.sd_ln)}, pooled over {pooled}"

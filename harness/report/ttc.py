@@ -1,0 +1,193 @@
+"""Figures and the table of test-time compute, from evaluations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from harness.analysis.ttc import curves as ttc_curves
+from harness.analysis.ttc import emergence
+from harness.records.ttc import TtcRecord
+from harness.report.axes import Axis, axis
+from harness.report.layers import Figure, Layer, Row, band, figure
+from harness.report.palette import Palette
+from harness.report.sentences import number
+from harness.report.tables import Table
+
+AXES = {
+    "test_flop": "test compute per problem, causal count (FLOP)",
+    "tokens": "generated tokens per problem",
+    "wall_s": "seconds per problem",
+    "energy_j": "joules per problem, gross (J)",
+}
+
+
+# What can be had without knowing the answer, or with a verifier of steps; more would hide one another
+SHOWN = ("greedy", "majority", "best_steps", "step_search")
+
+
+def _marks(rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
+    return Palette(list(dict.fromkeys(r["series"] for r in rows))).marks(rows, x, y, size=40)
+
+
+def against(records: Sequence[TtcRecord], cost: str) -> Figure:
+    """Accuracy of the largest model's cells against one cost, with the Pareto front among them."""
+    key, title = f"ttc_accuracy_{cost}", f"Accuracy against {AXES[cost].split(' per')[0]}"
+    thinking = [r for r in records if r.task.get("arm", "cot") == "cot"] or records
+    size = max(r.n_total for r in thinking)
+    pairs = [(r, row) for r in thinking if r.n_total == size for row in r.rows if row.strategy in SHOWN]
+
+    def rows_of(some) -> list[Row]:
+        return [
+            {"x": c, "y": row.accuracy, "series": row.strategy.replace("_", " "), "tip": f"{ttc_curves.cell_name(r)}, n = {row.n}", "line": "front"}
+            for r, row in some
+            if row.accuracy is not None and (c := ttc_curves.cost(row, cost))
+        ]  # fmt: skip
+
+    dots = rows_of(pairs)
+    if not dots:
+        why = {row.energy_reason for _, row in pairs if row.energy_reason} if cost == "energy_j" else set()
+        return Figure(key, title, "", None, "; ".join(sorted(why)) or f"{cost} was not measured")
+    front = rows_of(ttc_curves.pareto(pairs, cost))
+    x = axis(AXES[cost], (r["x"] for r in dots), power_labels=cost == "test_flop")
+    y = axis("accuracy", (r["y"] for r in dots), log=False)
+    step = alt.Chart().mark_line(style="law", interpolate="step-after")
+    order = alt.Order("x", type="quantitative")
+    caption = (
+        f"Cells of every end point of the largest model (N = {size:,}), not of formats whose vocabulary gives another N; dashed: the Pareto front "
+        "among them. Wrong answers are paid for. "
+        "The table below holds all sizes and strategies at the end of training."
+    )
+    if cost in ("wall_s", "energy_j"):
+        caption += " Metered at a few n, modelled from these at the others; the table marks which."
+    return figure(key, title, caption, [Layer(front, step.encode(x.x(), y.y(), order=order)), _marks(dots, x, y)])
+
+
+def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
+    """Exact match and token probability of the same problems, with the null's band, against training compute."""
+    key, title = "ttc_emergence", "Exact match beside the probability of the right token"
+    points = [
+        (r, p)
+        for r in records
+        if r.task.get("arm", "cot") == "cot" and (p := emergence.point(r)) is not None and p.train_flop
+    ]
+    if not points:
+        return Figure(
+            key, title, "", None, "no evaluation holds likelihoods of a reference trace and its training compute"
+        )
+    label = max(points, key=lambda q: q[0].smooth.trace_tokens if q[0].smooth else 0.0)[0].label  # the longest trace
+    size = max(r.n_total for r, _ in points if r.label == label)
+    kept = sorted((p for r, p in points if r.label == label and r.n_total == size), key=lambda p: p.train_flop or 0)
+    dots, null = [], []
+    for p in kept:
+        same = {"x": p.train_flop, "tip": p.cell}
+        dots += [
+            same | {"y": p.exact_match, "series": "exact match"},
+            same | {"y": p.p_token, "series": "p of the right token"},
+        ]
+    for flop in dict.fromkeys(
+        p.train_flop for p in kept
+    ):  # seeds of one budget: the mean of their nulls, all of their bands
+        seeds = [p for p in kept if p.train_flop == flop]
+        ends = {"low": min(p.null_low for p in seeds), "high": max(p.null_high for p in seeds)}
+        null.append({"x": flop, "y": sum(p.null for p in seeds) / len(seeds), **ends, "line": "null"})
+    x = axis("training compute, causal count (FLOP)", (r["x"] for r in dots), power_labels=True)
+    y = axis("share of 1", [*(r["y"] for r in dots), *(r[k] for r in null for k in ("low", "high"))], log=False)
+    line = alt.Chart().mark_line(style="law").encode(x.x(), y.y(), order=alt.Order("x", type="quantitative"))
+    caption = f"Control: {label}; N = {size:,}. Dashed with band: what exact match would be if each token were right by itself, c + (1 − c) p^T."
+    return figure(key, title, caption, [band(null, x, y), Layer(null, line), _marks(dots, x, y)])
+
+
+def forcing(records: Sequence[TtcRecord]) -> list[Figure]:
+    """Silent depth S(r), and greedy accuracy against the mean tokens used, of forced budgets; largest training of each size."""
+    keys = (
+        ("ttc_silent_depth", "Silent depth: accuracy with r products still to do"),
+        ("ttc_budget", "Accuracy under forced budgets"),
+    )
+    last: dict[int, int] = {}
+    for r in records:
+        if r.control.get("max_states") is not None:
+            last[r.n_total] = max(last.get(r.n_total, 0), r.tokens or 0)
+    if not last:
+        return [Figure(k, t, "", None, "no budget of thought was forced (ttc.max_states)") for k, t in keys]
+    deep, used = [], []
+    for n, tokens in sorted(last.items()):
+        own = [
+            r
+            for r in records
+            if r.n_total == n and (r.tokens or 0) == tokens and r.control.get("max_states") is not None
+        ]
+        name = f"width {own[0].width}" if own[0].width else f"N {n:,}"
+        for k, (value, count) in ttc_curves.silent_depth(own).items():
+            deep.append({"x": k, "y": value, "series": name, "tip": f"{count} problems"})
+        for r in own:
+            for x in r.rows:
+                if x.strategy == "greedy" and x.accuracy is not None:
+                    used.append({"x": x.tokens, "y": x.accuracy, "series": name, "tip": ttc_curves.cell_name(r)})
+    captions = (
+        "Greedy, pooled over forced budgets and seeds; end point of the most training of each size.",
+        "Tokens used, not allowed; forced ones count. The line's shape reflects the law of the problems' sizes, not the model.",
+    )
+    titles = "products still to do r", "mean generated tokens per problem"
+    out = []
+    for (key, title), rows, caption, x_title in zip(keys, (deep, used), captions, titles, strict=True):
+        if not rows:
+            out.append(
+                Figure(
+                    key, title, "", None, "no forced budget of the group task, whose problems have products left to do"
+                )
+            )
+            continue
+        x = axis(x_title, (r["x"] for r in rows), log=False)
+        y = axis("greedy accuracy", (r["y"] for r in rows), log=False)
+        out.append(figure(key, title, caption, [_marks(rows, x, y)]))
+    return out
+
+
+def figures(records: Sequence[TtcRecord]) -> list[Figure]:
+    return [*(against(records, c) for c in AXES), emergence_pair(records), *forcing(records)] if records else []
+
+
+def cells(records: Sequence[TtcRecord]) -> Table:
+    """A row per cell, strategy and n, with what was metered and what was modelled; the end point of the most training of each run."""
+    head = [
+        "cell",
+        "strategy",
+        "n",
+        "accuracy",
+        "95 %",
+        "tokens",
+        "prefill FLOP",
+        "decode FLOP",
+        "verify FLOP",
+        "seconds",
+        "joules",
+    ]
+    out = []
+    for r in ttc_curves.last_end_points(records):
+        for x in r.rows:
+            ends = "–" if x.accuracy_low is None else f"[{number(x.accuracy_low)}, {number(x.accuracy_high)}]"
+            flop = [number(v) for v in (x.prefill_flop, x.decode_flop, x.verify_flop)]
+            wall, joules = (
+                number(v) + (f" {b}" if b else "") for v, b in ((x.wall_s, x.wall_basis), (x.energy_j, x.energy_basis))
+            )
+            out.append(
+                [
+                    ttc_curves.cell_name(r),
+                    x.strategy,
+                    str(x.n),
+                    number(x.accuracy),
+                    ends,
+                    number(x.tokens),
+                    *flop,
+                    wall,
+                    joules,
+                ]
+            )
+    return Table(
+        "Test-time compute, per problem",
+        head,
+        out,
+        "End point of the most training of each run; the others stand in their records. Useful FLOP, causal count; intervals resample clusters of problems.",
+    )

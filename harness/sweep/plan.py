@@ -1,0 +1,188 @@
+"""The table that `plan` prints, and the check of every rung before a sweep starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.analysis import forecast
+from harness.analysis.forecast import Forecast
+from harness.config import ladder
+from harness.config.ladder import Rung
+from harness.config.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
+from harness.data.corpora import open_corpus, sizes
+from harness.errors import ConfigError
+from harness.hardware import cpu_model
+from harness.records import load_record
+from harness.sweep.compose_sweep import Planned
+from harness.tasks import open_task
+from harness.tasks.qa import check_controls
+from harness.units import J_PER_KWH, duration, sci, si
+
+
+def check_rungs(planned: list[Planned]) -> list[Rung]:
+    """The rungs of a sweep. ConfigError lists every budget, shape or text that cannot be trained, before anything is spent."""
+    rungs, problems = [], []
+    for p in planned:
+        try:
+            rungs.append(ladder.resolve(p.config, *sizes(p.config.corpus)))
+            _check_text(p, rungs[-1])
+        except ConfigError as e:
+            problems += [x for x in e.problems if x not in problems]
+    if problems:
+        raise ConfigError(problems)
+    return rungs
+
+
+def check_tests(planned: list[Planned]) -> list[Rung]:
+    """The rungs of a sweep that `harness ttc` trains, none where the models are pretrained. ConfigError lists all that cannot be tested."""
+    problems = []
+    for p in planned:
+        corpus, ttc = p.config.corpus, p.config.ttc
+        if not isinstance(corpus, TaskConfig):
+            problems.append(
+                f"study={p.config.study}: its corpus is no task, so there is nothing to test. Use corpus=group, countdown or multiply, "
+                "or corpus=qa with model=pretrained."
+            )
+        else:
+            try:
+                if isinstance(corpus, QaConfig):  # its tokenizer comes with the model, which is not loaded here
+                    check_controls(corpus, ttc.strides, ttc.max_states, ttc.min_states, ttc.max_new_tokens)
+                else:
+                    open_task(corpus).controls(ttc.strides, ttc.max_states, ttc.min_states)
+            except ConfigError as e:
+                problems += e.problems
+    pretrained = {isinstance(p.config.model, PretrainedConfig) for p in planned}
+    if len(pretrained) == 2:
+        problems.append("model: a sweep tests pretrained models or trains its own, not both. Launch two sweeps.")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return [] if pretrained == {True} else check_rungs(planned)
+
+
+def _check_text(planned: Planned, rung: Rung) -> None:
+    """That a local text is long enough, and that a finished run was trained on it: an id knows a file by its base name only."""
+    config = planned.config.corpus
+    if not isinstance(config, TextConfig) or not Path(config.train).expanduser().exists():
+        return  # the embedded corpus has no end, and a dataset of the Hub is not read ahead for this
+    corpus = open_corpus(config, tokens_needed=max(p.tokens for p in rung.points))
+    path = planned.run_dir / "record.json"
+    if planned.config.run.force or not path.exists():
+        return
+    trained_on = load_record(planned.run_dir).corpus.get("corpus_id")
+    if trained_on != corpus.info["corpus_id"]:
+        raise ConfigError(
+            f"run {planned.run_id} was trained on corpus {trained_on} and this is {corpus.info['corpus_id']}: the text of {config.train} is "
+            "another one. Restore the file, give a study of its own with study=NAME, or train afresh with run.force=true."
+        )
+
+
+def device_name(kind: DeviceKind) -> str:
+    """The device that a run would use, named as records name it, without importing torch."""
+    if kind is not DeviceKind.cpu:
+        from harness.power.nvml import probe
+
+        cards = probe()["cards"]
+        if cards:
+            return str(cards[0]["name"])
+    return cpu_model()
+
+
+def plan_table(planned: list[Planned]) -> str:
+    """One line per run and a line of totals. Seconds and joules come from earlier runs on this device, else "unknown"."""
+    rungs = check_rungs(planned)
+    config = planned[0].config
+    device = device_name(config.device.kind)
+    rates = forecast.measured_rates(Path(config.paths.runs), device)
+    rows = [
+        (
+            "run",
+            "id",
+            "N total",
+            "N nonemb",
+            "layers",
+            "lr",
+            "batch",
+            "points (tokens)",
+            "steps",
+            "FLOP",
+            "time",
+            "energy",
+            "disk",
+        )
+    ]
+    costs: list[Forecast] = []
+    for p, rung in zip(planned, rungs, strict=True):
+        costs.append(cost := forecast.predict(rung, rates))
+        tokens = [q.tokens for q in rung.points]
+        rows.append(
+            (
+                p.name,
+                p.run_id,
+                si(rung.counts.n_total),
+                si(rung.counts.n_nonemb),
+                str(rung.shape.depth),
+                f"{rung.hyper.lr:.3g}",
+                si(rung.hyper.batch_tokens),
+                f"{len(tokens)}: {si(tokens[0])} … {si(tokens[-1])}" if len(tokens) > 1 else si(tokens[0]),
+                f"{rung.spent_tokens // rung.hyper.batch_tokens:,}",
+                sci(rung.spent_flop),
+                duration(cost.seconds),
+                _joules(cost),
+                si(rung.disk_bytes, "B"),
+            )
+        )
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    known_s = [c.seconds for c in costs if c.seconds is not None]
+    time_text = (
+        duration(sum(known_s)) + " of run time one after another"
+        if len(known_s) == len(costs)
+        else "unknown (no run measured on this device yet)"
+    )
+    total = _sum(costs)
+    flop = [q.tokens * float(r.counts.fpt_causal) for r in rungs for q in r.points]
+    lines += [
+        "",
+        f"{len(planned)} runs, {sum(len(r.points) for r in rungs)} points of {sci(min(flop))} to {sci(max(flop))} FLOP (causal count); "
+        f"total {sci(sum(r.spent_flop for r in rungs))} FLOP, {si(sum(r.spent_tokens for r in rungs))} tokens, "
+        f"disk {si(sum(r.disk_bytes for r in rungs), 'B')}",
+        f"time: {time_text}; energy: {_joules(total, why=True)}; device: {device}",
+        f"hyperparameters: {rungs[0].hyper.rule}",
+    ]
+    if config.budget.kwh is not None:
+        lines.append(_against_budget(config.budget.kwh * J_PER_KWH, total))
+    return "\n".join(lines)
+
+
+def _sum(costs: list[Forecast]) -> Forecast:
+    """A whole sweep; ends of intervals add up, because the runs share a card and a meter."""
+
+    def added(values: list[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    columns = ("seconds", "energy_j", "low_j", "high_j")
+    return Forecast(*(added([getattr(c, name) for c in costs]) for name in columns))
+
+
+def _joules(cost: Forecast, why: bool = False) -> str:
+    if cost.energy_j is None:
+        return "unknown" + (" (no metered run of this size on this device yet)" if why else "")
+    if cost.low_j is None or cost.high_j is None:
+        return f"{si(cost.energy_j, 'J')}" + (" (without interval: one size measured)" if why else "")
+    return f"{si(cost.energy_j, 'J')} [{si(cost.low_j, 'J')}, {si(cost.high_j, 'J')}]"
+
+
+def _against_budget(budget_j: float, total: Forecast) -> str:
+    """One line: whether the forecast fits into the study's budget of energy."""
+    given = f"budget.kwh: {si(budget_j, 'J')} for the whole study"
+    if total.energy_j is None or total.high_j is None or total.low_j is None:
+        return f"{given}; whether this sweep fits is unknown. It stops cleanly where it does not."
+    verdict = (
+        "this sweep fits"
+        if total.high_j <= budget_j
+        else "this sweep will be stopped before its end"
+        if total.low_j > budget_j
+        else "this sweep may be stopped before its end"
+    )
+    return f"{given}; {verdict}"
