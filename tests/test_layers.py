@@ -1,4 +1,5 @@
-"""Who may import whom, read from the syntax tree: layers, torch-free parts, and each outside library in its own files."""
+"""Who may import whom, read from the syntax tree: one strict order of packages, no cycles, torch-free parts, and each outside library
+in its own files. The table of `docs/extending.md` is `layer_table()`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,191 +16,188 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "harness"
 
-LAYERS: list[set[str]] = [
-    {"errors", "units", "host", "gpus", "stop", "conditions"},
-    {"schema", "records", "ttc_records", "flops", "spending"},
-    {"models", "data", "tasks", "power", "track", "laws"},
-    {
-        "ladder",
-        "compose",
-        "checks",
-        "curves",
-        "study_fits",
-        "joules",
-        "corpora",
-        "train",
-        "ttc",
-        "projection",
-        "forecast",
-        "tables",
-        "prices",
-        "fitfiles",
-        "testtime",
-        "exchange",
-        "testtime_study",
-        "testtime_laws",
-        "emergence",
-        "payback",
-        "equalcost",
-    },
-    {
-        "sweep",
-        "watch",
-        "planning",
-        "exporting",
-        "doctor",
-        "reproduce",
-        "mirror_study",
-        "report",
-        "table_fit",
-        "table_compare",
-        "answers",
-        "nextruns",
-        "asking",
-    },
-    {"cli", "verbs"},
+# Lowest first. A room imports from lower layers only; rooms of one layer never import each other.
+LAYERS: list[tuple[str, ...]] = [
+    ("errors", "units", "hardware"),
+    ("laws",),
+    ("records",),
+    ("models",),
+    ("config",),
+    ("power", "track", "tasks"),
+    ("data",),
+    ("runtime",),
+    ("analysis",),
+    ("train", "ttc", "report"),
+    ("sweep",),
+    ("cli",),
+    ("__main__",),
 ]
-SIBLINGS = LAYERS[2]  # these never import each other
+MAX_ROOMS, MAX_EDGES, MAX_MODULES = 24, 100, 18
+HEAVY = {"torch", "transformers", "safetensors"}
+# Packages that torch is not imported for, and the modules of other packages of which the same holds
 TORCH_FREE = {
-    *("errors", "units", "host", "gpus", "stop", "schema", "records", "ttc_records", "flops", "conditions", "spending"),
-    *(
-        "compose",
-        "checks",
-        "corpora",
-        "tasks",
-        "ladder",
-        "curves",
-        "study_fits",
-        "joules",
-        "laws",
-        "power",
-        "report",
-        "track",
-        "forecast",
-        "sweep",
-        "watch",
-        "planning",
-        "projection",
-    ),
-    *("exporting", "reproduce", "mirror_study", "cli", "verbs"),
-    *(
-        "tables",
-        "prices",
-        "fitfiles",
-        "testtime",
-        "testtime_study",
-        "testtime_laws",
-        "exchange",
-        "emergence",
-        "payback",
-        "equalcost",
-        "table_fit",
-        "table_compare",
-        "answers",
-        "nextruns",
-        "asking",
-    ),
+    *("errors", "units", "hardware", "laws", "records", "config", "power", "track", "tasks", "analysis", "report", "sweep", "cli"),
+    *("models", "models.flops", "data", "data.corpora", "runtime", "runtime.lock", "runtime.signals", "runtime.energy_budget"),
+}  # fmt: skip
+MIXED = {"models", "data", "runtime"}  # only those of their modules that are named above
+# Where a worker or an export begins, torch is what was asked for
+LATE_TORCH = {
+    "data.corpora": {"data.facts", "data.text", "data.tokenizer"},
+    "cli.doctor": {"torch"},
+    "sweep.worker": {"train.run", "ttc.run"},
+    "analysis.export": {"models.llama", "safetensors.torch", "transformers.utils"},
 }
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
     "pynvml": {"power/nvml.py"},
     "datasets": {"data/text.py", "data/text_corpus.py", "tasks/qa_data.py"},
-    "hydra": {"sweep.py", "compose.py"},
-    "omegaconf": {"sweep.py", "compose.py"},
+    "hydra": {"sweep/compose_sweep.py", "sweep/launch.py", "sweep/worker.py", "config/compose.py"},
+    "omegaconf": {"sweep/compose_sweep.py", "sweep/launch.py", "sweep/worker.py", "config/compose.py"},
     "transformers": {
-        "exporting.py",
+        "analysis/export.py",
         "models/llama.py",
         "models/pretrained.py",
         "data/tokenizer.py",
-        "train/loop.py",
-        "train/evaluate.py",
+        "train/step.py",
+        "train/validate.py",
     },
     "altair": {"report/*.py"},
-    "pyarrow": {"power/table.py", "tables.py", "exporting.py", "data/text.py", "data/text_corpus.py"},
+    "pyarrow": {"power/table.py", "analysis/tables.py", "analysis/export.py", "data/text.py", "data/text_corpus.py"},
 }
-FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(module, whether a function does it) of every import; those under TYPE_CHECKING are left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def module_name(path: Path) -> str:
+    """`power.meter` for harness/power/meter.py, `power` for harness/power/__init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
 
-    def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
+
+MODULES = {module_name(p): p for p in sorted(PACKAGE.rglob("*.py"))}
+FILES = list(MODULES.values())
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether a function does it) of every import, modules of ours without `harness.`; TYPE_CHECKING is left out."""
+    found: list[tuple[str, bool]] = []
+
+    def own(module: str) -> str:
+        return module.removeprefix("harness").lstrip(".") if module.split(".")[0] == "harness" else module
+
+    def walk(node: ast.AST, inside: bool) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 continue
             if isinstance(child, ast.Import):
-                yield from ((a.name, inside) for a in child.names)
+                found.extend((own(a.name), inside) for a in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{path.name}: imports are absolute"
-                yield str(child.module), inside
-                if child.module in (
-                    "harness",
-                    *(f"harness.{p}" for p in ("train", "power", "data", "models", "track")),
-                ):
-                    yield from ((f"{child.module}.{a.name}", inside) for a in child.names)
+                base = own(str(child.module))
+                for a in child.names:
+                    name = f"{base}.{a.name}".lstrip(".")
+                    found.append((name if name in MODULES else base, inside))
             else:
-                yield from walk(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+                walk(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
 
-    return walk(tree, False)
+    walk(ast.parse(path.read_text(encoding="utf-8")), False)
+    return found
 
 
-def part(path: Path) -> str:
-    """The unit that the rules speak of: a module of the package, or a subpackage."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def ours(module: str) -> Iterator[tuple[str, bool]]:
+    """Modules of this package that one of them imports; the front door `harness/__init__` is none of them."""
+    return ((m, inside) for m, inside in imports(MODULES[module]) if m in MODULES and m)
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
 def layer(name: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+    return next((i for i, names in enumerate(LAYERS) if name in names), -1)
+
+
+def layer_table() -> str:
+    """The layers as a Markdown table, for docs/extending.md."""
+    rows = [
+        f"| {i} | {', '.join(f'`{n}`' for n in names)} |" for i, names in enumerate(LAYERS) if names != ("__main__",)
+    ]
+    return "\n".join(["| layer | rooms |", "|---|---|", *rows])
+
+
+def edges() -> set[tuple[str, str]]:
+    """Pairs of rooms of which the first imports from the second."""
+    pairs = {(room(m), room(other)) for m in MODULES if m for other, _ in ours(m)}
+    return {(a, b) for a, b in pairs if a != b}
 
 
 def name(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-def targets(path: Path) -> Iterator[tuple[str, bool]]:
-    """Units of this package that a file imports."""
-    for module, inside in imports(path):
-        parts = module.split(".")
-        if parts[0] == "harness" and len(parts) > 1 and not parts[1].startswith("__"):
-            yield parts[1], inside
+def test_every_room_has_a_layer() -> None:
+    rooms = {room(m) for m in MODULES if m}
+    assert rooms == {n for names in LAYERS for n in names}
+    assert len(rooms) <= MAX_ROOMS
 
 
-def test_every_part_has_a_layer() -> None:
-    found = {part(p) for p in FILES} - {"__init__"}
-    assert found <= set().union(*LAYERS), f"without a layer: {found - set().union(*LAYERS)}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_go_down(path: Path) -> None:
-    own = part(path)
-    if own == "__init__":
-        assert not list(targets(path))
-        return
-    for other, inside in targets(path):
-        if other == own or (own, other, inside) == ("sweep", "train", False):
-            continue
-        assert layer(other) <= layer(own), f"{name(path)} (layer {layer(own)}) imports {other} (layer {layer(other)})"
-        assert not ({own, other} <= SIBLINGS), f"{name(path)} imports its sibling {other}"
-
-
-@pytest.mark.parametrize("path", [p for p in FILES if part(p) in TORCH_FREE], ids=name)
-def test_torch_free_parts(path: Path) -> None:
-    """Not even inside functions, but where a worker or an export begins: then torch is what was asked for."""
-    late = {
-        "sweep.py": {"harness.train.run", "harness.ttc.run"},
-        "exporting.py": {"harness.models", "harness.models.llama", "safetensors.torch", "transformers.utils"},
-    }
-    for module, inside in imports(path):
-        heavy = module.split(".")[0] in ("torch", "transformers", "safetensors") or module.split(".")[:2] in (
-            ["harness", "models"],
-            ["harness", "train"],
-            ["harness", "ttc"],
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_imports_go_down(module: str) -> None:
+    """Lazy imports too: what a function imports late, it still depends on."""
+    for other, _ in ours(module):
+        assert room(other) == room(module) or layer(room(other)) < layer(room(module)), (
+            f"{module} (layer {layer(room(module))}) imports {other} (layer {layer(room(other))})"
         )
-        if not heavy or module in ("harness.train", "harness.train.lock"):
-            continue
-        assert inside, f"{name(path)} imports {module} at its top"
-        assert module in late.get(name(path), set()), f"{name(path)} imports {module}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other, _ in ours(module):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_the_house_stays_small() -> None:
+    assert len(edges()) <= MAX_EDGES
+    for folder in {p.parent for p in FILES if p.parent != PACKAGE}:
+        modules = [p.name for p in folder.glob("*.py") if p.name != "__init__.py"]
+        assert len(modules) <= MAX_MODULES, f"{name(folder)}: {len(modules)} modules"
+
+
+def test_the_documentation_shows_the_layers() -> None:
+    assert layer_table() in (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def torch_free(module: str) -> bool:
+    return module in TORCH_FREE or (room(module) in TORCH_FREE and room(module) not in MIXED)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m and torch_free(m)])
+def test_torch_free_parts(module: str) -> None:
+    """Neither a module nor anything that it imports at its top imports torch; functions do so only where LATE_TORCH says."""
+    seen: set[str] = set()
+
+    def visit(current: str, path: tuple[str, ...]) -> None:
+        if current in seen:
+            return
+        seen.add(current)
+        for other, inside in imports(MODULES[current]):
+            if inside:
+                continue
+            assert other.split(".")[0] not in HEAVY, f"{' -> '.join([*path, current])} imports {other} at its top"
+            if other in MODULES:
+                visit(other, (*path, current))
+
+    visit(module, ())
+    for other, inside in imports(MODULES[module]):
+        if inside and (other.split(".")[0] in HEAVY or (other in MODULES and other and not torch_free(other))):
+            assert other in LATE_TORCH.get(module, set()), f"{module} imports {other}"
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
@@ -209,31 +208,16 @@ def test_outside_libraries_have_their_files(library: str) -> None:
     assert users, f"nothing imports {library}: the rule is out of date"
 
 
-def test_the_lock_needs_no_torch() -> None:
-    """`watch` asks who holds a run's lock; that one module of `train` is the standard library alone."""
-    assert {m.split(".")[0] for m, _ in imports(PACKAGE / "train" / "lock.py")} <= {
-        "__future__",
-        "collections",
-        "contextlib",
-        "fcntl",
-        "harness",
-        "json",
-        "os",
-        "pathlib",
-        "socket",
-        "time",
-        "typing",
-    }
-    assert not (PACKAGE / "train" / "__init__.py").read_text().strip()
-
-
-def test_schema_is_the_standard_library_alone() -> None:
-    assert {m.split(".")[0] for m, _ in imports(PACKAGE / "schema.py")} <= {"__future__", "dataclasses", "enum"}
+@pytest.mark.parametrize("module", ["runtime.lock", "runtime.signals", "config.schema"])
+def test_these_are_the_standard_library_alone(module: str) -> None:
+    """`status` asks who holds a run's lock, and the schema is imported everywhere."""
+    for other, _ in imports(MODULES[module]):
+        assert other.split(".")[0] in sys.stdlib_module_names or other == "errors", other
 
 
 def test_nothing_beyond_the_door_sees_a_dictconfig() -> None:
-    users = {name(p) for p in FILES if "DictConfig" in p.read_text(encoding="utf-8")}
-    assert users <= {"compose.py", "sweep.py"}
+    users = {module_name(p) for p in FILES if "DictConfig" in p.read_text(encoding="utf-8")}
+    assert users <= {"config.compose", "sweep.worker", "sweep.launch"}
 
 
 def test_no_god_modules_and_no_swallowed_exceptions() -> None:
@@ -260,5 +244,9 @@ def test_a_plain_installation_has_every_library_that_the_package_imports() -> No
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=!\[]", d)[0].strip() for d in project["dependencies"]}
     known = {d.replace("-", "_") for d in declared} | set().union(*(BROUGHT.get(d, set()) for d in declared))
-    wanted = {m.split(".")[0] for p in FILES for m, _ in imports(p)} - set(sys.stdlib_module_names) - {"harness"}
+    wanted = (
+        {m.split(".")[0] for p in FILES for m, _ in imports(p)}
+        - set(sys.stdlib_module_names)
+        - {m.split(".")[0] for m in MODULES}
+    )
     assert wanted <= known, f"imported, but not among the dependencies of pyproject.toml: {wanted - known}"
