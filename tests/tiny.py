@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records
-from harness.config import compose
+from harness.config import compose, identity
 from harness.config.schema import (
     BudgetConfig,
     DeviceConfig,
@@ -71,14 +71,14 @@ def config(
 
 
 def run_dir(run: RunConfig) -> Path:
-    return Path(run.paths.runs) / run.study / compose.run_id(run)
+    return Path(run.paths.runs) / run.study / identity.run_id(run)
 
 
 def train(run: RunConfig) -> RunState:
     """Train in this process, as `harness run` would in a worker."""
     from harness.train.run import run as train_run
 
-    return train_run(run, compose.run_id(run), compose.run_name(run), compose.resolved(run), [])
+    return train_run(run, identity.run_id(run), identity.run_name(run), identity.resolved(run), [])
 
 
 # --- what two runs must have in common -----------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def _serve() -> None:
 
             train_step.Trainer._step = counted  # type: ignore[method-assign]
             state = run.run(
-                argument, compose.run_id(argument), compose.run_name(argument), compose.resolved(argument), []
+                argument, identity.run_id(argument), identity.run_name(argument), identity.resolved(argument), []
             )
             print(json.dumps(records.to_json(state)), file=sys.stderr, flush=True)
             code = {"done": 0, "interrupted": 3}.get(state.state, 1)

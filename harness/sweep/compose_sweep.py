@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import compose
+from harness.config import compose, identity
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError
 
@@ -64,8 +64,8 @@ def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
                     planned.append(
                         Planned(
                             config,
-                            compose.run_id(config),
-                            compose.run_name(config),
+                            identity.run_id(config),
+                            identity.run_name(config),
                             [o for o in job if not o.startswith("hydra")],
                         )
                     )

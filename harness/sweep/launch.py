@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import records
-from harness.config import compose
+from harness.config import identity
 from harness.config.ladder import Rung
 from harness.config.schema import TtcPoints
 from harness.errors import ConfigError
@@ -54,7 +54,7 @@ def _tested(planned: Planned, rung: Rung | None) -> bool:
         points = records.load_record(planned.run_dir).points
         branches = [p.branch for p in (points if planned.config.ttc.points is TtcPoints.all else points[-1:])]
     done = describe(planned.run_dir / FOLDER)[0] == "done"
-    return done and answered(planned.run_dir, compose.resolved(planned.config), branches)
+    return done and answered(planned.run_dir, identity.resolved(planned.config), branches)
 
 
 def _make_folders(planned: list[Planned]) -> None:

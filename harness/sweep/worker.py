@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config import compose
+from harness.config import compose, identity
 from harness.config.schema import PretrainedConfig
 from harness.errors import BusyError
 from harness.runtime import energy_budget, signals
@@ -35,10 +35,10 @@ def job(config: DictConfig) -> str:
     try:
         state = run(
             run_config,
-            compose.run_id(run_config),
-            compose.run_name(run_config),
-            compose.resolved(run_config),
-            compose.public_overrides([str(o) for o in hydra_config.overrides.task]),
+            identity.run_id(run_config),
+            identity.run_name(run_config),
+            identity.resolved(run_config),
+            identity.public_overrides([str(o) for o in hydra_config.overrides.task]),
             parallel_runs=workers if workers > 0 else len(os.sched_getaffinity(0)),
         )
     except BusyError as e:
@@ -65,9 +65,9 @@ def job_and_test(config: DictConfig) -> str:
     try:
         state = evaluate(
             run_config,
-            compose.run_id(run_config),
-            compose.run_name(run_config),
-            compose.resolved(run_config),
+            identity.run_id(run_config),
+            identity.run_name(run_config),
+            identity.resolved(run_config),
             parallel_runs=workers if workers > 0 else len(os.sched_getaffinity(0)),
         )
     except BusyError as e:

@@ -17,7 +17,7 @@ from doubles import nvml as double
 
 from harness import records
 from harness.analysis import study_laws
-from harness.config import compose
+from harness.config import identity
 from harness.config.schema import (
     AdamwConfig,
     BudgetConfig,
@@ -52,9 +52,9 @@ def _config(folder: Path) -> RunConfig:
 
 def _train(folder: Path) -> tuple[RunRecord, list[SpendRow]]:
     config = _config(folder)
-    state = run(config, compose.run_id(config), "metered", compose.resolved(config), [])
+    state = run(config, identity.run_id(config), "metered", identity.resolved(config), [])
     assert state.state == "done", state.reason
-    run_dir = folder / "metered" / compose.run_id(config)
+    run_dir = folder / "metered" / identity.run_id(config)
     return records.load_record(run_dir), list(records.read_rows(run_dir / "spend.jsonl", SpendRow))
 
 
@@ -91,7 +91,7 @@ def slow(self, batch):
     time.sleep(0.03)
     return update(self, batch)
 loop.Trainer.__init__, loop.Trainer._update = with_a_block, slow
-state = run(config, compose.run_id(config), "metered", compose.resolved(config), [])
+state = run(config, identity.run_id(config), "metered", identity.resolved(config), [])
 print(state.state, flush=True)
 """
 
@@ -101,7 +101,7 @@ def test_a_stop_of_the_whole_process_group_keeps_the_joules_of_the_block_under_w
 ) -> None:
     play(double.Script([double.Card(trace=[(0, WATTS), (1000, WATTS)])]), tmp_path)
     config = _config(tmp_path / "runs")
-    run_dir = tmp_path / "runs" / "metered" / compose.run_id(config)
+    run_dir = tmp_path / "runs" / "metered" / identity.run_id(config)
 
     def launched() -> subprocess.Popen[str]:
         argument = base64.b64encode(pickle.dumps(config)).decode()
@@ -131,7 +131,7 @@ def test_a_counter_reset_leaves_no_joules_but_a_reason(
     play: Callable[[double.Script, Path], None], tmp_path: Path
 ) -> None:
     config = _config(tmp_path / "runs")
-    first_row = tmp_path / "runs" / "metered" / compose.run_id(config) / "steps.jsonl"
+    first_row = tmp_path / "runs" / "metered" / identity.run_id(config) / "steps.jsonl"
     play(double.Script([double.Card(trace=[(0, WATTS), (1000, WATTS)], reset_when=first_row)]), tmp_path)
     record, spend = _train(tmp_path / "runs")
     hit = [r for r in spend if "COUNTER_RESET" in r.energy.codes]

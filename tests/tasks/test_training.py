@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.config import compose, ladder
+from harness.config import compose, identity, ladder
 from harness.config.schema import (
     AdamwConfig,
     Arm,
@@ -49,8 +49,8 @@ def trained(runs: Path, corpus: TaskConfig, steps: int, seed: int) -> tuple[torc
     )
     config.paths.runs = str(runs)
     assert compose.check_run(config) == []
-    run_id = compose.run_id(config)
-    state = train_run(config, run_id, compose.run_name(config), compose.resolved(config), [])
+    run_id = identity.run_id(config)
+    state = train_run(config, run_id, identity.run_name(config), identity.resolved(config), [])
     assert (state.state, state.reason) == ("done", None)
     (weights,) = (runs / "learn" / run_id / "checkpoints").glob(f"point-*{steps}/model.safetensors")
     model = llama.build(ladder.resolve(config, made.vocab, made.context).shape, seed, 20.0)

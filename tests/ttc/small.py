@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records
-from harness.config import checks, compose
+from harness.config import checks, identity
 from harness.config.schema import (
     BudgetConfig,
     DeviceConfig,
@@ -51,14 +51,14 @@ def config(runs: Path, **ttc: Any) -> RunConfig:
 
 
 def folder(run: RunConfig) -> Path:
-    return Path(run.paths.runs) / run.study / compose.run_id(run)
+    return Path(run.paths.runs) / run.study / identity.run_id(run)
 
 
 def train(runs: Path) -> Path:
     from harness.train.run import run as train_run
 
     run = config(runs)
-    state = train_run(run, compose.run_id(run), compose.run_name(run), compose.resolved(run), [])
+    state = train_run(run, identity.run_id(run), identity.run_name(run), identity.resolved(run), [])
     assert state.state == "done", state.reason
     return folder(run)
 
@@ -66,7 +66,7 @@ def train(runs: Path) -> Path:
 def evaluated(run: RunConfig) -> RunState:
     from harness.ttc.run import evaluate
 
-    return evaluate(run, compose.run_id(run), compose.run_name(run), compose.resolved(run))
+    return evaluate(run, identity.run_id(run), identity.run_name(run), identity.resolved(run))
 
 
 def beside(trained: Path, runs: Path, **ttc: Any) -> RunConfig:

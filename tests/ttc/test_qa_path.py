@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.cli import main as cli
-from harness.config import checks, compose
+from harness.config import checks, identity
 from harness.config.schema import (
     Arm,
     BudgetConfig,
@@ -195,14 +195,14 @@ def test_names_of_models_in_records() -> None:
         return RunConfig(model=PretrainedConfig(path=path), corpus=QaConfig(test=test, shots_from="~/y.jsonl"))
 
     for name in ("Qwen/Qwen2.5-0.5B", "gpt2"):
-        assert compose.resolved(run(name))["model"]["path"] == name
-        assert compose.run_name(run(name)) == f"{name} cot s0"
+        assert identity.resolved(run(name))["model"]["path"] == name
+        assert identity.run_name(run(name)) == f"{name} cot s0"
     for path in ("/data/models/tiny", "./tiny", "a/b/tiny"):
-        value = compose.resolved(run(path, "/data/x.jsonl"))
+        value = identity.resolved(run(path, "/data/x.jsonl"))
         assert value["model"]["path"].startswith("tiny#")
         assert value["corpus"]["test"].startswith("x.jsonl#")
         assert value["corpus"]["shots_from"].startswith("y.jsonl#")
-        assert compose.run_name(run(path)) == "tiny cot s0"
-    assert compose.resolved(run("gpt2"))["corpus"]["test"] == "openai/gsm8k"
-    ids = {compose.run_id(run(p, t)) for p in ("/a/hf", "/b/hf") for t in ("/a/test.jsonl", "/b/test.jsonl")}
+        assert identity.run_name(run(path)) == "tiny cot s0"
+    assert identity.resolved(run("gpt2"))["corpus"]["test"] == "openai/gsm8k"
+    ids = {identity.run_id(run(p, t)) for p in ("/a/hf", "/b/hf") for t in ("/a/test.jsonl", "/b/test.jsonl")}
     assert len(ids) == 4, "folders and files of one name are told apart"

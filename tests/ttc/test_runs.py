@@ -327,7 +327,7 @@ def test_the_ladder_is_planned(ladder: str, runs: int) -> None:
 
 
 def test_ttc_settings_are_no_part_of_a_run(tmp_path: Path) -> None:
-    from harness.config import compose
+    from harness.config import identity
 
     run = small.config(tmp_path)
-    assert compose.run_id(small.changed(run, samples=64)) == compose.run_id(run)
+    assert identity.run_id(small.changed(run, samples=64)) == identity.run_id(run)
