@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records
-from harness.config import compose, identity
+from harness.config import checks, identity
 from harness.config.schema import (
     BudgetConfig,
     DeviceConfig,
@@ -66,7 +66,7 @@ def config(
             setattr(getattr(run, family), name, value)
         else:
             setattr(run, family, value)
-    assert compose.check_run(run) == []
+    assert checks.check_run(run) == []
     return run
 
 
@@ -76,9 +76,9 @@ def run_dir(run: RunConfig) -> Path:
 
 def train(run: RunConfig) -> RunState:
     """Train in this process, as `harness run` would in a worker."""
-    from harness.train.run import run as train_run
+    from harness.train import run as train_run
 
-    return train_run(run, identity.run_id(run), identity.run_name(run), identity.resolved(run), [])
+    return train_run.train(run)
 
 
 # --- what two runs must have in common -----------------------------------------------------------------------------------
@@ -193,9 +193,7 @@ def _serve() -> None:
                 return result
 
             train_step.Trainer._step = counted  # type: ignore[method-assign]
-            state = run.run(
-                argument, identity.run_id(argument), identity.run_name(argument), identity.resolved(argument), []
-            )
+            state = run.train(argument)
             print(json.dumps(records.to_json(state)), file=sys.stderr, flush=True)
             code = {"done": 0, "interrupted": 3}.get(state.state, 1)
         finally:

@@ -26,6 +26,7 @@ from harness.config.schema import (
     UnmeteredConfig,
     WsdConfig,
 )
+from harness.errors import ConfigError
 
 
 def _at_least(low: float) -> tuple[Callable[[float], bool], str]:
@@ -92,6 +93,12 @@ def _number_problems(run: RunConfig) -> list[str]:
         elif key in _RANGES and not _RANGES[key][0](value):
             problems.append(f"{key}={value} must be {_RANGES[key][1]}.")
     return problems
+
+
+def require(run: RunConfig) -> None:
+    """ConfigError that lists every contradiction within a config."""
+    if problems := check_run(run):
+        raise ConfigError(problems)
 
 
 def check_run(run: RunConfig) -> list[str]:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import schema
-from harness.config.checks import check_run
+from harness.config.checks import require
 from harness.config.schema import (
     RunConfig,
 )
@@ -43,8 +43,7 @@ def load_run(config: DictConfig) -> RunConfig:
     except OmegaConfBaseException as e:
         raise ConfigError(_missing(config) or str(e).splitlines()[0]) from e
     assert isinstance(run, RunConfig)
-    if problems := check_run(run):
-        raise ConfigError(problems)
+    require(run)
     return run
 
 

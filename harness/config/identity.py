@@ -69,6 +69,11 @@ def run_id(run: RunConfig) -> str:
     return id_of(resolved(run))
 
 
+def run_dir(run: RunConfig) -> Path:
+    """The folder of a run: <runs>/<study>/<run_id>."""
+    return Path(run.paths.runs) / run.study / run_id(run)
+
+
 def id_of(config: Json) -> str:
     """The id of a run by its resolved config, such as a record holds."""
     value = {k: v for k, v in config.items() if k not in _OUTSIDE_SECTIONS}

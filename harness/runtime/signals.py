@@ -17,10 +17,6 @@ _reason: str | None = None
 _heard = False  # whether this process's handlers are ours already
 
 
-class Interrupted(Exception):
-    """A stop was asked for, and everything that a later attempt needs is on disk."""
-
-
 def reason() -> str | None:
     """Which signal asked this process to stop; None while none did."""
     return _reason

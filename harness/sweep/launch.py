@@ -21,7 +21,7 @@ from harness.records.ttc import FOLDER, answered
 from harness.runtime import energy_budget, signals
 from harness.sweep.compose_sweep import CONF, Planned, split_flags, user_conf_dir
 from harness.sweep.status import Progress, describe, table
-from harness.sweep.worker import job, job_and_test
+from harness.sweep.worker import train_and_evaluate_job, train_job
 from harness.units import duration
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def launch_tests(arguments: list[str], planned: list[Planned], rungs: list[Rung]
     began_s = time.monotonic()
     if not all(_tested(p, rungs[i] if trained else None) for i, p in enumerate(planned)):
         with Progress(runs, [1.0] * len(runs), sys.stdout):
-            _launch_hydra(arguments, len(planned), job_and_test)
+            _launch_hydra(arguments, len(planned), train_and_evaluate_job)
     print(table(runs))
     return _tell(runs, planned, began_s)
 
@@ -76,7 +76,7 @@ def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> i
     began_s = time.monotonic()
     if not all(_finished(p, rung) for p, rung in zip(planned, rungs, strict=True)):
         with Progress(runs, [r.spent_flop for r in rungs], sys.stdout):
-            _launch_hydra(arguments, len(planned), job)
+            _launch_hydra(arguments, len(planned), train_job)
     print(table(runs))
     return _tell(runs, planned, began_s)
 

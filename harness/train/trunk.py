@@ -6,24 +6,21 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from harness.config.ladder import PlannedPoint, Rung
-from harness.config.schema import LlamaConfig, RunConfig
-from harness.data.batches import Corpus
+from harness.config.ladder import PlannedPoint
+from harness.config.schema import LlamaConfig
 from harness.errors import HarnessError
 from harness.models import llama
 from harness.power.estimate import refuse, total
 from harness.records import Point, SpendRow, StepRow, read_rows
-from harness.runtime.device import Device, out_of_memory
-from harness.runtime.signals import Interrupted
-from harness.track.wandb import Mirror
+from harness.runtime.attempt import Diverged, Interrupted
+from harness.runtime.device import out_of_memory
 from harness.train import checkpoint, schedule
-from harness.train.checkpoint import Position, Progress
-from harness.train.ledger import Ledger
+from harness.train.checkpoint import Position
+from harness.train.context import RunContext
 from harness.train.step import StepResult, Trainer
 from harness.train.validate import Evaluation, batch_losses, batch_sequences, evaluate
 from harness.units import NAT_PER_BIT, S_PER_NS
@@ -32,37 +29,22 @@ MIRROR_EVERY_S = 1.0
 T = TypeVar("T")
 
 
-class Diverged(Exception):
-    """The loss is NaN or above the stated bound."""
-
-
-class PathRunner:
+class TrunkRunner:
     """Walks the paths of one run. State that must survive a kill lives in `progress`; everything else can be rebuilt."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        rung: Rung,
-        corpus: Corpus,
-        trainer: Trainer,
-        device: Device,
-        progress: Progress,
-        ledger: Ledger,
-        mirror: Mirror,
-        beat: Callable[..., None],
-        stop_reason: Callable[[], str | None],
-        run_dir: Path,
-    ) -> None:
-        self.config, self.rung, self.corpus, self.trainer, self.device = config, rung, corpus, trainer, device
-        self.progress, self.ledger, self.mirror, self.beat = progress, ledger, mirror, beat
-        self.stop_reason, self.run_dir = stop_reason, run_dir
+    def __init__(self, run: RunContext, trainer: Trainer) -> None:
+        self.run, self.trainer = run, trainer
+        self.config, self.rung, self.corpus, self.device = run.config, run.rung, run.corpus, run.device
+        self.progress, self.ledger, self.folder = run.progress, run.ledger, run.attempt.folder
         self.position = Position("trunk", 0)
-        self._checkpoint_due_s = time.monotonic() + config.run.checkpoint_every_s
+        self._checkpoint_due_s = time.monotonic() + run.config.run.checkpoint_every_s
         self._mirror_due_s = 0.0
-        self._bound_nat = config.run.diverged_above * math.log(corpus.vocab)
+        self._bound_nat = run.config.run.diverged_above * math.log(run.corpus.vocab)
         self._remaining_steps = 0
         self._total_steps = 0
-        self._eval_sequences = batch_sequences(config.evaluation.batch_tokens, rung.shape.context, corpus.vocab, device)
+        self._eval_sequences = batch_sequences(
+            run.config.evaluation.batch_tokens, run.rung.shape.context, run.corpus.vocab, run.device
+        )
 
     # --- the plan of a run
     def train(self, missing: list[PlannedPoint]) -> None:
@@ -83,7 +65,7 @@ class PathRunner:
                 self._reach_branch_point(point)
         for point in missing:
             self._finish(point)
-        checkpoint.prune(self.run_dir, self._kept())
+        checkpoint.prune(self.folder, self._kept())
 
     def _warm_up(self) -> None:
         """Everything that is slow the first time, whole updates and an evaluation batch, before the first window."""
@@ -128,17 +110,17 @@ class PathRunner:
     def _finish(self, point: PlannedPoint) -> None:
         """Train one cooldown (or the trunk itself, for schedules without branches) to its end and record the point."""
         if point.branch == "trunk":
-            self._advance("trunk", point.steps, None, evaluate_end=True)
+            evaluation = self._advance("trunk", point.steps, None, evaluate_end=True)
         else:
             if self.position.branch != point.branch:
                 name = _milestone(point.branch_step)
                 self._restore(name, self.progress.milestones[name])
                 self.position = Position(point.branch, self.position.step, list(self.position.windows))
-            self._advance(point.branch, point.steps, point, evaluate_end=True)
+            evaluation = self._advance(point.branch, point.steps, point, evaluate_end=True)
         name = f"point-{point.branch}-{point.steps:08d}"
-        self._book("checkpoint", lambda: checkpoint.save(self.run_dir, name, self.trainer.model, None))
-        assert self._evaluation is not None
-        self.progress.points.append(self._point(point, self._evaluation, name))
+        self._book("checkpoint", lambda: checkpoint.save(self.folder, name, self.trainer.model, None))
+        assert evaluation is not None
+        self.progress.points.append(self._point(point, evaluation, name))
         # The end of a cooldown is nothing to resume from: go back to a branch point, or nowhere
         milestones = self.progress.milestones
         self.progress.latest = max(milestones, default=None)
@@ -146,31 +128,34 @@ class PathRunner:
             milestones[self.progress.latest] if self.progress.latest is not None else Position("trunk", 0)
         )
         self.progress.steps_bytes = self.ledger.steps_bytes()
-        checkpoint.save_progress(self.run_dir, self.progress)
+        checkpoint.save_progress(self.folder, self.progress)
 
     # --- walking a path
-    def _advance(self, branch: str, stop: int, cooldown: PlannedPoint | None, evaluate_end: bool = False) -> None:
-        """Updates from the present position to `stop`, in windows that end at checkpoints and evaluations."""
-        self._evaluation: Evaluation | None = None
+    def _advance(
+        self, branch: str, stop: int, cooldown: PlannedPoint | None, evaluate_end: bool = False
+    ) -> Evaluation | None:
+        """Updates from the present position to `stop`, in windows that end at checkpoints and evaluations; returns the last evaluation,
+        which is that of `stop` where `evaluate_end` asks for it."""
+        evaluation: Evaluation | None = None
         while self.position.step < stop:
             until, evaluated = self._next_stop(stop, evaluate_end)
             held_row = self._window(branch, until, stop, cooldown)
             reached = self.position.step == until
             if reached and evaluated:
-                self._evaluate(branch)
-                assert self._evaluation is not None
+                evaluation = self._evaluate(branch)
                 assert held_row is not None
-                held_row.val_loss_nat = self._evaluation.loss_nat
+                held_row.val_loss_nat = evaluation.loss_nat
             if held_row is not None:
                 self._write(held_row, force=reached and evaluated)
-            if self.stop_reason() is not None or (
+            if self.run.reason_to_stop() is not None or (
                 time.monotonic() >= self._checkpoint_due_s and self.position.step < stop
             ):
                 self._rolling_checkpoint()
-            if (reason := self.stop_reason()) is not None:
+            if (reason := self.run.reason_to_stop()) is not None:
                 raise Interrupted(f"stopped by {reason} at {branch} step {self.position.step}; launch again to go on")
-        if evaluate_end and self._evaluation is None:  # resumed from a checkpoint at the very end
-            self._evaluate(branch)
+        if evaluate_end and evaluation is None:  # resumed from a checkpoint at the very end
+            evaluation = self._evaluate(branch)
+        return evaluation
 
     def _next_stop(self, stop: int, evaluate_end: bool) -> tuple[int, bool]:
         every = self.config.evaluation.every_tokens
@@ -201,7 +186,7 @@ class PathRunner:
             )
 
         def pause() -> bool:
-            return self.stop_reason() is not None or time.monotonic() >= self._checkpoint_due_s
+            return self.run.reason_to_stop() is not None or time.monotonic() >= self._checkpoint_due_s
 
         held: StepRow | None = None
         self.device.sync()
@@ -276,9 +261,10 @@ class PathRunner:
             columns |= {
                 f"train/{k}": getattr(row, k) for k in ("loss_nat", "grad_norm", "lr", "tokens_per_s", "wall_s")
             }
-            self.mirror.log({**columns, "val/loss_nat": row.val_loss_nat})
+            self.run.mirror.log({**columns, "val/loss_nat": row.val_loss_nat})
         left = self._remaining_steps - max(0, row.step - self.position.step)
-        self.beat(
+        self.run.attempt.beat(
+            self.run.meter.power_w,
             step=self._total_steps - left,
             steps=self._total_steps,
             loss_nat=row.loss_nat,
@@ -286,18 +272,19 @@ class PathRunner:
             remaining_s=left * self.rung.hyper.batch_tokens / row.tokens_per_s,
         )
 
-    def _evaluate(self, branch: str) -> None:
+    def _evaluate(self, branch: str) -> Evaluation:
         step = self.position.step
         t_a = time.monotonic_ns()
         self.trainer.model.eval()
-        self._evaluation = self._fitting(lambda n: evaluate(self.trainer.model, self.corpus, self.device, n))
+        evaluation = self._fitting(lambda n: evaluate(self.trainer.model, self.corpus, self.device, n))
         self.trainer.model.train()
         self.device.sync()
-        self.ledger.window("eval", branch, step, step, self._evaluation.fed_tokens, t_a, time.monotonic_ns())
-        if not math.isfinite(self._evaluation.loss_nat):
+        self.ledger.window("eval", branch, step, step, evaluation.fed_tokens, t_a, time.monotonic_ns())
+        if not math.isfinite(evaluation.loss_nat):
             raise Diverged(
-                f"validation loss {self._evaluation.loss_nat} at {branch} step {step}. Try a lower optim.lr_scale."
+                f"validation loss {evaluation.loss_nat} at {branch} step {step}. Try a lower optim.lr_scale."
             )
+        return evaluation
 
     def _fitting(self, work: Callable[[int], T]) -> T:
         """`work(sequences per evaluation batch)`; out of memory halves the batches, from now on, and begins again."""
@@ -316,7 +303,7 @@ class PathRunner:
     # --- checkpoints
     def _save(self, name: str) -> None:
         self._book(
-            "checkpoint", lambda: checkpoint.save(self.run_dir, name, self.trainer.model, self.trainer.optimizers)
+            "checkpoint", lambda: checkpoint.save(self.folder, name, self.trainer.model, self.trainer.optimizers)
         )
 
     def _rolling_checkpoint(self) -> None:
@@ -331,8 +318,8 @@ class PathRunner:
         self.progress.latest, self.progress.position = name, self.position
         self.progress.steps_bytes = self.ledger.steps_bytes()
         self.progress.micro_sequences = self.trainer.micro_sequences
-        checkpoint.save_progress(self.run_dir, self.progress)
-        checkpoint.prune(self.run_dir, self._kept() | ({before} if before else set()))
+        checkpoint.save_progress(self.folder, self.progress)
+        checkpoint.prune(self.folder, self._kept() | ({before} if before else set()))
 
     def _kept(self) -> set[str]:
         points = {p.hf_checkpoint for p in self.progress.points if p.hf_checkpoint}
@@ -340,7 +327,7 @@ class PathRunner:
 
     def _restore(self, name: str, position: Position) -> None:
         self._book(
-            "checkpoint", lambda: checkpoint.restore(self.run_dir, name, self.trainer.model, self.trainer.optimizers)
+            "checkpoint", lambda: checkpoint.restore(self.folder, name, self.trainer.model, self.trainer.optimizers)
         )
         self.position = Position(position.branch, position.step, list(position.windows))
 
@@ -402,7 +389,7 @@ class PathRunner:
         first = planned.steps - max(1, planned.steps // 20)
         losses = {  # by step: a path that was left and taken up again has rows twice
             r.step: r.loss_nat
-            for r in read_rows(self.run_dir / "steps.jsonl", StepRow)
+            for r in read_rows(self.folder / "steps.jsonl", StepRow)
             if r.branch == planned.branch and r.step > first
         }
         return sum(losses.values()) / len(losses) if losses else None

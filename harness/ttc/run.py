@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from harness import records
-from harness.config.schema import Retry, RunConfig
-from harness.errors import ConfigError, HarnessError
+from harness.config import identity
+from harness.config.checks import require
+from harness.config.schema import RunConfig
+from harness.errors import ConfigError
 from harness.models.flops import counts
 from harness.power.meter import Meter, open_meter
-from harness.records import Json, Measured, RunState, SpendRow
+from harness.records import Measured, RunState, SpendRow
 from harness.records.ttc import FOLDER, TtcRecord, Window, asked
+from harness.runtime import attempt, energy_budget, provenance, signals
 from harness.runtime import device as devices
-from harness.runtime import energy_budget, lock, provenance, signals
-from harness.runtime.signals import Interrupted
+from harness.runtime.attempt import Attempt, Interrupted
 from harness.tasks.task import Control
 from harness.track.wandb import Mirror
 from harness.ttc import metering, sampling, score, wandb_rows, work_units
@@ -38,44 +39,19 @@ SEEN = 256  # problems of the training side, for `seen_greedy`
 COUNTED = ("answer", "correct", "verified", "trace_ok", "truncated", "length", "forced", "logprob")
 
 
-def evaluate(config: RunConfig, run_id: str, name: str, resolved: Json, *, parallel_runs: int = 1) -> RunState:
-    """Evaluate what is missing of this run's end points and return the evaluation's state. Never raises for what happens inside.
+def evaluate(config: RunConfig, *, workers: int = 1) -> RunState:
+    """Evaluate what is missing of this run's end points and return the state that the evaluation ended in, as `attempt.make` says.
 
-    Raises `BusyError` when another process evaluates the same run.
+    `workers` is how many runs share this machine's cores. ConfigError for a config that cannot be evaluated, BusyError when another
+    process evaluates the same run.
     """
-    run_dir = Path(config.paths.runs) / config.study / run_id
-    folder = run_dir / FOLDER
-    with lock.held(folder):
-        before = records.load_state(folder)
-        if before is not None and before.state == "failed" and config.run.retry is not Retry.failed:
-            return before
-        state = RunState(
-            "running",
-            name=f"{name} ttc",
-            attempt=before.attempt + 1 if before else 1,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-        )
-        killed = before is not None and before.state == "running"  # every other end has booked all it spent
-        try:
-            with signals.listening():
-                _Evaluation(config, run_id, name, resolved, run_dir, state, parallel_runs, killed).run()
-            return _end(folder, state, "done", None)
-        except HarnessError as e:
-            return _end(folder, state, "failed", str(e))
-        except Interrupted as e:
-            return _end(folder, state, "interrupted", str(e))
-        except BaseException as e:
-            if devices.out_of_memory(e):
-                return _end(folder, state, "failed", str(e))
-            _end(folder, state, "failed", f"{type(e).__name__}: {e}")
-            raise
+    require(config)
 
+    def work(this: Attempt) -> None:
+        with signals.listening():
+            _Evaluation(config, this, workers).run()
 
-def _end(folder: Path, state: RunState, name: str, reason: str | None) -> RunState:
-    state.state, state.reason, state.pid, state.updated_unix_s = name, reason, None, time.time()
-    records.write_json(folder / "state.json", state)
-    return state
+    return attempt.make(identity.run_dir(config) / FOLDER, f"{identity.run_name(config)} ttc", config.run, work)
 
 
 @dataclass(frozen=True)
@@ -88,37 +64,32 @@ class Cell:
 
 
 class _Evaluation:
-    def __init__(
-        self,
-        config: RunConfig,
-        run_id: str,
-        name: str,
-        resolved: Json,
-        run_dir: Path,
-        state: RunState,
-        parallel_runs: int,
-        killed: bool,
-    ) -> None:
-        self.config, self.ttc, self.run_id, self.name, self.resolved = config, config.ttc, run_id, name, resolved
-        self.run_dir, self.folder, self.state, self.killed = run_dir, run_dir / FOLDER, state, killed
+    def __init__(self, config: RunConfig, this: Attempt, workers: int) -> None:
+        self.config, self.ttc, self.attempt, self.folder, self.state = config, config.ttc, this, this.folder, this.state
+        self.run_id, self.name, self.resolved = (
+            identity.run_id(config),
+            identity.run_name(config),
+            identity.resolved(config),
+        )
         # Sampling sums probabilities with a kernel that the deterministic mode refuses on CUDA; the setting is of training
-        self.device = devices.choose(dataclasses.replace(config.device, deterministic=False), parallel_runs)
-        self.reason = energy_budget.guard(config.budget.kwh, run_dir.parent, signals.reason)
+        self.device = devices.choose(dataclasses.replace(config.device, deterministic=False), workers)
+        self.reason = energy_budget.guard(config.budget.kwh, self.folder.parent.parent, signals.reason)
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        self.meter: Meter = open_meter(config.power, self.folder / "power", attempt=state.attempt, cuda_visible=card)
-        self.books = Books(self.folder, state.attempt, self.meter, self.device.sync)
+        self.meter: Meter = open_meter(
+            config.power, self.folder / "power", attempt=this.state.attempt, cuda_visible=card
+        )
+        self.books = Books(self.folder, this.state.attempt, self.meter, self.device.sync)
         self.cells: list[TtcRecord] = []
 
     # --- the whole
     def run(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (
-            self.killed
-        ):  # first of all: whatever stops this attempt from here on, the next one no longer knows of the kill
+        # First of all: whatever stops this attempt from here on, the next one no longer knows of the kill
+        if self.attempt.killed:
             self.books.book_lost()
-        records.write_json(self.folder / "state.json", self.state)
-        self.task, found = open_subjects(self.config, self.run_dir, self.device)
+        self.state.step = 0
+        self.attempt.begin()
+        self.task, found = open_subjects(self.config, self.folder.parent, self.device)
         self.problems = self.task.problems(self.ttc.problems, self.ttc.seed)
         if not len(self.problems):
             raise ConfigError(
@@ -150,7 +121,7 @@ class _Evaluation:
                 self.cells.append(record)
                 wandb_rows.cell(mirror, record)
                 self.state.step += 1
-                self._beat(force=True)
+                self.attempt.beat(self.meter.power_w, force=True)
             wandb_rows.tables(mirror, self.cells, self.run_id, self.folder)
             status = mirror.finish()
         except BaseException:
@@ -230,7 +201,7 @@ class _Evaluation:
     def _unit(self, cell: Cell, decoder: Decoder, unit: Unit, row: SpendRow) -> None:
         """Draw one unit and write it; what it cost is added to `row` and stored with it, in case this process is killed before booking."""
         self._ask_to_stop()
-        self._beat()
+        self.attempt.beat(self.meter.power_w)
         began_ns = time.monotonic_ns()
         problems = (self.seen if unit.kind == "seen" else self.problems).take(_index(unit.problems))
         seed = unit.seed(cell.key)
@@ -350,12 +321,6 @@ class _Evaluation:
     def _ask_to_stop(self) -> None:
         if (why := self.reason()) is not None:
             raise Interrupted(f"stopped by {why}; launch again to draw what is missing")
-
-    def _beat(self, force: bool = False) -> None:
-        now = time.time()
-        if force or now - self.state.updated_unix_s >= 2.0:
-            self.state.updated_unix_s, self.state.power_w = now, self.meter.power_w()
-            records.write_json(self.folder / "state.json", self.state)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import compose, identity, schema
+from harness.config import checks, identity, schema
 from harness.config.schema import FAMILIES, BudgetConfig, CosineConfig, RunConfig, TextConfig, WsdConfig
 from harness.errors import ConfigError
 from harness.sweep.compose_sweep import CONF, Planned, enumerate_runs
@@ -185,7 +185,7 @@ def problems_of(key: str, value: float) -> str:
     run = RunConfig() if key.startswith("budget.") else RunConfig(budget=BudgetConfig(tokens=2_000_000))
     owner, name = (run, key) if "." not in key else (getattr(run, key.split(".")[0]), key.split(".")[1])
     setattr(owner, name, value)
-    return "\n".join(compose.check_run(run))
+    return "\n".join(checks.check_run(run))
 
 
 @pytest.mark.parametrize("key", [k for k, t in numbers() if t is float])
@@ -292,7 +292,7 @@ def test_records_hold_no_local_path(tmp_path: Path) -> None:
 
 def test_check_run_is_pure() -> None:
     run = copy.deepcopy(BASE)
-    assert compose.check_run(run) == []
+    assert checks.check_run(run) == []
     assert run == BASE
 
 

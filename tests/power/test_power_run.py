@@ -31,7 +31,7 @@ from harness.config.schema import (
     WsdConfig,
 )
 from harness.records import RunRecord, SpendRow
-from harness.train.run import run
+from harness.train.run import train
 
 WATTS = 300.0
 
@@ -52,7 +52,7 @@ def _config(folder: Path) -> RunConfig:
 
 def _train(folder: Path) -> tuple[RunRecord, list[SpendRow]]:
     config = _config(folder)
-    state = run(config, identity.run_id(config), "metered", identity.resolved(config), [])
+    state = train(config)
     assert state.state == "done", state.reason
     run_dir = folder / "metered" / identity.run_id(config)
     return records.load_record(run_dir), list(records.read_rows(run_dir / "spend.jsonl", SpendRow))
@@ -79,19 +79,18 @@ def test_a_run_carries_the_joules_of_its_own_windows(
 
 STOPPED = """
 import base64, pickle, sys, time
-from harness import compose
-from harness.train import loop
-from harness.train.run import run
+from harness.train import step
+from harness.train.run import train
 config = pickle.loads(base64.b64decode(sys.argv[1]))
-make, update = loop.Trainer.__init__, loop.Trainer._update
+make, update = step.Trainer.__init__, step.Trainer._update
 def with_a_block(self, *args, **settings):
     make(self, *args, **settings)
     self.block = 32  # as on a GPU: a stop is noticed after a block, long after the signal
 def slow(self, batch):
     time.sleep(0.03)
     return update(self, batch)
-loop.Trainer.__init__, loop.Trainer._update = with_a_block, slow
-state = run(config, identity.run_id(config), "metered", identity.resolved(config), [])
+step.Trainer.__init__, step.Trainer._update = with_a_block, slow
+state = train(config)
 print(state.state, flush=True)
 """
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness import records
 from harness.cli import main as cli
-from harness.config import compose
+from harness.config import checks, compose
 from harness.records import Measured, SpendRow
 from harness.runtime import energy_budget
 from harness.sweep.compose_sweep import enumerate_runs
@@ -72,9 +72,9 @@ def test_the_budget_is_no_part_of_a_run_and_needs_a_meter(tmp_path: Path) -> Non
         assert [p.run_id for p in plain] == [p.run_id for p in capped]
     config = dataclasses.replace(plain[0].config, power=compose.schema.UnmeteredConfig())
     config.budget.kwh = 1.0
-    assert any("budget.kwh=1.0 cannot be kept" in p for p in compose.check_run(config))
+    assert any("budget.kwh=1.0 cannot be kept" in p for p in checks.check_run(config))
     config.budget.kwh = -1.0
-    assert any("budget.kwh=-1.0 must be above 0" in p for p in compose.check_run(config))
+    assert any("budget.kwh=-1.0 must be above 0" in p for p in checks.check_run(config))
 
 
 def test_a_sweep_stops_when_its_joules_reach_the_budget_and_goes_on_with_more(

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from harness import records
-from harness.config import compose, ladder
+from harness.config import checks, ladder
 from harness.config.schema import (
     Arm,
     CountdownConfig,
@@ -103,7 +103,7 @@ def problems(**corpus: object) -> list[str]:
     kind = corpus.pop("kind", GroupConfig)
     run = RunConfig(corpus=kind(**corpus))  # type: ignore[operator]
     run.budget.tokens = 1_000_000
-    return compose.check_run(run)
+    return checks.check_run(run)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.config import compose, identity, ladder
+from harness.config import checks, identity, ladder
 from harness.config.schema import (
     AdamwConfig,
     Arm,
@@ -27,7 +27,7 @@ from harness.config.schema import (
 from harness.data.corpora import TaskCorpus
 from harness.models import llama
 from harness.tasks.task import NONE, Control, Grades, Problems, Task
-from harness.train.run import run as train_run
+from harness.train.run import train
 
 pytestmark = pytest.mark.slow
 ROWS = 128
@@ -48,9 +48,9 @@ def trained(runs: Path, corpus: TaskConfig, steps: int, seed: int) -> tuple[torc
         study="learn",
     )
     config.paths.runs = str(runs)
-    assert compose.check_run(config) == []
+    assert checks.check_run(config) == []
     run_id = identity.run_id(config)
-    state = train_run(config, run_id, identity.run_name(config), identity.resolved(config), [])
+    state = train(config)
     assert (state.state, state.reason) == ("done", None)
     (weights,) = (runs / "learn" / run_id / "checkpoints").glob(f"point-*{steps}/model.safetensors")
     model = llama.build(ladder.resolve(config, made.vocab, made.context).shape, seed, 20.0)

@@ -24,7 +24,7 @@ from harness.config.schema import (
     ScheduleConfig,
     WsdConfig,
 )
-from harness.runtime import signals
+from harness.runtime import attempt, signals
 from harness.sweep.status import describe
 from harness.train import checkpoint, run
 from harness.train import step as train_step
@@ -153,7 +153,7 @@ def die_at(patch: pytest.MonkeyPatch, owner: object, name: str, call: int, befor
         return result
 
     patch.setattr(owner, name, deadly)
-    patch.setattr(run, "_end", lambda *a: pytest.fail("a dead process writes nothing"))
+    patch.setattr(attempt.Attempt, "end", lambda *a: pytest.fail("a dead process writes nothing"))
 
 
 # A run writes: progress at its start, then after each of two branch points and two points; weights before each of the latter four
@@ -183,7 +183,7 @@ def test_killed_at_a_chosen_line(
         patch.setattr(train_step.Trainer, "_step", counted)
         with pytest.MonkeyPatch.context() as deadly:
             die_at(deadly, owner, name, call, before)
-            deadly.setattr(run, "_end", lambda *a: None)
+            deadly.setattr(attempt.Attempt, "end", lambda *a: None)
             with pytest.raises(Died):
                 tiny.train(config)
         assert tiny.train(config).state == "done"
@@ -199,7 +199,7 @@ def test_killed_between_booking_the_loss_and_the_next_checkpoint(tmp_path: Path,
     for call in (9, 6, 12):
         with pytest.MonkeyPatch.context() as patch:
             die_at(patch, train_step.Trainer, "_step", call, before=False)
-            patch.setattr(run, "_end", lambda *a: None)
+            patch.setattr(attempt.Attempt, "end", lambda *a: None)
             with pytest.raises(Died):
                 tiny.train(config)
     assert tiny.train(config).state == "done"
@@ -217,7 +217,7 @@ def test_killed_between_a_window_and_its_checkpoint_counts_the_window_once(tmp_p
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS)
     with pytest.MonkeyPatch.context() as patch:
         die_at(patch, checkpoint, "save", 2, before=True)  # the second branch point, 36 updates in
-        patch.setattr(run, "_end", lambda *a: None)
+        patch.setattr(attempt.Attempt, "end", lambda *a: None)
         with pytest.raises(Died):
             tiny.train(config)
     assert tiny.train(config).state == "done"

@@ -20,7 +20,7 @@ from harness import hardware, records
 from harness.config.schema import Retry, RunControl, Toggle
 from harness.errors import BusyError, DeviceError, RecordError
 from harness.records import RunState
-from harness.runtime import lock
+from harness.runtime import attempt, lock
 from harness.sweep.status import describe
 from harness.train import checkpoint, ledger, run
 from harness.train import step as train_step
@@ -335,7 +335,7 @@ def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "append_row", full)
-        patch.setattr(run, "HEARTBEAT_S", 1e9)
+        patch.setattr(attempt, "HEARTBEAT_S", 1e9)
         with pytest.MonkeyPatch.context() as disk:
             failing_after(disk, 18, no_room)
             state = tiny.train(config)

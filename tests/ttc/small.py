@@ -55,10 +55,10 @@ def folder(run: RunConfig) -> Path:
 
 
 def train(runs: Path) -> Path:
-    from harness.train.run import run as train_run
+    from harness.train.run import train
 
     run = config(runs)
-    state = train_run(run, identity.run_id(run), identity.run_name(run), identity.resolved(run), [])
+    state = train(run)
     assert state.state == "done", state.reason
     return folder(run)
 
@@ -66,7 +66,7 @@ def train(runs: Path) -> Path:
 def evaluated(run: RunConfig) -> RunState:
     from harness.ttc.run import evaluate
 
-    return evaluate(run, identity.run_id(run), identity.run_name(run), identity.resolved(run))
+    return evaluate(run)
 
 
 def beside(trained: Path, runs: Path, **ttc: Any) -> RunConfig:

@@ -39,17 +39,17 @@ def spend(run) -> list[SpendRow]:
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
-from harness.ttc import blocks
+from harness.ttc import work_units
 from tests.ttc import small
 run, left = pickle.loads(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
-write = blocks.write
+write = work_units.write
 def counted(*arguments):
     global left
     write(*arguments)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-blocks.write = counted
+work_units.write = counted
 small.evaluated(run)
 """
 
