@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a request that work honours at its next safe point. Standard library only."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 as a request that work honours at its next safe point. Standard library only.
+
+Slurm sends SIGTERM, submitit SIGUSR2 ahead of it, and a closing terminal SIGHUP.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 SAME_REQUEST_S = 2.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 _reason: str | None = None
 _heard = False  # whether this process's handlers are ours already
 
@@ -32,7 +35,7 @@ def install() -> None:
     global _heard
     if not _heard and threading.current_thread() is threading.main_thread():
         _heard = True
-        for number in _SIGNALS:
+        for number in _to_handle():
             signal.signal(number, _ask)
 
 
@@ -71,11 +74,16 @@ def forwarding() -> Iterator[None]:
         yield
 
 
+def _to_handle() -> list[signal.Signals]:
+    """`nohup` has SIGHUP ignored, and it stays so."""
+    return [s for s in _SIGNALS if s is not signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     global _reason, _heard
     _reason, _heard = None, True
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    before = {number: signal.signal(number, handler) for number in _to_handle()}
     try:
         yield
     finally:

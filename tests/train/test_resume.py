@@ -26,7 +26,7 @@ from harness.config.schema import (
 )
 from harness.runtime import attempt, signals
 from harness.sweep.status import describe
-from harness.train import checkpoint, run
+from harness.train import checkpoint
 from harness.train import step as train_step
 from harness.train import trunk as paths
 
