@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from harness import laws
 from harness.analysis import points as study_points
+from harness.analysis.study import Study
 from harness.config.schema import TrackerConfig, WandbMode
 from harness.laws.result import Fit
 from harness.records import RunRecord, to_json
@@ -16,8 +15,9 @@ from harness.track.wandb import mirror_fit
 CURVE_POINTS = 60
 
 
-def mirror_study(folder: Path, found: list[RunRecord], fits: dict[str, Fit], mode: str) -> str | None:
+def mirror_study(study: Study, mode: str) -> str | None:
     """Mirror a study's fits; None where the runs were not mirrored and nothing else was asked for."""
+    found, folder, fits = study.records, study.folder, study.fits
     recorded = [r.config["tracker"] for r in found if "tracker" in r.config]
     if mode == "as-recorded":
         used = [t for t in recorded if t["mode"] != WandbMode.disabled.value]
@@ -30,12 +30,11 @@ def mirror_study(folder: Path, found: list[RunRecord], fits: dict[str, Fit], mod
     rows = study_points.study_table(found)
     columns = list(rows[0]) if rows else []
     table = (columns, [[r[c] for c in columns] for r in rows])
-    study = found[0].study if found else folder.name
-    files = [p for p in (folder / "fits.json", *sorted(folder.glob("*/record.json"))) if p.exists()]
+    files = [p for p in (study.results / "fits.json", *sorted(folder.glob("*/record.json"))) if p.exists()]
     return mirror_fit(
         config,
-        study=study,
-        folder=folder,
+        study=found[0].study if found else study.name,
+        folder=study.results,
         points=table,
         curves=_curves(found, fits),
         fits={k: to_json(v) for k, v in fits.items()},

@@ -11,6 +11,7 @@ from harness import records
 from harness.analysis import next_runs, optimal
 from harness.analysis import points as study_points
 from harness.analysis.costs import Prices, of_study, without_records
+from harness.analysis.study import results_folder
 from harness.errors import FitError
 from harness.laws.result import Fit
 from harness.records import fits as fit_files
@@ -108,7 +109,7 @@ def gather(sources: list[str], find_study: Callable[[str], Path]) -> tuple[dict[
             study = path.absolute().parent if path.name == "fits.json" else None
         else:
             study = find_study(source)
-            found = fit_files.load_fits(study)
+            found = fit_files.load_fits(results_folder(study)) or fit_files.load_fits(study)
             if not found:
                 raise FitError(f"study {source} has no fits.json. Run first: harness fit {source}.")
         if twice := sorted(found.keys() & fits.keys()):

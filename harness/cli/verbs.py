@@ -4,36 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness import records
+from harness.cli.sources import WANDB, fetch_study, find_study
 from harness.errors import FitError, RecordError
-from harness.records.fits import load_fits, write_fits
 
-WANDB = "wandb:"
-
-
-def _study(path: str) -> Path:
-    """A study folder by path, or by its name below ./runs or results/reference."""
-    for candidate in (Path(path), Path("runs") / path, Path("results/reference") / path):
-        if candidate.is_dir():
-            return candidate
-    raise RecordError(
-        f"study {path!r} is not a folder (looked for {path}, runs/{path}, results/reference/{path}). Run a ladder first: harness run +ladder=cpu."
-    )
-
-
-def _fetched(source: str) -> Path:
-    """The records of a W&B project (wandb:ENTITY/PROJECT), fetched into a study folder of their own below ./runs."""
-    project = source.removeprefix(WANDB)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", project):
-        raise RecordError(f"study {source!r}: give wandb:ENTITY/PROJECT or wandb:PROJECT.")
-    from harness.track.wandb import fetch_records
-
-    folder = Path("runs") / f"wandb-{project.replace('/', '-')}"
-    print(f"{len(fetch_records(project, folder))} records fetched into {folder}")
-    return folder
+if TYPE_CHECKING:
+    from harness.analysis.study import Study
 
 
 def _help(name: str, text: str) -> argparse.ArgumentParser:
@@ -156,7 +134,7 @@ def status(arguments: list[str]) -> int:
     """The runs of a study folder and how each stands; exit code 1 when any is not done."""
     parser = _help("status", "The runs of a study folder and their states.")
     parser.add_argument("study", help="a study folder, such as runs/cpu")
-    folder = _study(parser.parse_args(arguments).study)
+    folder = find_study(parser.parse_args(arguments).study)
     from harness.sweep.status import folder_table
 
     text, all_done = folder_table(folder)
@@ -169,7 +147,7 @@ def fit(arguments: list[str]) -> int:
     from harness.cli import fit_table
 
     if fit_table.is_table_form(arguments):
-        return fit_table.run(arguments, lambda name: _fetched(name) if name.startswith(WANDB) else _study(name))
+        return fit_table.run(arguments, lambda name: fetch_study(name) if name.startswith(WANDB) else find_study(name))
     parser = _help(
         "fit", "Fit L(N, D), the frontier L(C), and the energy laws where energy was measured; writes fits.json."
     )
@@ -187,59 +165,61 @@ def fit(arguments: list[str]) -> int:
         default="as-recorded",
         help="mirror of the fit's summary run",
     )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of fits.json (default: the study's own, or runs/NAME for a committed reference, which is never written to)",
+    )
     given = parser.parse_args(arguments)
     if not 0 < given.delta < math.inf:
         raise FitError(f"--delta {given.delta:g} must be a number above 0.")
-    from harness import laws
-    from harness.analysis import energy as study_energy
-    from harness.analysis import points as study_points
-    from harness.analysis import study_laws
-    from harness.analysis.ttc import curves as ttc_curves
-    from harness.analysis.ttc import laws as ttc_laws
-    from harness.analysis.ttc import study as ttc_study
+    from harness.analysis.study import Study
     from harness.laws.fitting import check_resampling
-    from harness.records import ttc as ttc_records
 
     check_resampling(given.bootstrap, given.seed)  # each law would refuse them, and a refused law is only left out
-
     fetched = given.study.startswith(WANDB)
-    folder = _fetched(given.study) if fetched else _study(given.study)
-    found, excluded = records.load(folder)
-    fits = study_laws.fit_study(found, excluded, bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
-    evaluations = ttc_records.load(folder)
-    test_fits, no_test_fits = ttc_laws.fit_all(evaluations, bootstrap=given.bootstrap, seed=given.seed)
-    fits |= test_fits
-    write_fits(folder, fits)
-    for name, one in fits.items():
-        if not ttc_curves.of_cell(name):
-            print(f"{name}\n{laws.summary(one)}\n")
-    if cells := sum(map(ttc_curves.of_cell, fits)):  # three laws per cell would bury the rest
-        print(f"{cells} laws of single cells (voting, coverage, pass@k): in {folder / 'fits.json'}")
-    if evaluations:
-        said = ttc_study.answers(evaluations, no_test_fits, seed=given.seed)
-        ttc_study.write(folder, said)
-        print("\n".join(ttc_study.lines(said)))
-    for name, reason in study_laws.unfitted(found, fits, excluded).items():
-        print(f"{name}: not fitted: {reason}")
-    if joules_text := study_energy.text(study_points.points(found, excluded), fits):
-        print(f"\n{joules_text}\n")
-    if excluded:
-        print("left out: " + ", ".join(f"{n} {state}" for state, n in excluded.items()))
-    print(f"written: {folder / 'fits.json'}")
+    study = Study.load(fetch_study(given.study) if fetched else find_study(given.study), given.out)
+    study.fit(bootstrap=given.bootstrap, delta=given.delta, seed=given.seed)
+    path = study.save()
+    _print_fits(study, path)
     if fetched and given.wandb == "as-recorded":  # a project that was read is written to only when asked
         return 0
     from harness.analysis.wandb_study import mirror_study
 
-    if note := mirror_study(folder, found, fits, given.wandb):
+    if note := mirror_study(study, given.wandb):
         print(f"W&B: {note}")
     return 0
+
+
+def _print_fits(study: Study, path: Path) -> None:
+    from harness import laws
+    from harness.analysis import energy as study_energy
+    from harness.analysis import points as study_points
+    from harness.analysis.ttc import curves as ttc_curves
+    from harness.analysis.ttc import study as ttc_study
+
+    for name, one in study.fits.items():
+        if not ttc_curves.of_cell(name):
+            print(f"{name}\n{laws.summary(one)}\n")
+    if cells := sum(map(ttc_curves.of_cell, study.fits)):  # three laws per cell would bury the rest
+        print(f"{cells} laws of single cells (voting, coverage, pass@k): in {path}")
+    if study.answers is not None:
+        print("\n".join(ttc_study.lines(study.answers)))
+    for name, reason in study.unfitted().items():
+        print(f"{name}: not fitted: {reason}")
+    if text := study_energy.text(study_points.points(study.records, study.excluded), study.fits):
+        print(f"\n{text}\n")
+    if study.excluded:
+        print("left out: " + ", ".join(f"{n} {state}" for state, n in study.excluded.items()))
+    print(f"written: {path}")
 
 
 def ask(arguments: list[str]) -> int:
     """The best run for a budget, the cheapest run for a loss, the runs to do next; from fits."""
     from harness.cli import ask as asking
 
-    return asking.run(arguments, _study)
+    return asking.run(arguments, find_study)
 
 
 def report(arguments: list[str]) -> int:
@@ -250,21 +230,16 @@ def report(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the page (default: the study's folder, or runs/compare)")
     given = parser.parse_args(arguments)
-    from harness.analysis.ttc import study as ttc_study
-    from harness.records import ttc as ttc_records
+    from harness.analysis.study import Study
     from harness.report.page import build_report
 
-    folders = [_study(s) for s in given.studies]
-    if len({f.resolve().name for f in folders}) < len(folders):
-        names = [str(f) for f in folders]
-    else:
-        names = [f.resolve().name for f in folders]
-    studies = [(name, *records.load(f), load_fits(f)) for name, f in zip(names, folders, strict=True)]
-    out = given.out or (folders[0] if len(folders) == 1 else Path("runs/compare"))
-    evaluations = ttc_records.load(folders[0]) if len(folders) == 1 else []
-    said = ttc_study.read(folders[0]) if evaluations else None
-    print(f"report: {build_report(studies, out, evaluations, said)}")
-    if len(folders) > 1 and (tested := [n for n, f in zip(names, folders, strict=True) if ttc_records.load(f)]):
+    studies = [Study.load(find_study(s)) for s in given.studies]
+    if len({s.name for s in studies}) < len(studies):
+        for study in studies:
+            study.name = str(study.folder)
+    out = given.out or (studies[0].results if len(studies) == 1 else Path("runs/compare"))
+    print(f"report: {build_report(studies, out)}")
+    if len(studies) > 1 and (tested := [s.name for s in studies if s.evaluations]):
         print(f"left out: evaluations of {', '.join(tested)}; each study's own report shows them")
     return 0
 
@@ -280,8 +255,8 @@ def reproduce(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     import time
 
-    from harness.analysis import study_laws
     from harness.analysis.reproduce import compare, load_reference, quantities
+    from harness.analysis.study import Study
     from harness.sweep.compose_sweep import enumerate_runs, quoted
 
     reference = load_reference(given.ladder)
@@ -290,10 +265,10 @@ def reproduce(arguments: list[str]) -> int:
     if code := run(settings):
         return code
     folder = enumerate_runs(settings)[0][0].run_dir.parent
-    found, excluded = records.load(folder)
-    fits = study_laws.fit_study(found, excluded, bootstrap=reference.bootstrap)
-    write_fits(folder, fits)
-    text, same = compare(reference, quantities(found, fits))
+    study = Study.load(folder)
+    study.fit(bootstrap=reference.bootstrap)
+    study.save()
+    text, same = compare(reference, quantities(study.records, study.fits))
     print(text)
     print(
         f"reference: seed {reference.seed} of {given.ladder} on {reference.device}; bounds are three standard deviations over seeds {reference.seeds}"
@@ -316,7 +291,7 @@ def export(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from harness.analysis import export as exporting
 
-    source = _study(given.source)
+    source = find_study(given.source)
     if given.format == "parquet":
         out = given.out or source / "points.parquet"
         print(f"{exporting.to_parquet(source, out)} points: {out}")

@@ -18,11 +18,11 @@ import altair as alt
 import vl_convert
 
 from harness import __version__
+from harness.analysis.study import Study
 from harness.analysis.ttc.curves import of_cell
 from harness.analysis.ttc.study import StudyAnswers
 from harness.errors import DeviceError
-from harness.laws.result import Fit
-from harness.records import RunRecord, write_text_atomic
+from harness.records import write_text_atomic
 from harness.records.ttc import TtcRecord
 from harness.report import paper, tables, ttc_figures, ttc_sentences
 from harness.report import ttc as ttc_curves
@@ -35,7 +35,6 @@ from harness.report.study import StudyView, view
 VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 ASSETS = Path(__file__).parent / "assets"
 INK = "#1b1d21"
-Study = tuple[str, Sequence[RunRecord], dict[str, int], dict[str, Fit]]
 
 
 @cache
@@ -56,19 +55,18 @@ def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
     return body
 
 
-def build_report(
-    studies: Sequence[Study], out: Path, evaluations: Sequence[TtcRecord] = (), said: StudyAnswers | None = None
-) -> Path:
+def build_report(studies: Sequence[Study], out: Path) -> Path:
     """Write the page of one or several studies and their figures; returns the page's path.
 
-    `evaluations`: those of a single study, shown as test-time compute; `said`: what `harness fit` wrote about them to testtime.json.
-    `studies`: (name, records, excluded, fits) each, with `excluded` from `records.load`. `out`: a folder, or a path
-    ending in .html; figures go into `figures/` beside the page. A single study with fits also gets `fits.md` and
-    `fits.tex`, its laws (those of single cells left out) and their reporting checklists for a paper.
+    `out`: a folder, or a path ending in .html; figures go into `figures/` beside the page. Evaluations are shown for a single study. A
+    single study with fits also gets `fits.md` and `fits.tex`, its laws (those of single cells left out) and their reporting checklists
+    for a paper.
     """
+    evaluations = studies[0].evaluations if len(studies) == 1 else []
+    answers = studies[0].answers if len(studies) == 1 else None
     page = out if out.suffix == ".html" else out / "report.html"
-    views = [view(*study) for study in studies]
-    tested = ttc_curves.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, said)
+    views = [view(study) for study in studies]
+    tested = ttc_curves.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, answers)
     drawn = [*tested, *figures(views)]
     folder = page.parent / "figures"
     try:
@@ -78,7 +76,7 @@ def build_report(
                 write_figure(figure, folder / f"{figure.key}.svg", folder / f"{figure.key}.png")
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
-    write_text_atomic(page, html(views, drawn, evaluations, said))
+    write_text_atomic(page, html(views, drawn, evaluations, answers))
     if len(views) == 1 and (own := {name: fit for name, fit in views[0].fits.items() if not of_cell(name)}):
         write_text_atomic(page.parent / "fits.md", paper.markdown(own))
         write_text_atomic(page.parent / "fits.tex", paper.latex(own))
@@ -96,14 +94,14 @@ def html(
     views: Sequence[StudyView],
     drawn: Sequence[Figure],
     evaluations: Sequence[TtcRecord] = (),
-    said: StudyAnswers | None = None,
+    answers: StudyAnswers | None = None,
 ) -> str:
     """The whole page as text."""
     title = " and ".join(v.name for v in views)
     charts = {f.key: spec(f, static=False) for f in drawn if f.spec is not None}
     single = len(views) == 1
     lead = (
-        _lead(views[0], ttc_sentences.findings(evaluations, said))
+        _lead(views[0], ttc_sentences.findings(evaluations, answers))
         if single
         else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
     )

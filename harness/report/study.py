@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.analysis import points as study_points
-from harness.analysis import study_laws
 from harness.analysis.points import Floor, PointTable, RateCheck, SeedNoise
+from harness.analysis.study import Study
 from harness.laws.result import Fit
 from harness.records import RunRecord
 
@@ -37,19 +36,19 @@ class StudyView:
         return self.floor.oracle_nat if self.floor.oracle_nat is not None else self.floor.entropy_nat
 
 
-def view(name: str, records: Sequence[RunRecord], excluded: dict[str, int], fits: dict[str, Fit]) -> StudyView:
-    records = list(records)
-    table = study_points.points(records, excluded)
+def view(study: Study) -> StudyView:
+    records = study.records
+    table = study_points.points(records, study.excluded)
     noise = study_points.seed_noise(table)
     return StudyView(
-        name=name,
+        name=study.name,
         records=records,
-        excluded=dict(excluded),
-        fits=fits,
+        excluded=dict(study.excluded),
+        fits=study.fits,
         table=table,
         floor=study_points.floor(records),
         theory=study_points.theory(records),
         noise=noise,
         rates=study_points.rate_check(records, noise),
-        unfitted=study_laws.unfitted(records, fits, excluded),
+        unfitted=study.unfitted(),
     )

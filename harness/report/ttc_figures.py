@@ -1,6 +1,6 @@
 """Figures of what was fitted to a study's evaluations: laws with residuals, and forecasts; `figures` lists those of costs after them.
 
-Numbers are those of `fits.json` and `testtime.json`; `report.testtime` draws the accuracies. A figure whose data is missing carries
+Numbers are those of `fits.json` and `ttc.json`; `report.ttc` draws the accuracies. A figure whose data is missing carries
 the reason. Only fits with a certificate are drawn.
 """
 
@@ -23,7 +23,7 @@ from harness.report.layers import Figure, Row, figure, level
 from harness.report.palette import Palette, reach
 
 CELLS = 6  # curves per figure
-UNFITTED = "testtime.json is missing: run harness fit on the study"
+UNFITTED = "ttc.json is missing: run harness fit on the study"
 
 
 def _shown(records: Sequence[TtcRecord]) -> tuple[list[TtcRecord], int]:
@@ -143,7 +143,7 @@ def _listed(values: Sequence[int]) -> str:
 
 
 def figures(records: Sequence[TtcRecord], fits: Mapping[str, Fit], said: StudyAnswers | None) -> list[Figure]:
-    """All figures in reading order; `said` is what `harness fit` wrote to testtime.json, None where it has not run."""
+    """All figures in reading order; `said` is what `harness fit` wrote to ttc.json, None where it has not run."""
     if not records:
         return []
     out = [*law_pair(records, fits, "voting"), *law_pair(records, fits, "coverage")]

@@ -10,6 +10,7 @@ import pytest
 from harness import records
 from harness.analysis import reproduce, study_laws, wandb_study
 from harness.analysis.reproduce import Quantity, Reference
+from harness.analysis.study import Study
 from harness.errors import RecordError
 from harness.records import RunRecord
 from tests import synthetic
@@ -80,10 +81,9 @@ def test_the_summary_run_carries_points_curves_and_fits(
         wandb_study, "mirror_fit", lambda config, **given: sent.update(given, config=config) or "offline"
     )
     fits = study_laws.fit_study(found, bootstrap=0)
-    assert wandb_study.mirror_study(tmp_path, found, fits, "as-recorded") is None, (
-        "runs without a mirror have no summary run"
-    )
-    assert wandb_study.mirror_study(tmp_path, found, fits, "offline") == "offline"
+    study = Study("tiny", found, fits=fits, results=tmp_path)
+    assert wandb_study.mirror_study(study, "as-recorded") is None, "runs without a mirror have no summary run"
+    assert wandb_study.mirror_study(study, "offline") == "offline"
     columns, rows = sent["points"]
     assert len(rows) == sum(len(r.points) for r in found)
     assert {"train_flop", "loss_nat", "energy_j"} <= set(columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import struct
@@ -15,16 +16,16 @@ import numpy as np
 import pytest
 
 from harness.analysis import study_laws
+from harness.analysis.study import Study
 from harness.report import axes, build_report, charts, layers, sentences, study, tables
 from harness.report.layers import Figure
-from harness.report.page import Study
 from tests import synthetic, synthetic_ttc
 
 
 def make(name: str, **kw: Any) -> Study:
     records = synthetic.ladder(study=name, **kw)
     excluded = {"failed": 1}
-    return name, records, excluded, study_laws.fit_study(records, excluded, bootstrap=60)
+    return Study(name, records, excluded, study_laws.fit_study(records, excluded, bootstrap=60))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_names_and_events_are_escaped(tmp_path: Path) -> None:
         r.name = evil
         r.events = [evil]
     fits = study_laws.fit_study(records, bootstrap=0)
-    html = build_report([(evil, records, {evil: 1}, fits)], tmp_path).read_text(encoding="utf-8")
+    html = build_report([Study(evil, records, {evil: 1}, fits)], tmp_path).read_text(encoding="utf-8")
     assert "img" not in Tags(html).names
     assert html.count("</script>") == 3  # vega, specs, script
     assert "&lt;/script&gt;&lt;img src=x" in html
@@ -153,14 +154,14 @@ def test_studies_side_by_side(measured: Study, plain: Study, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("records", [[], [synthetic.record(16, budgets=(262_144,))]], ids=["empty", "one point"])
 def test_studies_with_nothing_to_fit_say_so(records: list, tmp_path: Path) -> None:
-    html = build_report([("small", records, {"failed": 3}, {})], tmp_path).read_text(encoding="utf-8")
+    html = build_report([Study("small", records, {"failed": 3}, {})], tmp_path).read_text(encoding="utf-8")
     assert "No law could be fitted" in html
     assert "3 runs are failed and left out" in html
 
 
 # --- charts ----------------------------------------------------------------------------------------------------------
 def drawn(*studies: Study) -> list[Figure]:
-    return [f for f in charts.figures([study.view(*s) for s in studies]) if f.spec is not None]
+    return [f for f in charts.figures([study.view(s) for s in studies]) if f.spec is not None]
 
 
 def test_every_mark_lies_inside_its_domain(measured: Study, plain: Study) -> None:
@@ -207,12 +208,12 @@ def test_axis_titles_carry_units(measured: Study) -> None:
 
 
 def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None:
-    name, records, excluded, _ = plain
+    name, records, excluded = plain.name, plain.records, plain.excluded
     fits = study_laws.fit_study(records, excluded, bootstrap=0)
     for fit in fits.values():
         fit.certificate.passed = False
         fit.certificate.reason = "the starts disagree"
-    v = study.view(name, records, excluded, fits)
+    v = study.view(Study(name, records, excluded, fits))
     assert sentences.warnings(v)[0].startswith("L(N, D), all rungs did not converge: the starts disagree")
     assert sentences.findings(v)[0].startswith("No law could be fitted")
     by_key = {f.key: f for f in charts.figures([v])}
@@ -225,9 +226,9 @@ def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None
 
 
 def test_losses_of_several_corpora_are_not_drawn_on_one_scale(plain: Study) -> None:
-    name, records, excluded, fits = plain
+    name, records, excluded, fits = plain.name, plain.records, plain.excluded, plain.fits
     other = [replace(r, corpus={**r.corpus, "corpus_id": "another"}) for r in records[:2]]
-    found = {f.key: f for f in charts.figures([study.view(name, [*other, *records[2:]], excluded, fits)])}
+    found = {f.key: f for f in charts.figures([study.view(Study(name, [*other, *records[2:]], excluded, fits))])}
     assert found["loss_compute"].spec is None
     assert "different scales" in (found["loss_compute"].reason or "")
     assert found["throughput"].spec is not None
@@ -235,24 +236,24 @@ def test_losses_of_several_corpora_are_not_drawn_on_one_scale(plain: Study) -> N
 
 def test_rates_at_the_edge_are_a_warning() -> None:
     records = [synthetic.record(16), synthetic.record(16, role="probe", lr_scale=0.5, loss_factor=0.9)]
-    v = study.view("edge", records, {}, {})
+    v = study.view(Study("edge", records, {}, {}))
     assert any("the best of the rates tried is ×0.5, at the edge" in w for w in sentences.warnings(v))
 
 
 def test_fits_of_other_points_and_repeated_tokens_are_warnings(plain: Study) -> None:
-    name, found, excluded, fits = plain
+    name, found, excluded, fits = plain.name, plain.records, plain.excluded, plain.fits
     assert not any(
-        "now:" in w or "more than once" in w for w in sentences.warnings(study.view(name, found, excluded, fits))
+        "now:" in w or "more than once" in w for w in sentences.warnings(study.view(Study(name, found, excluded, fits)))
     )
     fewer = [replace(found[0], points=[replace(p, epochs=2.5) for p in found[0].points]), *found[2:]]
-    lines = sentences.warnings(study.view(name, fewer, excluded, fits))
+    lines = sentences.warnings(study.view(Study(name, fewer, excluded, fits)))
     assert any("run harness fit again" in w for w in lines)
     assert any(f"{len(found[0].points)} points saw tokens more than once (up to 2.5 times)" in w for w in lines)
 
 
 def test_many_points_are_thinned_with_their_extremes_and_the_caption_says_so(measured: Study) -> None:
     records = synthetic.many(400)
-    v = study.view("many", records, {}, measured[3])
+    v = study.view(Study("many", records, {}, measured.fits))
     figure = charts.loss_tokens([v])
     assert figure.spec is not None
     drawn_rows = figure.spec["datasets"]["d1"]
@@ -301,7 +302,7 @@ def test_colours_stand_out_on_both_backgrounds(background: str) -> None:
 
 # --- words and tables ------------------------------------------------------------------------------------------------
 def test_numbers_are_rounded_to_their_interval(measured: Study) -> None:
-    fit = measured[3]["loss_nd"]
+    fit = measured.fits["loss_nd"]
     fit.params["E"], fit.interval["E"] = 1.03412, [0.9951, 1.0662]
     assert sentences.with_interval(fit, "E") == "1.034 [0.995, 1.066]"
     assert sentences.number(None) == "–"
@@ -310,7 +311,7 @@ def test_numbers_are_rounded_to_their_interval(measured: Study) -> None:
 
 
 def test_verdict_beside_theory_is_honest(measured: Study) -> None:
-    fit = measured[3]["loss_nd_nonemb"]
+    fit = measured.fits["loss_nd_nonemb"]
     fit.interval["alpha"], fit.identified["alpha"] = [0.4, 0.6], True
     assert sentences.verdict(fit, "alpha", 0.5) == "agrees"
     assert sentences.verdict(fit, "alpha", 0.7) == "misses"
@@ -319,7 +320,7 @@ def test_verdict_beside_theory_is_honest(measured: Study) -> None:
 
 
 def test_spend_is_apart_from_as_if(measured: Study) -> None:
-    rows = {r[0]: r for r in tables.spend(study.view(*measured)).rows}
+    rows = {r[0]: r for r in tables.spend(study.view(measured)).rows}
     assert set(rows) == {"spent: train", "spent: eval", "as if each point were a run"}
     assert rows["spent: eval"][4] == "not measured"
     assert rows["spent: train"][4].endswith("J")
@@ -340,7 +341,7 @@ def test_evaluations_add_figures_and_a_table(measured: Study, tmp_path: Path) ->
         )
         for b in (0, 2)
     ]
-    page = build_report([measured], tmp_path, evaluations)
+    page = build_report([dataclasses.replace(measured, evaluations=evaluations)], tmp_path)
     text = page.read_text(encoding="utf-8")
     drawn = {f.stem for f in (tmp_path / "figures").glob("ttc_*.png")}
     accuracy = {f"ttc_accuracy_{c}" for c in ("test_flop", "tokens")}

@@ -134,7 +134,7 @@ def test_cost_per_correct_answer_is_cost_over_accuracy() -> None:
 
 def test_without_the_study_file_the_reason_says_what_to_run(beta: TtcRecord) -> None:
     absent = {f.key: f.reason for f in ttc_figures.figures([beta], {}, None) if f.spec is None}
-    assert absent["ttc_break_even"] == "testtime.json is missing: run harness fit on the study"
+    assert absent["ttc_break_even"] == "ttc.json is missing: run harness fit on the study"
     assert ttc_figures.figures([], {}, None) == []
 
 

@@ -56,7 +56,7 @@ def fit_controls(
 def fit_all(
     records: Sequence[TtcRecord], *, bootstrap: int = 200, seed: int = 0
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Every law of a study's evaluations: of single cells (`testtime.fit_study_ttc`) and of controls.
+    """Every law of a study's evaluations: of single cells (`curves.fit_study_ttc`) and of controls.
 
     Without their draws: the intervals stand, nothing is predicted from these fits beyond their data, and the draws of hundreds of
     cells would be most of `fits.json`.

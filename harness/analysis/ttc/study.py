@@ -1,4 +1,4 @@
-"""What the evaluations of a study say besides its Fits: `testtime.json`, and the short lines that `harness fit` prints."""
+"""What the evaluations of a study say besides its Fits: `ttc.json`, and the short lines that `harness fit` prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from harness.analysis.ttc.exchange_rate import Exchange
 from harness.analysis.ttc.votes import EqualCost
 from harness.records.ttc import TtcRecord
 
-STUDY_FILE = "testtime.json"
+STUDY_FILE = "ttc.json"
+OLD_STUDY_FILE = "testtime.json"  # its name in older studies
 
 
 @dataclass
@@ -82,7 +83,7 @@ class StudyAnswers:
 
 
 def answers(found: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int = 400, seed: int = 0) -> StudyAnswers:
-    """Everything of `testtime.json`. Controls and temperatures are audited apart, because the null's T differs between them."""
+    """Everything of `ttc.json`. Controls and temperatures are audited apart, because the null's T differs between them."""
     groups: dict[str, list[TtcRecord]] = {}
     forced: dict[str, list[TtcRecord]] = {}
     for r in found:
@@ -176,7 +177,7 @@ def write(folder: Path, a: StudyAnswers) -> None:
 
 def read(folder: Path) -> StudyAnswers | None:
     """What `harness fit` found for the evaluations of a study; None where it has not run."""
-    path = folder / STUDY_FILE
+    path = next((p for p in (folder / STUDY_FILE, folder / OLD_STUDY_FILE) if p.exists()), folder / STUDY_FILE)
     return records.from_json(StudyAnswers, records.read_json(path), str(path)) if path.exists() else None
 
 

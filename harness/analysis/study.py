@@ -1,0 +1,109 @@
+"""A study as one object: the records of its runs and evaluations, and what was made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import records
+from harness.analysis import points as study_points
+from harness.analysis import study_laws
+from harness.analysis.ttc import laws as ttc_laws
+from harness.analysis.ttc import study as ttc_study
+from harness.analysis.ttc.study import StudyAnswers
+from harness.laws.result import Fit
+from harness.records import RunRecord
+from harness.records import fits as fit_files
+from harness.records import ttc as ttc_records
+from harness.records.ttc import TtcRecord
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def results_folder(folder: Path) -> Path:
+    """Where fits and pages of a study go: its own folder, or runs/<name> for a committed reference, which is never written to."""
+    return Path("runs") / folder.resolve().name if (folder / "records").is_dir() else folder
+
+
+@dataclass
+class Study:
+    """What the runs of one study left in `folder`, and its fits and answers, which are kept in `results`.
+
+    The two are the same folder, but for a committed reference (a folder that holds `records/`): a reference is never written to, and
+    its results are kept in runs/<name>, or where the caller says.
+    """
+
+    name: str
+    records: list[RunRecord]
+    excluded: dict[str, int] = field(default_factory=dict)  # state -> runs without a finished record
+    fits: dict[str, Fit] = field(default_factory=dict)
+    evaluations: list[TtcRecord] = field(default_factory=list)
+    answers: StudyAnswers | None = None  # about the evaluations
+    folder: Path = Path()
+    results: Path = Path()
+    unfitted_ttc: dict[str, str] = field(default_factory=dict)  # law of evaluations -> why `fit` found none
+
+    @classmethod
+    def load(cls, folder: str | Path, results: str | Path | None = None) -> Study:
+        """Read a study from its folder. Fits and answers come from `results` where it holds some, else from the folder.
+
+        RecordError for a folder that is none, or a file that cannot be read.
+        """
+        folder = Path(folder)
+        found, excluded = records.load(folder)
+        name = folder.resolve().name
+        results = results_folder(folder) if results is None else Path(results)
+        source = results if (results / fit_files.STUDY_FILE).exists() else folder
+        evaluations = ttc_records.load(folder)
+        answers = ttc_study.read(source) if evaluations else None
+        return cls(name, found, excluded, fit_files.load_fits(source), evaluations, answers, folder, results)
+
+    def fit(self, *, bootstrap: int = 1000, delta: float = 1e-3, seed: int = 0) -> None:
+        """Fit every law that the records allow, of training and of evaluations; `save` keeps them.
+
+        `bootstrap`: draws behind the intervals; `delta`: Huber delta on log residuals; `seed`: of the draws.
+        """
+        self.fits = study_laws.fit_study(self.records, self.excluded, bootstrap=bootstrap, seed=seed, delta=delta)
+        if self.evaluations:
+            of_evaluations, self.unfitted_ttc = ttc_laws.fit_all(self.evaluations, bootstrap=bootstrap, seed=seed)
+            self.fits |= of_evaluations
+            self.answers = ttc_study.answers(self.evaluations, self.unfitted_ttc, seed=seed)
+
+    def save(self) -> Path:
+        """Write fits and answers into `results`; returns the path of fits.json."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        fit_files.write_fits(self.results, self.fits)
+        if self.answers is not None:
+            ttc_study.write(self.results, self.answers)
+        return self.results / fit_files.STUDY_FILE
+
+    def unfitted(self) -> dict[str, str]:
+        """Law of training -> why it has no fit."""
+        return study_laws.unfitted(self.records, self.fits, self.excluded)
+
+    def points(self) -> pandas.DataFrame:
+        """One row per point of every record, columns as in the ledger."""
+        import pandas
+
+        return pandas.DataFrame(study_points.study_table(self.records))
+
+    def parameters(self) -> pandas.DataFrame:
+        """One row per parameter of every fit: fit, law, parameter, value, low, high (95 %), converged."""
+        import pandas
+
+        rows = [
+            {
+                "fit": name,
+                "law": fit.law,
+                "parameter": p,
+                "value": value,
+                "low": fit.interval[p][0] if p in fit.interval else None,
+                "high": fit.interval[p][1] if p in fit.interval else None,
+                "converged": fit.certificate.passed,
+            }
+            for name, fit in self.fits.items()
+            for p, value in fit.params.items()
+        ]
+        return pandas.DataFrame(rows)
