@@ -196,8 +196,10 @@ def test_pins_are_bare() -> None:
 def test_every_dependency_is_pinned() -> None:
     import tomllib
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, groups = settings["project"], settings["dependency-groups"]
+    extras = [*project["optional-dependencies"].values(), *groups.values()]
+    wanted = project["dependencies"] + [d for extra in extras for d in extra]
     pins = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     for requirement in wanted:
         match = re.match(r"[A-Za-z0-9._-]+", requirement)
