@@ -42,6 +42,7 @@ html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 pygments_style = "friendly"
+highlight_language = "text"  # of blocks that name no language
 
 
 # --- docstrings: plain text with `code` becomes reStructuredText -----------------------------------------------------
