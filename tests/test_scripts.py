@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("bash", "env", "dirname", "basename", "df", "awk", "grep", "sed", "tail", "rm", "cat", "sh")
+TOOLS = ("bash", "env", "dirname", "basename", "df", "awk", "grep", "sed", "tail", "rm", "cat", "sh", "mkdir")
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def clone(tmp_path: Path) -> Path:
         "scripts/_env",
         "scripts/quickstart",
         "scripts/test",
+        "scripts/docs",
         "constraints.txt",
         "pyproject.toml",
         "scripts/oldest.txt",
@@ -127,14 +128,14 @@ def test_no_network(clone: Path, bin_dir: Path) -> None:
     assert not (clone / ".venv" / ".installed").exists()
 
 
-def ready(clone: Path, harness: str) -> None:
+def ready(clone: Path, harness: str, venv: str = ".venv") -> None:
     """An environment that is up to date: a Python that is this one, its pip answered for, and a stand-in for `harness`."""
     stub(
-        clone / ".venv/bin/python",
+        clone / venv / "bin/python",
         f'case "$*" in "-m pip --version") exit 0;; "-m pip"*) echo "pip $*" >> {clone.parent}/pip; exit 0;; '
-        f'"-m ruff"*|"-m pyright"*|"-m pytest"*) echo "$@"; exit ${{CODE:-0}};; esac\nexec {sys.executable} "$@"',
+        f'"-m ruff"*|"-m pyright"*|"-m pytest"*|"-m sphinx"*) echo "$@"; exit ${{CODE:-0}};; esac\nexec {sys.executable} "$@"',
     )
-    stub(clone / ".venv/bin/harness", harness)
+    stub(clone / venv / "bin/harness", harness)
 
 
 def test_installs_once(clone: Path, bin_dir: Path) -> None:
@@ -205,3 +206,15 @@ def test_test_script_checks_everything_and_ends_with_pytest(clone: Path, bin_dir
     assert failing.stdout.splitlines()[-1].startswith("-m pytest"), (
         "a failed check does not keep the tests from running"
     )
+
+
+def test_docs_have_an_environment_of_their_own(clone: Path, bin_dir: Path) -> None:
+    ready(clone, "exit 0", "build/docs-env")
+    done = start(clone, bin_dir, "docs")
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if line.startswith("-m")]
+    assert commands == ["-m sphinx --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs"]
+    assert f"--group {clone}/pyproject.toml:docs" in (clone.parent / "pip").read_text()
+    assert not (clone / ".venv").exists()
+    assert start(clone, bin_dir, "docs", CODE="1").returncode == 1
+    refused(start(clone, bin_dir, "docs", "html"), "takes no arguments")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -158,11 +159,14 @@ class HfDecoder:
     def __init__(self, model: PreTrainedModel, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.device = shape, device
         self._model = model.to(device, dtype).eval()  # type: ignore[arg-type]
+        # transformers 5.24 renames the argument and the output `past_key_values` to `cache`
+        accepted = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in accepted else "past_key_values"
 
     @torch.inference_mode()
     def prefill(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray) -> tuple[torch.Tensor, HfCache]:
         found = self._prompt(tokens, positions, pads, last=1, use_cache=True)
-        return found.logits[:, -1].float(), HfCache(found.past_key_values, self._mask(tokens, pads))
+        return found.logits[:, -1].float(), HfCache(found[self._cache_name], self._mask(tokens, pads))
 
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray, last: int) -> torch.Tensor:
@@ -187,10 +191,10 @@ class HfDecoder:
             input_ids=self._put(tokens)[:, None],
             attention_mask=cache.mask,
             position_ids=self._put(positions)[:, None],
-            past_key_values=cache.past,
             use_cache=True,
+            **{self._cache_name: cache.past},
         )
-        cache.past = found.past_key_values
+        cache.past = found[self._cache_name]
         return found.logits[:, -1].float()
 
     def _prompt(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray, last: int, use_cache: bool) -> Any:

@@ -72,6 +72,16 @@ def dense(shape: Shape):
     return model.train()
 
 
+def rotary_flop(model, length: int) -> int:
+    """What torch counts for rotary angles, which no convention includes: older transformers make them a matrix product."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.model.rotary_emb(torch.zeros(1, length, 1), torch.arange(length)[None])
+    return counter.get_total_flops()
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_training_flop_against_torchs_counter(shape: Shape) -> None:
     import torch
@@ -82,7 +92,8 @@ def test_training_flop_against_torchs_counter(shape: Shape) -> None:
     tokens = torch.randint(shape.vocab, (3, shape.context))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=tokens, use_cache=False).logits.float().square().sum().backward()
-    assert counter.get_total_flops() == counts(shape).fpt_full * tokens.numel()
+    counted = counter.get_total_flops() - rotary_flop(model, shape.context)
+    assert counted == counts(shape).fpt_full * tokens.numel()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -96,7 +107,8 @@ def test_dense_prefill_against_torchs_counter(shape: Shape) -> None:
         tokens = torch.randint(shape.vocab, (1, length))
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(input_ids=tokens, use_cache=False)
-        assert counter.get_total_flops() == prefill_flop(shape, length, causal=False)
+        counted = counter.get_total_flops() - rotary_flop(model, length)
+        assert counted == prefill_flop(shape, length, causal=False)
 
 
 def test_model_has_the_parameters_that_are_counted() -> None:
