@@ -24,7 +24,7 @@ from harness.config.schema import (
     LlamaConfig,
     PretrainedConfig,
     QaConfig,
-    ReplayConfig,
+    RaplConfig,
     RunConfig,
     TaskConfig,
     TextConfig,
@@ -105,9 +105,10 @@ def _missing(config: DictConfig) -> list[str]:
 def resolved(run: RunConfig) -> Json:
     """The config as JSON, with `kind` beside each family's fields and paths cut to base names: records hold no local path."""
     value = records.to_json(run)
-    for family, choices in schema.FAMILIES.items():
-        kind = next(k for k, cls in choices.items() if type(getattr(run, family)) is cls)
-        value[family] = {"kind": kind, **value[family]}
+    for family in schema.FAMILIES:
+        config = getattr(run, family)
+        cut = {name: Path(path).name for name, path in schema.local_paths(config).items()}
+        value[family] = {"kind": schema.choice(family, config), **value[family], **cut}
     if isinstance(run.model, PretrainedConfig):
         value["model"]["path"] = _told_apart(run.model.path, model_name(run.model.path))
     if isinstance(run.corpus, QaConfig):
@@ -118,8 +119,6 @@ def resolved(run: RunConfig) -> Json:
         for key in ("train", "val"):
             value["corpus"][key] = value["corpus"][key] and base_name(value["corpus"][key])
         value["corpus"]["cache_dir"] = None
-    if isinstance(run.power, ReplayConfig):
-        value["power"]["path"] = Path(run.power.path).name
     value["paths"] = {}
     return value
 
@@ -143,7 +142,14 @@ def base_name(value: str) -> str:
 def public_overrides(overrides: list[str]) -> list[str]:
     """Overrides as a record keeps them: local paths cut to base names."""
     pairs = (o.partition("=") for o in overrides)
-    return [key + equals + base_name(value) for key, equals, value in pairs]
+    return [key + equals + (Path(value).name if _names_path(key) else base_name(value)) for key, equals, value in pairs]
+
+
+def _names_path(key: str) -> bool:
+    """Whether a key is a field with the metadata `PATH` in some choice of its family."""
+    family, _, name = key.lstrip("+").partition(".")
+    choices = schema.FAMILIES.get(family, {}).values()
+    return any(f.name == name and "path" in f.metadata for cls in choices for f in dataclasses.fields(cls))
 
 
 def run_id(run: RunConfig) -> str:
@@ -154,6 +160,8 @@ def run_id(run: RunConfig) -> str:
         if value[section][name] == default:
             value[section].pop(name)
             value[section].update(hashed_as)
+    if isinstance(run.power, RaplConfig):
+        value["power"]["root"] = run.power.root  # was not cut when its first runs were named
     if isinstance(run.schedule, WsdConfig):
         value.pop("budget")
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

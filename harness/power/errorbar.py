@@ -52,7 +52,7 @@ def trust(s: Series, k: int, u: float) -> float:
     Readings that alias a fast load, or stand locked to it, do not follow the counter, and the line stays straight.
     """
     first = max(0, k - SHAPE_TICKS)
-    if k - first < LEAST_SHAPE or s.piece[first] != s.piece[k] or not s.instant.w or not s.momentary:
+    if k - first < LEAST_SHAPE or s.piece[first] != s.piece[k] or not s.instant.w or not s.card.momentary:
         return 0.0
     lo, hi = np.array(s.lo_s[first : k + 1]), np.array(s.hi_s[first : k + 1])
     at = 0.5 * (np.maximum(lo, hi - u) + hi)
@@ -88,7 +88,7 @@ def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
         low = min(low, float(np.min(rise[sure] / (apart - doubt)[sure])))
         high = max(high, float(np.max(rise[sure] / (apart + doubt)[sure])))
     shown = np.array(s.instant.span(float(hi[0]), float(hi[-1])))
-    if len(shown) == 0 or not s.momentary or _tell_nothing(s, hi[1:][same], rise / apart, mean_w, u):
+    if len(shown) == 0 or not s.card.momentary or _tell_nothing(s, hi[1:][same], rise / apart, mean_w, u):
         return min(low, 0.5 * mean_w), max(high, 1.5 * mean_w)
     low, high = min(low, float(shown.min())), max(high, float(shown.max()))
     looks = s.instant.integral(float(hi[0]), float(hi[-1]))
@@ -96,7 +96,7 @@ def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
         counted = float(joule[-1] - joule[0]) / float(hi[-1] - hi[0])
         miss = looks / float(hi[-1] - hi[0]) - counted
         if abs(miss) > UNSEEN * counted + 3 * float(shown.std()) / math.sqrt(len(shown)):
-            return (low, max(high, s.limit_w or 3 * counted)) if miss < 0 else (0.0, high)
+            return (low, max(high, s.card.limit_w or 3 * counted)) if miss < 0 else (0.0, high)
     return low, high
 
 

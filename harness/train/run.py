@@ -22,7 +22,7 @@ import torch
 
 from harness import records
 from harness.config import ladder
-from harness.config.schema import LlamaConfig, NvmlConfig, Retry, RunConfig
+from harness.config.schema import LlamaConfig, Retry, RunConfig
 from harness.data.corpora import open_corpus, save_tokenizer, sizes
 from harness.errors import CorpusError, DeviceError, HarnessError, RecordError
 from harness.models import llama
@@ -138,9 +138,9 @@ def _attempt(
             device = _device(config, progress, run_id, parallel_runs)
             cards = meter.describe().get("cards", [])
             _require_metered_card(device, cards)
-            if cards and device.uuid is None and isinstance(config.power, NvmlConfig):
+            if device.uuid is None and _gpus(cards):
                 progress.events.append(
-                    f"power=nvml meters {cards[0]['name']}, but training is on {device.label}: not its joules"
+                    f"the meter watches {cards[0]['name']}, but training is on {device.label}: not its joules"
                 )
             if resumed:
                 ledger.recover()
@@ -234,12 +234,17 @@ def _device(config: RunConfig, progress: Progress, run_id: str, parallel_runs: i
     return device
 
 
+def _gpus(cards: list[Json]) -> list[Json]:
+    """The cards of a meter that CUDA may train on, by their UUIDs."""
+    return [c for c in cards if str(c["uuid"]).startswith("GPU-")]
+
+
 def _require_metered_card(device: devices.Device, cards: list[Json]) -> None:
     """DeviceError when the meter watches another GPU than the one that trains."""
-    metered = [str(c["uuid"]) for c in cards if str(c["uuid"]).startswith("GPU-") and not c.get("mig")]
+    metered = [str(c["uuid"]) for c in _gpus(cards) if not c.get("mig")]
     if device.uuid is not None and metered and all(device.uuid not in uuid for uuid in metered):
         raise DeviceError(
-            f"power=nvml meters {', '.join(metered)}, but CUDA trains on GPU-{device.uuid}. "
+            f"the meter watches {', '.join(metered)}, but CUDA trains on GPU-{device.uuid}. "
             "Name the card by its UUID: CUDA_VISIBLE_DEVICES=GPU-…, as `nvidia-smi -L` prints it."
         )
 

@@ -328,7 +328,7 @@ def test_a_bug_of_the_meter_does_not_end_the_run(
 # --- kill and resume -------------------------------------------------------------------------------------------------
 TRAINER = """
 import os, sys, time, pathlib
-from harness import schema
+from harness.config import schema
 from harness.power.meter import open_meter
 meter = open_meter(schema.NvmlConfig(), pathlib.Path(sys.argv[1]), attempt=1, cuda_visible=None)
 meter.start()

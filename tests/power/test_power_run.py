@@ -79,8 +79,8 @@ def test_a_run_carries_the_joules_of_its_own_windows(
 
 STOPPED = """
 import base64, pickle, sys, time
-from harness import compose
-from harness.train import loop
+from harness.config import compose
+from harness.train import step as loop
 from harness.train.run import run
 config = pickle.loads(base64.b64decode(sys.argv[1]))
 make, update = loop.Trainer.__init__, loop.Trainer._update
