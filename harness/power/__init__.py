@@ -4,8 +4,8 @@
     source.py    what a sensor is: cards, readings, refusals       nvml.py rapl.py replay.py   the sensors
     sampler.py   the process that polls                            segment_process.py          its life, as the meter sees it
     segment_file.py  the append-only files on disk                 table.py                    all of them as one parquet table
-    series.py    rows of a segment -> ticks, gaps, resets (pure)   tick_times.py               when ticks happened (pure)
-    estimate.py  window -> joules, error bar, codes (pure)         errorbar.py plausibility.py interference.py  its parts (pure)
+    series.py    rows of a segment -> ticks, gaps, resets (pure)   errorbar.py                 when ticks happened; errors (pure)
+    estimate.py  window -> joules, error bar, codes (pure)         plausibility.py interference.py  what stands beside it (pure)
     sensor.py    a GPU's sensor card: measured once, kept          visible_devices.py          CUDA_VISIBLE_DEVICES -> cards (pure)
     reason_codes.py  codes and their verdicts
 

@@ -1,7 +1,7 @@
 """Joules of a window from the ticks of a counter, with a standard error and reason codes. Pure functions of `Series`.
 
 Value (E1): the counter, interpolated between the two ticks around each edge, so that neither edge is rounded to a tick. When
-the ticks happened comes from a comb fitted through many (`comb`); the line between two is bent towards the instant readings
+the ticks happened comes from a comb fitted through many (`errorbar.tick_times`); the line between two is bent towards the instant readings
 at its ends as far as these are seen to follow the counter (`errorbar.trust`). Integrals of instant (E2) and average power
 (E3) are set beside it and never mixed in; they take over only where a card has no counter. Standard error, J, one sigma:
     sub-tick   0.44 dP u x (1 - x) per edge     x: share of the tick interval u gone by; dP: power levels around, highest minus lowest
