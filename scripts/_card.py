@@ -19,6 +19,7 @@ from harness.models import flops, llama
 from harness.power.nvml import NvmlSource
 from harness.power.sensor import Actions, after, poll
 from harness.power.series import Series
+from harness.power.source import Card
 
 Json = dict[str, Any]
 
@@ -28,13 +29,13 @@ class Bench:
     """A card, a load, and how much of each experiment's length is wanted (1: all; less in a rehearsal)."""
 
     source: NvmlSource
-    facts: list[Json]
+    cards: list[Card]
     actions: Actions
     cuda: bool
     scale: float = 1.0
 
     def poll(self, seconds: float, period_s: float = 0.005) -> Series:
-        return poll(self.source, self.facts, 0, after(max(1.5, seconds * self.scale)), period_s)[0]
+        return poll(self.source, self.cards, 0, after(max(1.5, seconds * self.scale)), period_s)[0]
 
     def during(self, load: Callable[[Callable[[], bool]], None], seconds: float) -> Series:
         """Poll while `load(stopped)` runs beside it."""
@@ -48,7 +49,7 @@ class Bench:
 
     @property
     def handle(self) -> Any:
-        return pynvml.nvmlDeviceGetHandleByIndex(self.facts[0]["index"])
+        return pynvml.nvmlDeviceGetHandleByIndex(self.cards[0].facts["index"])
 
     @property
     def device(self) -> str:

@@ -97,7 +97,7 @@ def q02(b: Bench) -> Json:
 
 def q03(b: Bench) -> Json:
     """Update periods and the window of instant readings, from 100 steps of load at random phases."""
-    s, onsets = sensor.bursts(b.source, b.facts, 0, b.actions, max(3, round(100 * b.scale)))
+    s, onsets = sensor.bursts(b.source, b.cards, 0, b.actions, max(3, round(100 * b.scale)))
     period = {
         n: statistics.median(np.diff(h.t_s)) if len(h.t_s) > 3 else None
         for n, h in (("instant", s.instant), ("average", s.average))
@@ -144,7 +144,7 @@ def q04(b: Bench) -> Json:
     calls = max(2, round(10 * b.scale / time_per_call(b, load, 20)))
     took: dict[int, list[float]] = {hz: [] for hz in rates}
     for hz in (*rates, *reversed(rates)):
-        polled = functools.partial(poll, b.source, b.facts, 0, period_s=1 / hz) if hz else lambda stopped: None
+        polled = functools.partial(poll, b.source, b.cards, 0, period_s=1 / hz) if hz else lambda stopped: None
         with beside(polled):
             took[hz].append(time_per_call(b, load, calls))
     base = statistics.mean(took[0])
@@ -184,7 +184,7 @@ def q06(b: Bench) -> Json:
 
 def q07(b: Bench) -> Json:
     """How late the counter is: where its straight lines say a burst began, less when it did."""
-    s, onsets = sensor.bursts(b.source, b.facts, 0, b.actions, max(4, round(60 * b.scale)))
+    s, onsets = sensor.bursts(b.source, b.cards, 0, b.actions, max(4, round(60 * b.scale)))
     late = []
     for begin, _ in onsets:
         t = 0.5 * (np.array(s.lo_s) + np.array(s.hi_s))
@@ -287,7 +287,7 @@ def q11(b: Bench) -> Json:
 def q12(b: Bench) -> Json:
     """Seconds until idle power drifts less than 1 W over 5 s, after a minute of load."""
     b.actions.burst(max(1.0, 60 * b.scale))
-    return {"settled_after_s": sensor.settle(b.source, b.facts, 0, give_up_s=max(11.0, 120 * b.scale))}
+    return {"settled_after_s": sensor.settle(b.source, b.cards, 0, give_up_s=max(11.0, 120 * b.scale))}
 
 
 # part -> (function, seconds it takes at full length), in the order of what a first call should know

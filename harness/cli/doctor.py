@@ -134,14 +134,14 @@ def sensor_cards(seconds: float = 12.0) -> tuple[str, bool]:
 
     source = NvmlSource(os.environ.get("CUDA_VISIBLE_DEVICES"), mig_whole_card=True)
     try:
-        facts = source.open()
+        cards = source.open()
     except Refused as e:
         return e.reason, False
     lines = []
-    for i, f in enumerate(facts):
+    for i, c in enumerate(cards):
         actions, why = gpu_actions(i)
-        card = sensor.measure(source, facts, i, seconds=seconds, actions=actions, why_no_actions=why)
-        lines.append(f"{f['name']} {f['uuid']}, driver {f['driver']}: kept in {sensor.store(card)}")
+        card = sensor.measure(source, cards, i, seconds=seconds, actions=actions, why_no_actions=why)
+        lines.append(f"{c.name} {c.uuid}, driver {c.driver}: kept in {sensor.store(card)}")
         for field in dataclasses.fields(card)[4:-2]:
             value = getattr(card, field.name)
             lines.append(

@@ -16,10 +16,8 @@ from harness.config.schema import (
     GroupFormat,
     LlamaConfig,
     MultiplyConfig,
-    NvmlConfig,
     PretrainedConfig,
     QaConfig,
-    RaplConfig,
     RunConfig,
     TaskConfig,
     TextConfig,
@@ -58,6 +56,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "evaluation.batch_tokens": _at_least(1),
     "budget.kwh": _ABOVE_0,
     "power.tolerance": _ABOVE_0,
+    "power.period_s": (lambda v: 0.001 <= v <= 10, "from 0.001 to 10 seconds"),
     **{
         f"ttc.{k}": _at_least(1)
         for k in ("problems", "samples", "beam_keep", "max_new_tokens", "batch_rows", "meter_samples")
@@ -180,11 +179,6 @@ def check_run(run: RunConfig) -> list[str]:
         )
     if isinstance(run.model, LlamaConfig):
         need(run.model.width >= 8, f"model.width={run.model.width} must be at least 8.")
-    if isinstance(run.power, (NvmlConfig, RaplConfig)):
-        need(
-            0.001 <= run.power.period_s <= 10,
-            f"power.period_s={run.power.period_s} must lie between 0.001 and 10 seconds.",
-        )
     need(
         run.device.threads is None or run.device.threads > 0,
         f"device.threads={run.device.threads} must be above 0, or null.",

@@ -21,10 +21,11 @@ from harness.config.schema import (
     LlamaConfig,
     PretrainedConfig,
     QaConfig,
-    ReplayConfig,
     RunConfig,
     TaskConfig,
     TextConfig,
+    choice,
+    local_paths,
 )
 from harness.records import Json, to_json
 
@@ -110,9 +111,10 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def resolved(run: RunConfig) -> Json:
     """The config as JSON, with `kind` beside each family's fields and paths cut to base names: records hold no local path."""
     value = to_json(run)
-    for family, choices in FAMILIES.items():
-        kind = next(k for k, cls in choices.items() if type(getattr(run, family)) is cls)
-        value[family] = {"kind": kind, **value[family]}
+    for family in FAMILIES:
+        config = getattr(run, family)
+        cut = {name: Path(path).name for name, path in local_paths(config).items()}
+        value[family] = {"kind": choice(family, config), **value[family], **cut}
     if isinstance(run.model, PretrainedConfig):
         value["model"]["path"] = _told_apart(run.model.path, model_name(run.model.path))
     if isinstance(run.corpus, QaConfig):
@@ -123,8 +125,6 @@ def resolved(run: RunConfig) -> Json:
         for key in ("train", "val"):
             value["corpus"][key] = value["corpus"][key] and base_name(value["corpus"][key])
         value["corpus"]["cache_dir"] = None
-    if isinstance(run.power, ReplayConfig):
-        value["power"]["path"] = Path(run.power.path).name
     value["paths"] = {}
     return value
 
@@ -148,7 +148,14 @@ def base_name(value: str) -> str:
 def public_overrides(overrides: list[str]) -> list[str]:
     """Overrides as a record keeps them: local paths cut to base names."""
     pairs = (o.partition("=") for o in overrides)
-    return [key + equals + base_name(value) for key, equals, value in pairs]
+    return [key + equals + (Path(value).name if _names_path(key) else base_name(value)) for key, equals, value in pairs]
+
+
+def _names_path(key: str) -> bool:
+    """Whether a key is a field with the metadata `PATH` in some choice of its family."""
+    family, _, name = key.lstrip("+").partition(".")
+    choices = FAMILIES.get(family, {}).values()
+    return any(f.name == name and "path" in f.metadata for cls in choices for f in dataclasses.fields(cls))
 
 
 def run_name(run: RunConfig) -> str:

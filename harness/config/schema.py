@@ -8,8 +8,10 @@ the documented rule", and what was decided is stored in the record.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class Role(Enum):
@@ -17,6 +19,9 @@ class Role(Enum):
 
     fit = "fit"
     probe = "probe"
+
+
+PATH = {"path": True}  # metadata of a field that names a local file or folder: records hold its base name
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
@@ -266,7 +271,7 @@ class EvalConfig:
 
 @dataclass
 class PowerConfig:
-    """Base of the power family."""
+    """Base of the power family. A field that names a local file or folder says so: `field(default=…, metadata=PATH)`."""
 
 
 @dataclass
@@ -282,7 +287,7 @@ class NvmlConfig(PowerConfig):
 class RaplConfig(PowerConfig):
     """CPU package and DRAM by the kernel's powercap tree."""
 
-    root: str = "/sys/class/powercap"
+    root: str = field(default="/sys/class/powercap", metadata=PATH)
     period_s: float = 1.0
 
 
@@ -290,7 +295,7 @@ class RaplConfig(PowerConfig):
 class ReplayConfig(PowerConfig):
     """A recorded power trace played back as if it were a sensor: CSV with columns t_s, power_w."""
 
-    path: str = "???"
+    path: str = field(default="???", metadata=PATH)
 
 
 @dataclass
@@ -405,3 +410,17 @@ FAMILIES: dict[str, dict[str, type]] = {
     "power": {"nvml": NvmlConfig, "rapl": RaplConfig, "replay": ReplayConfig, "unmetered": UnmeteredConfig},
 }
 """Config group -> choice -> dataclass. The names are those of the YAML files."""
+
+
+def choice(family: str, config: object) -> str:
+    """The name of a config among the choices of its family; raises TypeError where it is none of them."""
+    for name, cls in FAMILIES[family].items():
+        if type(config) is cls:
+            return name
+    raise TypeError(f"{type(config).__name__} is no choice of FAMILIES[{family!r}]")
+
+
+def local_paths(config: Any) -> dict[str, str]:
+    """Fields of a config that name a file or folder of this machine, and what they name. A default names that of every machine."""
+    marked = [f for f in dataclasses.fields(config) if f.metadata.get("path")]
+    return {f.name: getattr(config, f.name) for f in marked if getattr(config, f.name) not in (None, f.default)}

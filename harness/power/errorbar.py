@@ -1,4 +1,9 @@
-"""Parts of a window's standard error, read from a card's `Series`: each in J or W, each pure. Composed in `estimate`."""
+"""Parts of a window's standard error, and when ticks really happened, read from a card's `Series`: each pure. Composed in `estimate`.
+
+A sensor that updates every u seconds puts its ticks on a line phi + k u. Each poll pair brackets its tick by a poll period; a
+straight line through a hundred brackets knows them a tenth as badly. Where the line leaves any bracket the sensor keeps
+no such time (jitter, a change of period), and the middle of the bracket stands.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-from harness.power import tick_times
 from harness.power.series import Held, Series
-from harness.power.tick_times import tick
 
 BOXCAR_S = 1.0  # length of the mean behind "average" on Ampere to Hopper
 EDGE_S = 1.0  # how far beside an edge the power level is looked at
@@ -20,6 +23,9 @@ FLAT = 0.01  # share of the mean below which a spread of power is none
 LEVEL_FLOOR = 0.1  # high minus low is taken as at least this share of the mean: levels inside a tick are not seen
 UNSEEN = 0.02  # share of the mean by which instant readings may miss the counter before a hidden level is assumed
 BLOCK = 5  # readings per block in the standard error of an integral of instant power
+REACH = 64  # ticks on each side of the one asked for
+LEAST = 8  # fewer well-bracketed ticks fit no line
+SLACK = 4.0  # standard errors of the line by which it may pass outside a bracket
 
 
 def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float, int, float]:
@@ -30,7 +36,7 @@ def interpolate(s: Series, k: int, t: float, u: float) -> tuple[float, float, in
     first, last = max(0, k - 1), min(len(s.hi_s) - 1, k + 2)
     first = first if s.piece[first] == s.piece[k] else k
     last = last if s.piece[last] == s.piece[k] else k + 1
-    t_s, se_s = tick_times.times(s, first, last - first + 1, u)
+    t_s, se_s = tick_times(s, first, last - first + 1, u)
     i = min(max(bisect_right(t_s, t) - 1, 0), last - first - 1)
     length, rise = t_s[i + 1] - t_s[i], s.joule[first + i + 1] - s.joule[first + i]
     x, mean = (t - t_s[i]) / length, rise / length
@@ -52,7 +58,7 @@ def trust(s: Series, k: int, u: float) -> float:
     Readings that alias a fast load, or stand locked to it, do not follow the counter, and the line stays straight.
     """
     first = max(0, k - SHAPE_TICKS)
-    if k - first < LEAST_SHAPE or s.piece[first] != s.piece[k] or not s.instant.w or not s.momentary:
+    if k - first < LEAST_SHAPE or s.piece[first] != s.piece[k] or not s.instant.w or not s.card.momentary:
         return 0.0
     lo, hi = np.array(s.lo_s[first : k + 1]), np.array(s.hi_s[first : k + 1])
     at = 0.5 * (np.maximum(lo, hi - u) + hi)
@@ -88,7 +94,7 @@ def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
         low = min(low, float(np.min(rise[sure] / (apart - doubt)[sure])))
         high = max(high, float(np.max(rise[sure] / (apart + doubt)[sure])))
     shown = np.array(s.instant.span(float(hi[0]), float(hi[-1])))
-    if len(shown) == 0 or not s.momentary or _tell_nothing(s, hi[1:][same], rise / apart, mean_w, u):
+    if len(shown) == 0 or not s.card.momentary or _tell_nothing(s, hi[1:][same], rise / apart, mean_w, u):
         return min(low, 0.5 * mean_w), max(high, 1.5 * mean_w)
     low, high = min(low, float(shown.min())), max(high, float(shown.max()))
     looks = s.instant.integral(float(hi[0]), float(hi[-1]))
@@ -96,7 +102,7 @@ def levels(s: Series, k: int, mean_w: float, u: float) -> tuple[float, float]:
         counted = float(joule[-1] - joule[0]) / float(hi[-1] - hi[0])
         miss = looks / float(hi[-1] - hi[0]) - counted
         if abs(miss) > UNSEEN * counted + 3 * float(shown.std()) / math.sqrt(len(shown)):
-            return (low, max(high, s.limit_w or 3 * counted)) if miss < 0 else (0.0, high)
+            return (low, max(high, s.card.limit_w or 3 * counted)) if miss < 0 else (0.0, high)
     return low, high
 
 
@@ -173,3 +179,58 @@ def instant_se(held: Held, a: float, b: float, u: float) -> float:
         means = w[: blocks * BLOCK].reshape(blocks, BLOCK).mean(axis=1)
         scatter = float(np.std(means, ddof=1)) * (b - a) / math.sqrt(blocks)
     return math.hypot(scatter, edges)
+
+
+# --- when ticks happened ---------------------------------------------------------------------------------------------------
+def tick(s: Series, k: int, u: float) -> tuple[float, float]:
+    """Time of tick k and half-width of its bracket, s. After a late poll the tick shown is the last one, at most u old."""
+    lo = s.lo_s[k] if s.points else max(s.lo_s[k], s.hi_s[k] - u)
+    return 0.5 * (lo + s.hi_s[k]), 0.5 * (s.hi_s[k] - lo)
+
+
+def tick_times(s: Series, k: int, count: int, u: float) -> tuple[list[float], list[float]]:
+    """Times of the ticks k … k + count - 1 and the standard error of each, s."""
+    asked = [tick(s, i, u) for i in range(k, k + count)]
+    plain = [t for t, _ in asked], [h / math.sqrt(3) for _, h in asked]
+    if s.points:
+        return plain
+    line = _line(s, k, u)
+    if line is None:
+        return plain
+    phase, period, centre, at_centre, per_tick = line
+    found, errors = [0.0] * count, [0.0] * count
+    following: int | None = None
+    for i in reversed(range(count)):
+        (t, half), n = asked[i], round((asked[i][0] - phase) / period)
+        error = math.hypot(at_centre, per_tick * (n - centre))
+        within = half + SLACK * error
+        # Which tick of the line it was: one alone in the bracket, and not the one that the next bracket holds. After a late
+        # poll a bracket is as long as the period, and two may fit: then the line does not tell.
+        fits = [m for m in (n - 1, n, n + 1) if abs(phase + m * period - t) <= within and m != following]
+        if len(fits) != 1:
+            return plain
+        following = fits[0]
+        found[i], errors[i] = phase + following * period, error
+    return found, errors
+
+
+def _line(s: Series, k: int, u: float) -> tuple[float, float, float, float, float] | None:
+    """Straight line through the ticks around k: phase, period, centre of the count, and the errors there and per tick away."""
+    first, last = max(0, k - REACH), min(len(s.hi_s), k + REACH + 2)
+    hi, lo = np.array(s.hi_s[first:last]), np.array(s.lo_s[first:last])
+    half, middle = 0.5 * (hi - lo), 0.5 * (hi + lo)
+    narrow = half <= 1.5 * np.median(half)
+    if narrow.sum() < LEAST or u < 4 * float(np.median(half)):  # slower polls than ticks: a missed tick would go unseen
+        return None
+    half, middle = half[narrow], middle[narrow]
+    n = np.concatenate([[0.0], np.cumsum(np.round(np.diff(middle) / u))])  # counted step by step: u is not exact
+    weight = 1 / half**2
+    centre = float(np.average(n, weights=weight))
+    spread = float(np.sum(weight * (n - centre) ** 2))
+    period = float(np.sum(weight * (n - centre) * middle) / spread)
+    phase = float(np.average(middle, weights=weight)) - period * centre
+    third = math.sqrt(1 / 3)  # a uniform bracket of half-width h has the standard deviation h / sqrt(3)
+    at_centre, per_tick = third / math.sqrt(float(weight.sum())), third / math.sqrt(spread)
+    if np.any(np.abs(phase + period * n - middle) > half + SLACK * np.hypot(at_centre, per_tick * (n - centre))):
+        return None
+    return phase, period, centre, at_centre, per_tick

@@ -1,7 +1,7 @@
 """Joules of a window from the ticks of a counter, with a standard error and reason codes. Pure functions of `Series`.
 
 Value (E1): the counter, interpolated between the two ticks around each edge, so that neither edge is rounded to a tick. When
-the ticks happened comes from a comb fitted through many (`comb`); the line between two is bent towards the instant readings
+the ticks happened comes from a comb fitted through many (`errorbar.tick_times`); the line between two is bent towards the instant readings
 at its ends as far as these are seen to follow the counter (`errorbar.trust`). Integrals of instant (E2) and average power
 (E3) are set beside it and never mixed in; they take over only where a card has no counter. Standard error, J, one sigma:
     sub-tick   0.44 dP u x (1 - x) per edge     x: share of the tick interval u gone by; dP: power levels around, highest minus lowest
@@ -123,7 +123,7 @@ def card_window(s: Series, a: float, b: float, ended: bool = False, step_s: floa
     out = _value(s, a, b, ended)
     for code, note in interference.judge(s.looks, a, b) if b > a else []:
         out.codes, out.notes = _union([*out.codes, code]), [*out.notes, note]
-    if out.energy_j is not None and out.source == "nvml-counter":
+    if out.energy_j is not None and s.card.counter == "ticks":
         plausibility.stationary(s, a, b, out, lambda t0, t1: _value(s, t0, t1, True).energy_j)
         if step_s is not None:
             plausibility.phase_lock(s, a, b, step_s, out)
@@ -157,10 +157,12 @@ def rising_j(s: Series, a: float, b: float) -> float:
 
 # --- sources ---------------------------------------------------------------------------------------------------------
 def _from_trace(s: Series, a: float, b: float, out: CardWindow) -> CardWindow:
+    begin = s.begin_s()
     assert s.trace is not None
-    shift = s.trace.t_s[0] - s.time_s(s.facts["trace"]["origin_ns"])
+    assert begin is not None
+    shift = s.trace.t_s[0] - begin
     first, last = s.trace.energy_to(a + shift), s.trace.energy_to(b + shift)
-    out.source = "replay"
+    out.source = s.card.label
     if first is None or last is None:
         length = s.trace.t_s[-1] - s.trace.t_s[0]
         return _fail(
@@ -174,7 +176,7 @@ def _from_trace(s: Series, a: float, b: float, out: CardWindow) -> CardWindow:
 
 def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> CardWindow:
     u = out.tick_period_s or DEFAULT_TICK_S
-    out.source = "rapl" if s.source == "rapl" else "nvml-counter"
+    out.source = s.card.label
     n = len(s.hi_s)
     ka, kb = bisect_right(s.hi_s, a) - 1, bisect_left(s.hi_s, b)
     if ka + 1 < n and errorbar.tick(s, ka + 1, u)[0] <= a:
@@ -218,8 +220,8 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
         out.notes.append(
             f"SOURCES_DISAGREE: the energy counter stood still for {still:.3g} s, though it ticks each {u:.3g} s"
         )
-    if s.facts.get("range_j") and energy <= 0:
-        return _fail(out, "STUCK", "the RAPL counter did not move during the window")
+    if s.points and energy <= 0:
+        return _fail(out, "STUCK", "the energy counter did not move during the window")
     if not wide:
         plausibility.cross_check(s, a, b, u, out)
     return out
@@ -227,8 +229,8 @@ def _from_counter(s: Series, a: float, b: float, out: CardWindow, ended: bool) -
 
 _BROKEN = {
     "COUNTER_RESET": "the energy counter went back (driver reload or GPU reset)",
-    "RESET": "the RAPL counter went back and no wrap explains it",
-    "GAP": "the RAPL counter may have wrapped unseen between two late reads",
+    "RESET": "the energy counter went back and no wrap explains it",
+    "GAP": "the energy counter may have wrapped unseen between two late reads",
     "IMPLAUSIBLE": "the energy counter rose faster than the card can draw",
 }
 
@@ -264,10 +266,9 @@ def _no_end(s: Series, b: float, u: float, out: CardWindow, ended: bool) -> Card
 
 def _from_power(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> CardWindow:
     """No counter: average power if there is one, else instant."""
-    u = DEFAULT_TICK_S
+    u = max(s.card.power_period_s, s.period_s)
     held, average = s.power, s.power is s.average
-    old = s.facts.get("power_call") == "nvmlDeviceGetPowerUsage"
-    out.source = "nvml-average" if average else "nvml-power-usage" if old else "nvml-instant"
+    out.source = (s.card.average_label if average else s.card.instant_label) or s.card.label
     if not average:
         out.codes.append("INSTANT_ONLY")
     energy = held.integral(a, b)
@@ -287,7 +288,7 @@ def _from_power(s: Series, a: float, b: float, out: CardWindow, ended: bool) -> 
     out.ticks = int((b - a) / u)
     if out.ticks < 3:
         out.codes.append("WINDOW_TOO_SHORT")
-    smear = errorbar.average_se(held, a, b, u) if average or old else 0.0
+    smear = errorbar.average_se(held, a, b, u) if average or not s.card.momentary else 0.0
     looks = 0.0 if average else errorbar.instant_se(held, a, b, u)
     floor = POWER_FLOOR * energy / (b - a) * u
     out.se_j = math.hypot(smear, looks, floor)
@@ -302,14 +303,11 @@ def _notes(parts: list[records.Measured]) -> list[str]:
 
 def _standing_codes(s: Series) -> list[str]:
     """What holds for every window of this card."""
-    found = []
-    if s.source == "nvml":
-        found.append("UNCALIBRATED")
-        if not s.has_counter:
-            found.append("NO_COUNTER")
-        if s.facts.get("mig"):
-            found.append("MIG_WHOLE_CARD")
-    return found
+    return [
+        *s.card.codes,
+        *(["NO_COUNTER"] if not s.has_counter else []),
+        *(["MIG_WHOLE_CARD"] if s.card.mig else []),
+    ]
 
 
 def _judge(measured: records.Measured, tolerance: float) -> records.Measured:

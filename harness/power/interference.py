@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,15 @@ class Look:
     """One look at one card; None where the card does not tell."""
 
     t_s: float
-    limit_w: float | None
-    clock_setting_mhz: list[int] | None  # application clocks: graphics, memory
-    sm_clock_mhz: int | None
-    mask: int | None
-    throttle_ns: list[int | None]  # as `THROTTLE_FIELDS`
-    temp_c: int | None
-    memory_temp_c: int | None
-    foreign: list[int] | None  # processes on the card that do not belong to the run; None: no process list
-    hidden: int  # processes whose owner cannot be seen from here (another pid namespace)
+    limit_w: float | None = None
+    clock_setting_mhz: list[int] | None = None  # application clocks: graphics, memory
+    sm_clock_mhz: int | None = None
+    mask: int | None = None
+    throttle_ns: list[int | None] = field(default_factory=lambda: [None] * len(THROTTLE_FIELDS))  # in that order
+    temp_c: int | None = None
+    memory_temp_c: int | None = None
+    foreign: list[int] | None = None  # processes on the card that do not belong to the run; None: no process list
+    hidden: int = 0  # processes whose owner cannot be seen from here (another pid namespace)
 
     @classmethod
     def of(cls, line: dict[str, Any], origin_ns: int) -> Look:

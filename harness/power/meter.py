@@ -17,8 +17,8 @@ from typing import Any
 
 from harness import records
 from harness.config import schema
-from harness.power import estimate, replay, segment_file, sensor
-from harness.power.sampler import LEAVE, POLL_NOW, Spec
+from harness.power import estimate, segment_file, sensor
+from harness.power.sampler import LEAVE, POLL_NOW, Spec, make_source
 from harness.power.segment_process import Segment, last_words, spawn
 from harness.power.visible_devices import UNMETERED
 from harness.units import S_PER_NS
@@ -29,38 +29,41 @@ START_WAIT_S = 10.0
 CLOSE_WAIT_S = 3.0
 STALE_S = 2.0  # a live reading older than this is none
 RESTARTS = 1
-REPLAY_PERIOD_S = 0.1
 
 
 def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_visible: str | None) -> Meter:
     """The meter of one attempt of a run; its files go to `folder`. Nothing runs before `start`.
 
     `cuda_visible` is the value of CUDA_VISIBLE_DEVICES (None: not set): all cards it shows are metered and added up.
-    Raises ConfigError for a replay file that is missing or no trace; everything else becomes `Meter.reason`.
+    Raises ConfigError for settings that the source refuses, such as a trace that is missing; everything else becomes `Meter.reason`.
     """
-    spec = Spec(source="", path="", period_s=0.0, parent_pid=os.getpid(), attempt=attempt, index=0, follow_thread=True)
-    match config:
-        case schema.NvmlConfig():
-            spec.source, spec.period_s = "nvml", config.period_s
-            spec.cuda_visible, spec.mig_whole_card = cuda_visible, config.mig_whole_card
-            return Meter(spec, folder.absolute(), tolerance=config.tolerance)
-        case schema.RaplConfig():
-            spec.source, spec.period_s, spec.root = "rapl", config.period_s, config.root
-            return Meter(spec, folder.absolute(), tolerance=schema.NvmlConfig.tolerance)
-        case schema.ReplayConfig():
-            replay.load(Path(config.path))
-            spec.source, spec.period_s, spec.trace = "replay", REPLAY_PERIOD_S, str(Path(config.path).absolute())
-            return Meter(spec, folder.absolute(), tolerance=schema.NvmlConfig.tolerance)
-        case schema.UnmeteredConfig():
-            return Meter(None, folder.absolute(), tolerance=schema.NvmlConfig.tolerance, reason=config.reason)
-    raise TypeError(f"no meter for {type(config).__name__}")
+    tolerance = getattr(config, "tolerance", schema.NvmlConfig.tolerance)
+    if isinstance(config, schema.UnmeteredConfig):
+        return Meter(None, folder.absolute(), tolerance=tolerance, reason=config.reason)
+    local = {name: str(Path(path).absolute()) for name, path in schema.local_paths(config).items()}
+    spec = Spec(schema.choice("power", config), "", 0.0, os.getpid(), attempt, index=0, follow_thread=True)
+    spec.settings, spec.cuda_visible = {**records.to_json(config), **local}, cuda_visible
+    source = make_source(spec)
+    spec.period_s = source.period_s
+    return Meter(spec, folder.absolute(), tolerance=tolerance, boundary=source.boundary, private=tuple(local.values()))
 
 
 class Meter:
     """Energy of one attempt. See the module's text; one class for all sources. To be used from one thread."""
 
-    def __init__(self, spec: Spec | None, folder: Path, *, tolerance: float, reason: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec | None,
+        folder: Path,
+        *,
+        tolerance: float,
+        reason: str | None = None,
+        boundary: str = "",
+        private: tuple[str, ...] = (),
+    ) -> None:
         self.reason = reason
+        self.boundary = boundary  # what its joules are of
+        self._private = private  # local paths, of which reasons tell the base names
         self.folder = folder
         self._spec = spec
         self.tolerance = tolerance  # of the 95 % interval; `estimate.total` and `refuse` take it
@@ -92,9 +95,7 @@ class Meter:
                 self._unmeasured(current.reader.refused["code"], current.reader.refused["reason"])
                 return
             if current.reader.ready:
-                if self._spec.source == "nvml" and current.reader.header is not None:
-                    cards = current.reader.header["cards"]
-                    self._sensor_cards = [sensor.stored(c["uuid"], c.get("driver")) for c in cards]
+                self._sensor_cards = [sensor.stored(s.card.uuid, s.card.driver) for s in current.series]
                 return
             if current.ended:
                 self._unmeasured(
@@ -140,8 +141,14 @@ class Meter:
             self._problems.append(f"power.parquet was not written ({e}); the raw segments are complete")
 
     def _unmeasured(self, code: str, reason: str) -> None:
-        self._code, self.reason = code, reason
         log.warning("energy is not measured: %s", reason)
+        self._code, self.reason = code, self._public(reason)
+
+    def _public(self, text: str) -> str:
+        """A text for records: local paths that the config names are cut to base names."""
+        for path in self._private:
+            text = text.replace(path, Path(path).name)
+        return text
 
     # --- answers -------------------------------------------------------------------------------------------------------
     def energy(self, t_a_ns: int, t_b_ns: int, wait_s: float = 0.5, *, steps: int = 0) -> records.Measured:
@@ -161,7 +168,7 @@ class Meter:
 
     def _energy(self, a_ns: int, b_ns: int, wait_s: float, steps: int) -> records.Measured:
         self._refresh()
-        if self._spec and self._spec.source == "rapl":
+        if any(s.card.counter != "ticks" for s in self._segments[-1].series):
             self._segments[-1].ask(POLL_NOW)  # the window's end need not wait for the next period
         end = time.monotonic() + wait_s
         while True:
@@ -220,7 +227,7 @@ class Meter:
 
     def limit_w(self) -> float | None:
         """Enforced power limits of the metered cards, added, W; None where one is not known."""
-        known = [s.limit_w for s in self._segments[-1].series] if self._segments else []
+        known = [s.card.limit_w for s in self._segments[-1].series] if self._segments else []
         return math.fsum(w for w in known if w) if known and all(known) else None
 
     def recover(self, attempt: int, after_ns: int) -> records.Measured:
@@ -282,9 +289,7 @@ class Meter:
         current = [s for s in self._segments if s.series]
         return {
             **out,
-            "boundary": {"nvml": "gpu_board", "rapl": "cpu_pkg+dram of the whole host"}.get(
-                out["source"], out["source"]
-            ),
+            "boundary": self.boundary,
             "cards": cards,
             "sensor_cards": [None if c is None else dataclasses.asdict(c) for c in self._sensor_cards],
             "period_s": self._spec.period_s if self._spec else None,
@@ -303,7 +308,7 @@ class Meter:
             "worst_r2": self._worst_r2,
             "worst_r3": self._worst_r3,
             "codes": dict(self._seen_codes),
-            "problems": list(self._problems),
+            "problems": [self._public(p) for p in self._problems],
         }
 
     # --- parts ---------------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import pynvml
 
 from harness.power.interference import THROTTLE_FIELDS
-from harness.power.source import GPU_GONE, NO_VALUE, OK, READ_FAILED, Reading, Refused
+from harness.power.source import GPU_GONE, NO_PERMISSION, NO_VALUE, OK, READ_FAILED, Card, Reading, Refused
 from harness.power.visible_devices import UNMETERED, CardId, visible_cards
 from harness.units import J_PER_MJ, W_PER_MW
 
 FIELD_AVERAGE, FIELD_INSTANT, FIELD_ENERGY, FIELD_MEMORY_TEMP = 185, 186, 83, 82
 _VALUE = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}  # nvmlValueType_t
-_NOT_SUPPORTED, _NO_PERMISSION, _NO_FUNCTION = 3, 4, 13
+_NOT_SUPPORTED, _NO_FUNCTION = 3, 13
 _PROBES = 3  # a single bad answer under fast polling is known to happen
 T = TypeVar("T")
 
@@ -28,18 +28,19 @@ T = TypeVar("T")
 class NvmlSource:
     """The cards that CUDA_VISIBLE_DEVICES shows. Units: mJ, mW as NVML gives them."""
 
-    name = "nvml"
-    counter = "ticks"
     energy_unit_j = J_PER_MJ
     power_unit_w = W_PER_MW
+    boundary = "gpu_board"
+    exclusive = True
 
-    def __init__(self, cuda_visible: str | None, mig_whole_card: bool = False) -> None:
+    def __init__(self, cuda_visible: str | None, mig_whole_card: bool = False, period_s: float = 0.01) -> None:
         self.cuda_visible = cuda_visible
+        self.period_s = period_s
         self.mig_whole_card = mig_whole_card
         self._handles: list[Any] = []
         self._batched: list[bool] = []  # per card: field values work; else the older calls, one value each
 
-    def open(self) -> list[dict[str, Any]]:
+    def open(self) -> list[Card]:
         _init()
         handles = _handles()
         ids = [CardId(_required(h, "UUID"), _required(h, "Name"), _mig_uuids(h)) for h in handles]
@@ -48,28 +49,46 @@ class NvmlSource:
         self._batched = [_batched(h) for h in self._handles]
         return [self._describe(k, i) for k, i in enumerate(wanted)]
 
-    def _describe(self, card: int, index: int) -> dict[str, Any]:
+    def _describe(self, card: int, index: int) -> Card:
         handle = self._handles[card]
-        facts = _facts(handle, index)
-        if facts["mig"] and not self.mig_whole_card:
+        uuid, name = _required(handle, "UUID"), _required(handle, "Name")
+        limit_mw = _ask(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+        mig = _ask(lambda: pynvml.nvmlDeviceGetMigMode(handle))
+        if mig and mig[0] and not self.mig_whole_card:
             raise Refused(
                 "NO_SOURCE",
-                f"MIG is on on {facts['uuid']} ({facts['name']}): NVML measures the whole card only, so a slice's joules do not"
+                f"MIG is on on {uuid} ({name}): NVML measures the whole card only, so a slice's joules do not"
                 f" exist. Set power.mig_whole_card=true to label the whole card's joules as such. {UNMETERED}",
             )
         support = self._support(card)
         if not any(rc == OK for rc in support.values()):
-            denied = _NO_PERMISSION in support.values()
-            why = ", ".join(f"{name}: {_error(rc)}" for name, rc in support.items())
+            denied = NO_PERMISSION in support.values()
+            why = ", ".join(f"{quantity}: {_error(rc)}" for quantity, rc in support.items())
             raise Refused(
                 "NO_PERMISSION" if denied else "NO_SOURCE",
-                f"{facts['uuid']} ({facts['name']}) gives neither energy nor power ({why}). {UNMETERED}",
+                f"{uuid} ({name}) gives neither energy nor power ({why}). {UNMETERED}",
             )
-        return {
-            **facts,
-            "support": support,
-            "power_call": "fields 185, 186" if self._batched[card] else "nvmlDeviceGetPowerUsage",
-        }
+        batched = self._batched[card]
+        return Card(
+            uuid,
+            name,
+            label="nvml-counter",
+            counter="ticks" if support["energy"] == OK else None,
+            average_label="nvml-average",
+            instant_label="nvml-instant" if batched else "nvml-power-usage",
+            momentary=batched,
+            limit_w=None if not limit_mw else limit_mw * W_PER_MW,
+            codes=("UNCALIBRATED",),
+            mig=bool(mig and mig[0]),
+            driver=_ask(pynvml.nvmlSystemGetDriverVersion),
+            facts={
+                "index": index,
+                "architecture": _ask(lambda: pynvml.nvmlDeviceGetArchitecture(handle)),
+                "nvml": _ask(pynvml.nvmlSystemGetNVMLVersion),
+                "support": support,
+                "power_call": "fields 185, 186" if batched else "nvmlDeviceGetPowerUsage",
+            },
+        )
 
     def _support(self, card: int) -> dict[str, int]:
         """Return code per quantity: the best of a few tries, as a zero or an error now and then means nothing."""
@@ -137,11 +156,12 @@ def probe() -> dict[str, Any]:
         cards = source.open()
     except Refused as e:
         return {**out, "reason": e.reason, "code": e.code, "do": UNMETERED}
-    out["driver"], out["nvml"] = cards[0]["driver"], cards[0]["nvml"]
+    out["driver"], out["nvml"] = cards[0].driver, cards[0].facts["nvml"]
     for c in cards:
-        seen = {k: "yes" if rc == OK else _error(rc) for k, rc in c["support"].items()}
+        seen = {k: "yes" if rc == OK else _error(rc) for k, rc in c.facts["support"].items()}
         seen["counter"] = seen.pop("energy")
-        out["cards"].append({k: c[k] for k in ("uuid", "name", "index", "limit_w", "mig")} | seen)
+        known = {"uuid": c.uuid, "name": c.name, "index": c.facts["index"], "limit_w": c.limit_w, "mig": c.mig}
+        out["cards"].append(known | seen)
     source.close()
     return out
 
@@ -155,10 +175,10 @@ def _init() -> None:
             12: "libnvidia-ml.so.1 was not found: there is no NVIDIA driver here, or the container hides it (docker run --gpus all)",
             9: "the NVIDIA driver is not loaded (see nvidia-smi, dmesg)",
             18: "library and kernel module of the NVIDIA driver differ in version: reboot, or reload the module",
-            _NO_PERMISSION: "this user may not talk to the NVIDIA driver (look at the rights of /dev/nvidiactl)",
+            NO_PERMISSION: "this user may not talk to the NVIDIA driver (look at the rights of /dev/nvidiactl)",
         }.get(code, _error(code))
         raise Refused(
-            "NO_PERMISSION" if code == _NO_PERMISSION else "NO_DRIVER", f"NVML cannot start: {why}. {UNMETERED}"
+            "NO_PERMISSION" if code == NO_PERMISSION else "NO_DRIVER", f"NVML cannot start: {why}. {UNMETERED}"
         ) from e
 
 
@@ -175,24 +195,8 @@ def _handles() -> list[Any]:
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as e:
         code = _code(e)
-        kind = "GPU_LOST" if code in GPU_GONE else "NO_PERMISSION" if code == _NO_PERMISSION else "NO_SOURCE"
+        kind = "GPU_LOST" if code in GPU_GONE else "NO_PERMISSION" if code == NO_PERMISSION else "NO_SOURCE"
         raise Refused(kind, f"NVML cannot list the cards: {_error(code)}. See nvidia-smi. {UNMETERED}") from e
-
-
-def _facts(handle: Any, index: int) -> dict[str, Any]:
-    """Identity and settings of a card; None where the card does not tell."""
-    limit_mw = _ask(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
-    mig = _ask(lambda: pynvml.nvmlDeviceGetMigMode(handle))
-    return {
-        "index": index,
-        "uuid": _required(handle, "UUID"),
-        "name": _required(handle, "Name"),
-        "architecture": _ask(lambda: pynvml.nvmlDeviceGetArchitecture(handle)),
-        "limit_w": None if not limit_mw else limit_mw * W_PER_MW,
-        "mig": bool(mig and mig[0]),
-        "driver": _ask(pynvml.nvmlSystemGetDriverVersion),
-        "nvml": _ask(pynvml.nvmlSystemGetNVMLVersion),
-    }
 
 
 def _required(handle: Any, what: str) -> str:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.power.source import NO_VALUE, OK, READ_FAILED, Reading, Refused
+from harness.power.source import NO_VALUE, OK, READ_FAILED, Card, Reading, Refused
 from harness.units import J_PER_UJ
 
 _ZONE = re.compile(r"intel-rapl:\d+(:\d+)?")  # AMD appears under the same name
@@ -23,16 +23,17 @@ WRAP_POWER_W = 500.0  # power against which the time to a wrap is reckoned
 class RaplSource:
     """One "card" per zone. Units: uJ as the kernel gives them."""
 
-    name = "rapl"
-    counter = "points"
     energy_unit_j = J_PER_UJ
     power_unit_w = 1.0
+    boundary = "cpu_pkg+dram of the whole host"
+    exclusive = False  # the host's joules are not told apart at all
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, period_s: float = 1.0) -> None:
         self.root = Path(root)
+        self.period_s = period_s
         self._files: list[Path] = []
 
-    def open(self) -> list[dict[str, Any]]:
+    def open(self) -> list[Card]:
         zones = _zones(self.root)
         enable = f"sudo chmod a+r {self.root}/intel-rapl:*/energy_uj"
         self._files = [zone / "energy_uj" for zone, _ in zones]
@@ -57,14 +58,15 @@ class RaplSource:
                 )
             time.sleep(0.02)
         return [
-            {
-                "uuid": zone.name,
-                "name": name,
-                "limit_w": None,
-                "range_j": _range_j(zone),
-                "max_w": MAX_PACKAGE_W,
-                "wrap_power_w": WRAP_POWER_W,
-            }
+            Card(
+                zone.name,
+                name,
+                label="rapl",
+                counter="points",
+                range_j=_range_j(zone),
+                max_w=MAX_PACKAGE_W,
+                wrap_power_w=WRAP_POWER_W,
+            )
             for zone, name in zones
         ]
 
@@ -88,7 +90,7 @@ def probe(root: str = "/sys/class/powercap") -> dict[str, Any]:
         cards = source.open()
     except Refused as e:
         return {"zones": [], "code": e.code, "reason": e.reason}
-    return {"zones": [{"zone": c["uuid"], "name": c["name"]} for c in cards], "code": None, "reason": None}
+    return {"zones": [{"zone": c.uuid, "name": c.name} for c in cards], "code": None, "reason": None}
 
 
 def _zones(root: Path) -> list[tuple[Path, str]]:

@@ -8,10 +8,9 @@ import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.errors import ConfigError
-from harness.power.source import NO_VALUE, OK, READ_FAILED, Reading, Refused
+from harness.power.source import NO_VALUE, OK, READ_FAILED, Card, Reading
 from harness.units import S_PER_NS
 
 
@@ -83,26 +82,22 @@ def load(path: Path) -> Trace:
 class ReplaySource:
     """Plays the trace from `origin_ns` (CLOCK_MONOTONIC): the trace's first time is then. Units: J, W."""
 
-    name = "replay"
-    counter = "points"
     energy_unit_j = 1.0
     power_unit_w = 1.0
+    period_s = 0.1
+    boundary = "replay"
+    exclusive = False
 
     def __init__(self, path: str, origin_ns: int) -> None:
-        self.path = Path(path)
-        self._trace: Trace | None = None
+        self._name = Path(path).name
+        self._trace = load(Path(path))
         self._origin_ns = origin_ns
 
-    def open(self) -> list[dict[str, Any]]:
-        try:
-            self._trace = load(self.path)
-        except ConfigError as e:
-            raise Refused("NO_SOURCE", str(e)) from e
+    def open(self) -> list[Card]:
         trace = {"origin_ns": self._origin_ns, "t_s": self._trace.t_s, "power_w": self._trace.power_w}
-        return [{"uuid": "replay", "name": self.path.name, "limit_w": None, "trace": trace}]
+        return [Card("replay", self._name, label="replay", counter="points", trace=trace)]
 
     def read(self, card: int) -> Reading:
-        assert self._trace is not None, "read before open"
         t = self._trace.t_s[0] + (time.monotonic_ns() - self._origin_ns) * S_PER_NS
         energy, power = self._trace.energy_to(t), self._trace.power_at(t)
         rc = OK if energy is not None else READ_FAILED
@@ -112,4 +107,4 @@ class ReplaySource:
         """Nothing to look at beside the counter."""
 
     def close(self) -> None:
-        self._trace = None
+        """Nothing is held."""

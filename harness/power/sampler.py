@@ -27,16 +27,17 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.errors import ConfigError
 from harness.power.interference import owners
 from harness.power.nvml import NvmlSource
 from harness.power.rapl import RaplSource
 from harness.power.replay import ReplaySource
-from harness.power.segment_file import SEGMENT_SCHEMA, Recorder, Writer, boot_id
-from harness.power.source import GPU_GONE, OK, Refused, Source
+from harness.power.segment_file import SEGMENT_SCHEMA, Recorder, Writer, boot_id, card_json
+from harness.power.source import GPU_GONE, Card, Refused, Source
 from harness.units import S_PER_NS
 
 NS = 1_000_000_000
@@ -59,18 +60,16 @@ POLL_NOW, LEAVE = b".", b"q"  # what the meter may write to the control pipe
 class Spec:
     """What the sampler is told, as JSON in its one argument."""
 
-    source: str  # nvml | rapl | replay
+    source: str  # its name in the power family
     path: str  # segment file to make
     period_s: float
     parent_pid: int
     attempt: int
     index: int  # of this segment within the attempt
     follow_thread: bool  # started from the main thread: the kernel may signal its end
+    settings: dict[str, Any] = field(default_factory=dict)  # the fields of its config
     cuda_visible: str | None = None
-    mig_whole_card: bool = False
-    root: str = ""  # rapl
-    trace: str = ""  # replay
-    trace_origin_ns: int = 0
+    trace_origin_ns: int = 0  # when a replayed trace begins
     lock_wait_s: float = 5.0  # an earlier attempt's sampler needs up to 2 s to leave
 
     def argument(self) -> str:
@@ -78,28 +77,28 @@ class Spec:
 
 
 def make_source(spec: Spec) -> Source:
+    """The one place that knows a source by its name. Raises ConfigError where its settings are wrong, asks no hardware."""
+    s = spec.settings
     match spec.source:
         case "nvml":
-            return NvmlSource(spec.cuda_visible, spec.mig_whole_card)
+            return NvmlSource(spec.cuda_visible, s["mig_whole_card"], s["period_s"])
         case "rapl":
-            return RaplSource(spec.root)
+            return RaplSource(s["root"], s["period_s"])
         case "replay":
-            return ReplaySource(spec.trace, spec.trace_origin_ns)
-    raise Refused("NO_SOURCE", f"there is no power source {spec.source!r}")
+            return ReplaySource(s["path"], spec.trace_origin_ns)
+    raise TypeError(f"there is no power source {spec.source!r}")
 
 
 class Sampler:
     """The loop. `run` returns why it ended."""
 
-    def __init__(
-        self, spec: Spec, source: Source, writer: Writer, cards: list[dict[str, Any]], control_fd: int
-    ) -> None:
+    def __init__(self, spec: Spec, source: Source, writer: Writer, cards: list[Card], control_fd: int) -> None:
         self.spec, self.source, self.writer, self.control_fd = spec, source, writer, control_fd
         self.period_ns = round(spec.period_s * NS * STRIDE)
         self.recorder = Recorder(round(LATE * self.period_ns))
         self.cards = len(cards)
         # A card without a counter, or whose counter is read at will, has no tick to wait for.
-        self.waits = [source.counter == "ticks" and c.get("support", {}).get("energy", OK) == OK for c in cards]
+        self.waits = [c.counter == "ticks" for c in cards]
         self.stop: str | None = None  # why to end, once that is known
         self.polls = self.missed = self.rows = 0
         self.gaps: dict[int, int] = {}  # log-spaced histogram: gap of about 1.1**key ms -> how often
@@ -225,7 +224,7 @@ class Sampler:
 
 def look_line(card: int, mono_ns: int, seen: dict[str, Any], run_pid: int) -> dict[str, Any]:
     """One look as a line of the segment: process ids become those that are not the run's own."""
-    pids = seen.pop("pids")
+    pids = seen.pop("pids", None)
     foreign, hidden = (None, 0) if pids is None else owners(pids, run_pid)
     return {"kind": "watch", "card": card, "mono_ns": mono_ns, **seen, "foreign": foreign, "hidden": hidden}
 
@@ -284,9 +283,10 @@ def main(argument: str) -> int:
     try:
         source = make_source(spec)
         cards = source.open()
-        locks = [lock_card(c["uuid"], spec.lock_wait_s) for c in cards] if spec.source == "nvml" else []
-    except Refused as e:
-        writer.put({"kind": "refused", "code": e.code, "reason": e.reason})
+        locks = [lock_card(c.uuid, spec.lock_wait_s) for c in cards] if source.exclusive else []
+    except (Refused, ConfigError) as e:
+        refused = e if isinstance(e, Refused) else Refused("NO_SOURCE", str(e))
+        writer.put({"kind": "refused", "code": refused.code, "reason": refused.reason})
         return 3
     writer.put(header(spec, source, cards, locked=None not in locks))
     sampler = Sampler(spec, source, writer, cards, sys.stdin.fileno())
@@ -307,13 +307,12 @@ def main(argument: str) -> int:
     return 0
 
 
-def header(spec: Spec, source: Source, cards: list[dict[str, Any]], locked: bool) -> dict[str, Any]:
+def header(spec: Spec, source: Source, cards: list[Card], locked: bool) -> dict[str, Any]:
     """First line of a segment."""
     return {
         "kind": "header",
         "schema_version": SEGMENT_SCHEMA,
-        "source": source.name,
-        "counter": source.counter,
+        "source": spec.source,
         "energy_unit_j": source.energy_unit_j,
         "power_unit_w": source.power_unit_w,
         "period_s": spec.period_s,
@@ -324,7 +323,7 @@ def header(spec: Spec, source: Source, cards: list[dict[str, Any]], locked: bool
         "origin_ns": time.monotonic_ns(),
         "wall_ns": time.time_ns(),
         "locked": locked,
-        "cards": cards,
+        "cards": [card_json(c) for c in cards],
     }
 
 

@@ -9,14 +9,15 @@ writing) is dropped and counted.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.power.source import Reading
+from harness.power.source import OK, Card, Reading
 
-SEGMENT_SCHEMA = 1
+SEGMENT_SCHEMA = 2  # 1: cards without `label` and `counter`
 HEARTBEAT_NS = 250_000_000  # a row at least this often, so that a flat reading still shows that it was read
 
 
@@ -57,6 +58,38 @@ def find(folder: Path, attempt: int | None = None) -> list[Path]:
     """Segment files of one attempt (None: of all), in order of their making."""
     pattern = "a*.s*.jsonl" if attempt is None else f"a{attempt:03d}.s*.jsonl"
     return sorted(folder.glob(pattern), key=lambda p: [int(part[1:]) for part in p.name.split(".")[:2]])
+
+
+def card_json(card: Card) -> dict[str, Any]:
+    """A card as headers and records hold it: its facts beside its fields."""
+    value = dataclasses.asdict(card)
+    return {**value.pop("facts"), **value}
+
+
+def card_of(header: dict[str, Any], index: int) -> Card:
+    """The card at that place in a header, of this schema or the one before."""
+    value = {**_of_schema_1(header, header["cards"][index]), **header["cards"][index]}
+    names = {f.name for f in dataclasses.fields(Card)} - {"facts"}
+    known, facts = ({k: v for k, v in value.items() if (k in names) is own} for own in (True, False))
+    return Card(**{**known, "codes": tuple(known.get("codes", ()))}, facts=facts)
+
+
+def _of_schema_1(header: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
+    """What a card of the first schema said otherwise: one kind of counter for all, and only GPUs told what they support."""
+    if "label" in card:
+        return {}
+    name, support = header["source"], card.get("support")
+    if support is None:
+        return {"label": name, "counter": header["counter"]}
+    single = card.get("power_call") == "nvmlDeviceGetPowerUsage"
+    return {
+        "label": f"{name}-counter",
+        "counter": header["counter"] if support["energy"] == OK else None,
+        "average_label": f"{name}-average",
+        "instant_label": f"{name}-power-usage" if single else f"{name}-instant",
+        "momentary": not single,
+        "codes": ("UNCALIBRATED",),
+    }
 
 
 class Recorder:

@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harness import records
 from harness.power import segment_file
 from harness.power.series import Held, Series
-from harness.power.source import Source
+from harness.power.source import Card, Source
 from harness.units import S_PER_NS
 
 CARD_SCHEMA = 1
@@ -68,18 +67,16 @@ class Actions:
 
 # --- measuring -----------------------------------------------------------------------------------------------------------
 def poll(
-    source: Source, facts: Sequence[dict[str, Any]], card: int, until: Callable[[], bool], period_s: float = POLL_S
+    source: Source, cards: Sequence[Card], card: int, until: Callable[[], bool], period_s: float = POLL_S
 ) -> tuple[Series, list[float]]:
     """Read one card until `until()`; the series and the seconds that each read took."""
     origin = time.monotonic_ns()
     head = {
-        "source": source.name,
-        "counter": source.counter,
         "energy_unit_j": source.energy_unit_j,
         "power_unit_w": source.power_unit_w,
         "period_s": period_s,
         "origin_ns": origin,
-        "cards": list(facts),
+        "cards": [segment_file.card_json(c) for c in cards],
     }
     series, recorder, costs = Series(head, card), segment_file.Recorder(round(2 * period_s / S_PER_NS)), []
     k = 0
@@ -103,7 +100,7 @@ def after(seconds: float) -> Callable[[], bool]:
 
 def measure(
     source: Source,
-    facts: Sequence[dict[str, Any]],
+    cards: Sequence[Card],
     card: int,
     *,
     seconds: float,
@@ -114,9 +111,9 @@ def measure(
 ) -> SensorCard:
     """Measure a card that is idle now. `seconds` of bare idle, as many with a context once its power has settled, for which
     `settle_s` are given at most, and `steps` bursts of load."""
-    f = facts[card]
-    out = SensorCard(f["uuid"], f["name"], f.get("driver"), round(time.time()))
-    bare, costs = poll(source, facts, card, after(seconds))
+    c = cards[card]
+    out = SensorCard(c.uuid, c.name, c.driver, round(time.time()))
+    bare, costs = poll(source, cards, card, after(seconds))
     out.read_p50_s, out.read_p99_s = statistics.median(costs), sorted(costs)[int(0.99 * (len(costs) - 1))]
     out.idle_bare_w, out.idle_bare_sd_w = _idle(bare, out, "idle_bare_w")
     out.counter_to_average = _ratio(bare)
@@ -127,12 +124,12 @@ def measure(
             out.reasons[name] = why_no_actions
     else:
         actions.context()
-        if settle(source, facts, card, settle_s) is None:
+        if settle(source, cards, card, settle_s) is None:
             out.reasons["idle_context_w"] = f"idle power did not settle within {settle_s:g} s"
         else:
-            warm, _ = poll(source, facts, card, after(seconds))
+            warm, _ = poll(source, cards, card, after(seconds))
             out.idle_context_w, out.idle_context_sd_w = _idle(warm, out, "idle_context_w")
-        moving, onsets = bursts(source, facts, card, actions, steps)
+        moving, onsets = bursts(source, cards, card, actions, steps)
         out.instant_window_s = instant_window(moving, onsets)
         out.counter_period_s = moving.tick_period_s() or out.counter_period_s
         if out.instant_window_s is None:
@@ -156,13 +153,11 @@ def _ratio(s: Series) -> float | None:
     return (s.joule[last] - s.joule[first]) / shown if shown else None
 
 
-def settle(
-    source: Source, facts: Sequence[dict[str, Any]], card: int, give_up_s: float = SETTLE_GIVE_UP_S
-) -> float | None:
+def settle(source: Source, cards: Sequence[Card], card: int, give_up_s: float = SETTLE_GIVE_UP_S) -> float | None:
     """Wait until idle power drifts less than 1 W over 5 s; how long that took, s, or None if it did not happen."""
     begin = time.monotonic()
     while time.monotonic() - begin < give_up_s:
-        series, _ = poll(source, facts, card, after(SETTLE_OVER_S), 0.02)
+        series, _ = poll(source, cards, card, after(SETTLE_OVER_S), 0.02)
         held = series.average if series.average.w else series.instant
         if held.w and abs(held.w[-1] - held.w[0]) < SETTLED_W:
             return time.monotonic() - begin
@@ -170,7 +165,7 @@ def settle(
 
 
 def bursts(
-    source: Source, facts: Sequence[dict[str, Any]], card: int, actions: Actions, steps: int
+    source: Source, cards: Sequence[Card], card: int, actions: Actions, steps: int
 ) -> tuple[Series, list[tuple[float, float]]]:
     """Poll while bursts of load come and go; the series, and when each burst began and ended in its seconds."""
     found: list[tuple[int, int]] = []
@@ -182,7 +177,7 @@ def bursts(
 
     worker = threading.Thread(target=load)
     worker.start()
-    series, _ = poll(source, facts, card, lambda: not worker.is_alive())
+    series, _ = poll(source, cards, card, lambda: not worker.is_alive())
     worker.join()
     return series, [(series.time_s(a), series.time_s(b)) for a, b in found]
 

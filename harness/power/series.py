@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.power.interference import Look
 from harness.power.replay import Trace
-from harness.power.segment_file import Row
-from harness.power.source import GPU_GONE, OK
+from harness.power.segment_file import Row, card_of
+from harness.power.source import GPU_GONE, NO_PERMISSION, OK
 from harness.units import S_PER_NS
 
 UNKNOWN_LIMIT_W = 5000.0  # no board draws this; the bound where a card does not tell its power limit
@@ -95,22 +95,17 @@ class Series:
     """One card of one segment. `add` takes rows in order; everything else reads."""
 
     def __init__(self, header: dict[str, Any], card: int) -> None:
-        self.facts: dict[str, Any] = header["cards"][card]
-        self.source: str = header["source"]
-        self.points: bool = header["counter"] == "points"
+        self.card = card_of(header, card)
+        self.points = self.card.counter == "points"
+        self.has_counter = self.card.counter is not None
         self.period_s: float = header["period_s"]
         self.origin_ns: int = header["origin_ns"]
         self._energy_unit_j: float = header["energy_unit_j"]
         self._power_unit_w: float = header["power_unit_w"]
-        trace = self.facts.get("trace")
+        trace = self.card.trace
         self.trace = Trace.of(list(trace["t_s"]), list(trace["power_w"])) if trace else None
-        support = self.facts.get("support", {"energy": OK})
-        self.has_counter: bool = support["energy"] == OK
-        self.momentary: bool = (
-            self.facts.get("power_call") != "nvmlDeviceGetPowerUsage"
-        )  # that is a mean over 1 s on some cards
-        self.limit_w: float | None = self.facts["limit_w"]
-        self.bound_w: float = IMPLAUSIBLE_FACTOR * self.limit_w if self.limit_w else UNKNOWN_LIMIT_W
+        limit_w = self.card.limit_w
+        self.bound_w: float = IMPLAUSIBLE_FACTOR * limit_w if limit_w else UNKNOWN_LIMIT_W
         if self.trace:
             self.bound_w = math.inf
         # ticks
@@ -129,7 +124,7 @@ class Series:
         self._doubt: tuple[float, float, float] | None = None  # lo, hi, value of a counter read that does not fit
         self._was_good = False  # the last row's counter read
         self._seq = 0
-        self._wrapped_j = 0.0  # RAPL: whole ranges passed so far
+        self._wrapped_j = 0.0  # whole ranges passed so far
 
     def time_s(self, ns: int) -> float:
         return (ns - self.origin_ns) * S_PER_NS
@@ -165,7 +160,7 @@ class Series:
             self.lost.append([t, None])
         elif not gone and open_loss:
             self.lost[-1][1] = t
-        self.denied = self.denied or 4 in (row.rc_energy, row.rc_instant, row.rc_average)
+        self.denied = self.denied or NO_PERMISSION in (row.rc_energy, row.rc_instant, row.rc_average)
 
     def _add_power(self, row: Row, prev: float, t: float) -> None:
         for held, value, rc in (
@@ -187,7 +182,7 @@ class Series:
             doubtful, self._doubt = self._doubt, None
             last = self.shown_j[-1][1]
             if doubtful[2] < last and value < last:
-                self._break(doubtful, "RESET" if self.source == "rapl" else "COUNTER_RESET")
+                self._break(doubtful, "RESET" if self.points else "COUNTER_RESET")
             elif doubtful[2] > last and value >= doubtful[2]:
                 self._break(doubtful, "IMPLAUSIBLE")
             else:
@@ -198,12 +193,12 @@ class Series:
                 self._tick(lo, hi, value)
             return
         last = self.shown_j[-1][1]
-        if range_j := self.facts.get("range_j"):
-            elapsed = lo - self.hi_s[-1]
-            if elapsed > range_j / self.facts["wrap_power_w"]:  # a wrap could have gone unseen
+        if range_j := self.card.range_j:
+            elapsed, most_w = lo - self.hi_s[-1], self.card.max_w or self.bound_w
+            if elapsed > range_j / (self.card.wrap_power_w or most_w):  # a wrap could have gone unseen
                 self._break((lo, hi, value), "GAP")
                 return
-            if value < last and value + range_j - last <= self.facts["max_w"] * elapsed:
+            if value < last and value + range_j - last <= most_w * elapsed:
                 self._wrapped_j += range_j
                 value += range_j
         if value < last or value - last > self.bound_w * self._since_last(hi):
@@ -253,8 +248,8 @@ class Series:
 
     def begin_s(self) -> float | None:
         """From when on energy is known; None if nothing was read yet."""
-        if self.trace:
-            return self.time_s(self.facts["trace"]["origin_ns"])
+        if self.card.trace:
+            return self.time_s(self.card.trace["origin_ns"])
         if self.has_counter:
             return self.hi_s[0] if self.hi_s else None
         return self.power.t_s[0] if self.power.t_s else None

@@ -39,7 +39,9 @@ class Measured:
     energy_net_j: float | None = None  # minus the idle (context resident) power named in `idle_power_w`
     idle_power_w: float | None = None
     power_w: float | None = None  # mean over the window
-    source: str | None = None  # nvml-counter, nvml-average, nvml-instant, rapl, replay
+    source: str | None = (
+        None  # what the meter calls it (`power.source.Card`): nvml-counter, nvml-average, rapl, replay …
+    )
     verdict: str = "unmeasured"  # valid | suspect | invalid | unmeasured
     codes: list[str] = field(default_factory=list)  # reason codes, e.g. COUNTER_RESET
     reason: str | None = None  # why energy_j is None, in words

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from harness.config import identity
 from harness.config.ladder import PlannedPoint, Rung
-from harness.config.schema import NvmlConfig, RunConfig
+from harness.config.schema import RunConfig
 from harness.data.batches import Corpus
 from harness.data.corpora import save_tokenizer
 from harness.errors import DeviceError
@@ -141,13 +141,14 @@ def _device(plan: RunPlan, workers: int) -> devices.Device:
 def _check_metered_card(device: devices.Device, meter: Meter, plan: RunPlan) -> None:
     """DeviceError when the meter watches another GPU than the one that trains; an event when training is not on a GPU."""
     cards: list[Json] = meter.describe().get("cards", [])
-    metered = [str(c["uuid"]) for c in cards if str(c["uuid"]).startswith("GPU-") and not c.get("mig")]
+    cards = [c for c in cards if str(c["uuid"]).startswith("GPU-")]  # those that CUDA may train on
+    metered = [str(c["uuid"]) for c in cards if not c.get("mig")]
     if device.uuid is not None and metered and all(device.uuid not in uuid for uuid in metered):
         raise DeviceError(
-            f"power=nvml meters {', '.join(metered)}, but CUDA trains on GPU-{device.uuid}. "
+            f"the meter watches {', '.join(metered)}, but CUDA trains on GPU-{device.uuid}. "
             "Name the card by its UUID: CUDA_VISIBLE_DEVICES=GPU-…, as `nvidia-smi -L` prints it."
         )
-    if cards and device.uuid is None and isinstance(plan.config.power, NvmlConfig):
+    if cards and device.uuid is None:
         plan.progress.events.append(
-            f"power=nvml meters {cards[0]['name']}, but training is on {device.label}: not its joules"
+            f"the meter watches {cards[0]['name']}, but training is on {device.label}: not its joules"
         )

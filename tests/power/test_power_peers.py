@@ -154,4 +154,4 @@ def test_a_cold_run_of_five_seconds(sampled: Sampled) -> None:
         w = estimate.card_window(s, a, b)
         assert w.energy_j == pytest.approx(integral_j(trace, a, b), rel=0.007)
         assert w.source == "nvml-counter"
-        assert s.facts["power_call"] == "fields 185, 186"
+        assert s.card.facts["power_call"] == "fields 185, 186"

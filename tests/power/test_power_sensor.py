@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from doubles.nvml import Card, Script
+from doubles import nvml as double
+from doubles.nvml import Script
 
 from harness.cli import main as cli
 from harness.config import schema
 from harness.power import sensor
 from harness.power.meter import open_meter
 from harness.power.series import Series
-from harness.power.source import Reading
+from harness.power.source import Card, Reading
 
 Play = Callable[[Script, Path], None]
 
@@ -35,7 +36,7 @@ def test_the_window_of_instant_readings_follows_from_bursts(
         trace += [(t, 100.0), (t, 600.0), (t + 1.2, 600.0), (t + 1.2, 100.0)]
         onsets.append((t, t + 1.2))
         t += 1.2
-    (s,) = sampled(Script([Card(trace, window_s=window_s)]), t + 1, period_s=0.002)
+    (s,) = sampled(Script([double.Card(trace, window_s=window_s)]), t + 1, period_s=0.002)
     assert sensor.instant_window(s, onsets) == pytest.approx(window_s, rel=0.15)
     assert sensor.instant_window(s, onsets[:1]) is None  # one burst tells nothing
 
@@ -43,7 +44,7 @@ def test_the_window_of_instant_readings_follows_from_bursts(
 def test_doctor_measures_keeps_and_says(
     player: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    script = Script([Card([(-9.0, 90.0)])])
+    script = Script([double.Card([(-9.0, 90.0)])])
     monkeypatch.setenv("SCRIPTED_NVML", script.environment(tmp_path / "lib", tmp_path)["SCRIPTED_NVML"])
     import pynvml
 
@@ -72,7 +73,7 @@ def test_doctor_measures_keeps_and_says(
 def test_runs_state_net_joules_where_a_card_is_kept(play: Play, tmp_path: Path) -> None:
     import time
 
-    script = Script([Card([(-9.0, 300.0)])])
+    script = Script([double.Card([(-9.0, 300.0)])])
     kept = sensor.SensorCard(script.cards[0].uuid, "Scripted H100", "580.65.06", 0, idle_context_w=110.0)
     sensor.store(kept)
     play(script, tmp_path)
@@ -99,14 +100,14 @@ def test_a_card_of_another_driver_or_a_damaged_one_is_none(tmp_path: Path) -> No
 
 def test_idle_power_that_never_settles_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     class Still:
-        name, counter, energy_unit_j, power_unit_w = "nvml", "ticks", 1e-3, 1e-3
+        energy_unit_j, power_unit_w = 1e-3, 1e-3
 
         def read(self, card: int) -> Reading:
             return Reading(None, 90_000, 90_000, 3, 0, 0, None)
 
     monkeypatch.setattr(sensor, "settle", lambda *_: None)
-    facts = [{"uuid": "GPU-1", "name": "x", "limit_w": 700.0, "support": {"energy": 3, "instant": 0, "average": 0}}]
+    cards = [Card("GPU-1", "x", label="still", counter=None, limit_w=700.0)]
     actions = sensor.Actions(lambda: None, lambda s: (0, 0))
-    out = sensor.measure(Still(), facts, 0, seconds=0.05, actions=actions, why_no_actions="", steps=0)  # type: ignore[arg-type]
+    out = sensor.measure(Still(), cards, 0, seconds=0.05, actions=actions, why_no_actions="", steps=0)  # type: ignore[arg-type]
     assert out.idle_context_w is None
     assert "did not settle" in out.reasons["idle_context_w"]
