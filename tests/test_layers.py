@@ -45,7 +45,8 @@ LATE_TORCH = {
     "data.corpora": {"data.facts", "data.text", "data.tokenizer"},
     "cli.doctor": {"torch"},
     "sweep.worker": {"train.run", "ttc.run"},
-    "analysis.export": {"models.llama", "safetensors.torch", "transformers.utils"},
+    "models": {"models.llama"},
+    "analysis.export": {"safetensors.torch", "transformers.utils"},
 }
 ONLY_IN = {
     "wandb": {"track/wandb.py", "track/wandb_client.py", "track/wandb_process.py"},
@@ -59,6 +60,7 @@ ONLY_IN = {
         "models/pretrained.py",
         "data/tokenizer.py",
         "train/step.py",
+        "train/trunk.py",
         "train/validate.py",
     },
     "altair": {"report/*.py"},

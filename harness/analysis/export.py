@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def to_hf(run_dir: Path, out: Path, tokens: int | None = None) -> Point:
     from safetensors.torch import load_file
     from transformers.utils import logging as transformers_logging
 
-    from harness.models import llama
+    from harness import models
     from harness.models.flops import Shape
 
     transformers_logging.disable_progress_bar()
@@ -61,8 +60,10 @@ def to_hf(run_dir: Path, out: Path, tokens: int | None = None) -> Point:
         )
     if out.exists() and any(out.iterdir()):
         raise RecordError(f"--out {out} exists and is not empty. Choose a new folder.")
-    shape = Shape(**{f.name: record.shape[f.name] for f in dataclasses.fields(Shape)})
-    model = llama.build(shape, record.seed, record.config["model"]["rope_theta"])
+    shape = Shape.of_record(record.shape)
+    model = models.build(
+        record.config["model"]["kind"], shape, record.seed, rope_theta=record.config["model"]["rope_theta"]
+    )
     missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
     if unexpected or [k for k in missing if k != "lm_head.weight"]:
         raise RecordError(f"{weights.name} does not fit the recorded shape: missing {missing}, unexpected {unexpected}")

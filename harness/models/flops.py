@@ -9,7 +9,9 @@ embedding as a matrix product) and arXiv:2406.19146 (head counted).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from harness.records import Counts
 
@@ -27,6 +29,11 @@ class Shape:
     ffn: int
     context: int
     tied: bool = True
+
+    @classmethod
+    def of_record(cls, shape: Mapping[str, Any]) -> Shape:
+        """The shape that a record holds. A field that is younger than the record has its default, other entries are passed over."""
+        return cls(**{f.name: shape[f.name] for f in fields(cls) if f.name in shape})
 
 
 def attended_mean(context: int, window: int | None = None) -> float:

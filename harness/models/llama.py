@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig as HfLlamaConfig
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from harness.models.flops import Shape, counts
@@ -57,8 +57,18 @@ def build(shape: Shape, seed: int, rope_theta: float = 10_000.0) -> LlamaForCaus
     return model
 
 
-def logits(model: LlamaForCausalLM, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-    """Tokens (B, S) to logits (B, S, V) of a model that `build` made: the one forward pass, on every device, compiled or not.
+def is_plain(model: object) -> TypeGuard[LlamaForCausalLM]:
+    """Whether a model is a Llama as `build` makes it: without biases, with default rotary angles. Only such a model is computed here."""
+    if type(model) is not LlamaForCausalLM:
+        return False
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    return not (config.attention_bias or config.mlp_bias) and rope.get("rope_type", "default") == "default"
+
+
+def logits(model: PreTrainedModel, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Tokens (B, S) to logits (B, S, V): the one forward pass, on every device, compiled or not. A model that `is_plain` is computed
+    here, any other by transformers' own forward, which builds a mask.
 
     Equal to `model(input_ids=tokens).logits` and its gradients, bit for bit. `positions` (B, S) are the ids that the rotary
     embedding takes, in any order; attention stays causal in the order of the tokens. (transformers' forward reads ids that do not
@@ -68,6 +78,8 @@ def logits(model: LlamaForCausalLM, tokens: torch.Tensor, positions: torch.Tenso
     mask, which excludes the flash kernels and doubles the work. Without its masks, caches, hooks, module calls and output objects,
     narrow models also save a fifth of the time of forward and backward on a CPU.
     """
+    if not is_plain(model):
+        return model(input_ids=tokens, position_ids=positions, use_cache=False).logits
     decoder = model.model
     batch, length = tokens.shape
     x = F.embedding(tokens, decoder.embed_tokens.weight)

@@ -17,10 +17,9 @@ import torch
 from harness import records
 from harness.config import identity, ladder
 from harness.config.checks import require
-from harness.config.schema import LlamaConfig, RunConfig
+from harness.config.schema import RunConfig
 from harness.data.corpora import open_corpus, sizes
 from harness.errors import CorpusError
-from harness.models import llama
 from harness.records import RunRecord, RunState
 from harness.runtime import attempt, provenance, signals
 from harness.runtime.attempt import Attempt
@@ -28,7 +27,7 @@ from harness.train import optim
 from harness.train.checkpoint import Progress, load_progress
 from harness.train.context import RunContext, RunPlan, opened
 from harness.train.step import Trainer
-from harness.train.trunk import TrunkRunner
+from harness.train.trunk import TrunkRunner, build_model
 
 
 def train(config: RunConfig, *, overrides: Sequence[str] = (), workers: int = 1) -> RunState:
@@ -76,8 +75,7 @@ def plan_run(config: RunConfig, this: Attempt) -> RunPlan:
 def build_trainer(context: RunContext) -> Trainer:
     """The model of the rung on the run's device, with its optimisers."""
     config, rung, progress = context.config, context.rung, context.progress
-    assert isinstance(config.model, LlamaConfig)
-    model = llama.build(rung.shape, config.seed, config.model.rope_theta)
+    model = build_model(config, rung)
     torch.nn.Module.to(model, context.device.torch_device)  # in place; the subclass's own signature hides the overload
 
     def halved(micro_sequences: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from harness.data.batches import Batch, Corpus
 from harness.models import llama
@@ -46,7 +46,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: PreTrainedModel,
         optimizers: list[torch.optim.Optimizer],
         corpus: Corpus,
         device: Device,

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
-from harness.config.ladder import PlannedPoint
-from harness.config.schema import LlamaConfig
+from harness import models
+from harness.config.ladder import PlannedPoint, Rung
+from harness.config.schema import LlamaConfig, RunConfig
 from harness.errors import HarnessError
-from harness.models import llama
 from harness.power.estimate import refuse, total
 from harness.records import Point, SpendRow, StepRow, read_rows
 from harness.runtime.attempt import Diverged, Interrupted
@@ -27,6 +28,12 @@ from harness.units import NAT_PER_BIT, S_PER_NS
 
 MIRROR_EVERY_S = 1.0
 T = TypeVar("T")
+
+
+def build_model(config: RunConfig, rung: Rung) -> PreTrainedModel:
+    """The model of a rung with its initial weights, a pure function of (shape, seed)."""
+    assert isinstance(config.model, LlamaConfig)
+    return models.build("llama", rung.shape, config.seed, rope_theta=config.model.rope_theta)
 
 
 class TrunkRunner:
@@ -333,8 +340,7 @@ class TrunkRunner:
 
     def _start_afresh(self) -> None:
         """Initial weights again, a pure function of (shape, seed); moments forgotten."""
-        assert isinstance(self.config.model, LlamaConfig)
-        fresh = dict(llama.build(self.rung.shape, self.config.seed, self.config.model.rope_theta).named_parameters())
+        fresh = dict(build_model(self.config, self.rung).named_parameters())
         with torch.no_grad():
             for name, p in self.trainer.model.named_parameters():
                 p.copy_(fresh[name])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from harness.data.batches import Batch, Corpus
 from harness.models import llama
@@ -56,7 +56,7 @@ def batch_sequences(batch_tokens: int | None, context: int, vocab: int, device: 
 
 
 @torch.no_grad()
-def batch_losses(model: LlamaForCausalLM, batch: Batch, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_losses(model: PreTrainedModel, batch: Batch, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of -ln p and number of scored tokens of each sequence, fp64 (B,), on the device."""
     inputs, targets, positions = tensors(batch, device.torch_device)
     with torch.autocast(device.torch_device.type, dtype=device.autocast, enabled=device.autocast is not None):
@@ -65,7 +65,7 @@ def batch_losses(model: LlamaForCausalLM, batch: Batch, device: Device) -> tuple
     return loss.view(targets.shape).sum(1, dtype=torch.float64), (targets != -100).sum(1).double()
 
 
-def evaluate(model: LlamaForCausalLM, corpus: Corpus, device: Device, sequences: int) -> Evaluation:
+def evaluate(model: PreTrainedModel, corpus: Corpus, device: Device, sequences: int) -> Evaluation:
     """Mean loss over the corpus's validation set, in a fixed order and fixed batches, so that it repeats bitwise."""
     sums, counts, fed = [], [], 0
     for batch in corpus.val_batches(sequences):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from harness.errors import ConfigError
+from harness.models import llama
 from harness.models.flops import Shape, passes_flop, prefill_flop
 from harness.models.llama_decode import LlamaDecoder
 from harness.models.pretrained import HfDecoder, shape_of
@@ -57,11 +58,12 @@ class Decoder(Protocol):
 def open_decoder(
     model: PreTrainedModel, shape: Shape | None, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> Decoder:
-    """The decoder of a model: our own for what `models.llama.build` made, whose `shape` is given; else transformers', counted by its config."""
+    """The decoder of a model, chosen by its class: our own for a plain Llama whose `shape` is given, else transformers' own path, counted
+    by the shape or else by the model's config."""
     device = torch.device(device)
-    if shape is not None:
-        return LlamaDecoder(model, shape, device, dtype)  # type: ignore[arg-type]
-    return HfDecoder(model, shape_of(model), device, dtype)
+    if shape is not None and llama.is_plain(model):
+        return LlamaDecoder(model, shape, device, dtype)
+    return HfDecoder(model, shape_of(model) if shape is None else shape, device, dtype)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from harness import records
+from harness import models, records
 from harness.config.schema import PretrainedConfig, QaConfig, RunConfig, TaskConfig, TtcPoints
 from harness.errors import RecordError
-from harness.models import llama, pretrained
+from harness.models import pretrained
 from harness.models.flops import Shape
 from harness.records import Point, RunRecord
 from harness.runtime.device import Device
@@ -57,7 +56,7 @@ def _trained(config: RunConfig, run_dir: Path, device: Device) -> Iterator[Subje
     from safetensors.torch import load_file
 
     record = records.load_record(run_dir)
-    shape = Shape(**{f.name: record.shape[f.name] for f in dataclasses.fields(Shape)})
+    shape = Shape.of_record(record.shape)
     points = record.points if config.ttc.points is TtcPoints.all else record.points[-1:]
     for point in points:
         path = run_dir / "checkpoints" / (point.hf_checkpoint or "") / "model.safetensors"
@@ -65,7 +64,9 @@ def _trained(config: RunConfig, run_dir: Path, device: Device) -> Iterator[Subje
             raise RecordError(
                 f"run {run_dir.name} has no weights of its point {point.branch}. Train it again with run.force=true."
             )
-        own = llama.build(shape, record.seed, record.config["model"]["rope_theta"])
+        own = models.build(
+            record.config["model"]["kind"], shape, record.seed, rope_theta=record.config["model"]["rope_theta"]
+        )
         own.load_state_dict(load_file(path), strict=False)
         decoder = open_decoder(own, shape, device.torch_device, dtype(device))
         yield Subject(point.branch, decoder, weights_hash(own), record.counts.n_total, record, point)
