@@ -14,7 +14,7 @@ from harness.analysis import reproduce
 from harness.cli import main as cli
 from harness.cli import verbs
 from harness.errors import HarnessError
-from harness.laws.forms import LAWS
+from harness.laws.catalogue import LAWS
 from harness.power.reason_codes import EFFECT
 from harness.records import fits as fit_files
 

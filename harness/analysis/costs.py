@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.analysis import points as study_points
-from harness.laws.forms import Array
+from harness.laws.gram import Array
 from harness.records import RunRecord
 
 REACH = 4.0  # factor in N beyond the measured rungs; as in `forecast`

@@ -14,8 +14,8 @@ import numpy as np
 from harness.analysis.points import PointTable
 from harness.analysis.study_laws import measured_idle_w
 from harness.hardware import floor_j_per_flop
-from harness.laws.energy import balance
 from harness.laws.result import Fit
+from harness.laws.sentences import balance
 from harness.units import si
 
 SUSPICIOUS = 15.0  # times the floor, on a rung that idle power does not dominate

@@ -17,7 +17,8 @@ from harness import laws
 from harness.analysis.costs import Prices
 from harness.analysis.optimal import outside
 from harness.errors import FitError
-from harness.laws.forms import Array
+from harness.laws.catalogue import law_of
+from harness.laws.gram import Array
 from harness.laws.result import Fit
 
 PER_AXIS = 16  # candidates in N and in D
@@ -63,8 +64,10 @@ class Plan:
 
 def target_at(fit: Fit, prices: Prices, flop: float | None, *, extrapolate: bool = False) -> Target:
     """The best run for `flop` FLOP; by default for ten times the largest compute fitted."""
-    if fit.law != "chinchilla":
-        raise FitError(f"--next plans runs in N and D, and needs law chinchilla; this fit is {fit.law}.")
+    if law_of(fit).questions != "run":
+        raise FitError(
+            f"--next plans runs in N and D, and needs law chinchilla or another of N and D; this fit is {fit.law}. Fit such a law."
+        )
     if not fit.draws:
         raise FitError("--next needs bootstrap draws, and this fit has none. Fit again with --bootstrap 1000.")
     if flop is None:
@@ -137,4 +140,4 @@ def plan_next(fit: Fit, prices: Prices, target: Target, count: int, min_shrink: 
 def _log_losses(fit: Fit, n: Array, d: Array) -> Array:
     """ln L of every draw (R) at every (N, D) (m): (R, m)."""
     p = {k: np.asarray(fit.draws.get(k, [v]), dtype=float)[:, None] for k, v in fit.params.items()}
-    return np.log(p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"])
+    return np.log(law_of(fit).value(p, {"N": n, "D": d}))

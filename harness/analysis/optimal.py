@@ -15,10 +15,14 @@ import numpy as np
 from harness import laws
 from harness.analysis.costs import Prices
 from harness.errors import FitError
-from harness.laws.forms import Array
+from harness.laws.catalogue import LAWS, law_of
+from harness.laws.gram import Array
 from harness.laws.result import Fit
 
 GOLDEN = (math.sqrt(5.0) - 1) / 2
+LOG_REACH = math.log(1e3)  # below the smallest N of a fit, where the search along a contour begins
+BISECTION_REACH = 100.0  # of ln x on both sides of the data
+BISECTIONS = 64
 MAX_DRAWS = 1000  # asked; more change an interval by less than its own digits
 Ends = list[float | None]  # a 95 % interval; None: unbounded on that side
 
@@ -43,7 +47,7 @@ class Choice:
 
 def best_for_flop(fit: Fit, prices: Prices, flop: float, *, extrapolate: bool = False) -> Choice:
     """The run of least loss for `flop` FLOP: N, D and the loss there. For laws L(C) the loss alone."""
-    if fit.law == "loss_compute":
+    if law_of(fit).questions == "loss":
         table = {"C": np.array([flop])}
         loss = float(laws.predict(fit, table, extrapolate=extrapolate)[0])
         choice = Choice(f"best loss for {flop:.4g} FLOP", None, None, flop, loss)
@@ -70,15 +74,16 @@ def cheapest_for_loss(fit: Fit, prices: Prices, loss: float, *, extrapolate: boo
 
     They differ wherever joules per FLOP depend on N. FitError at or below the floor.
     """
-    floor = fit.params["E"]
+    law = law_of(fit)
+    floor = fit.params[law.floor] if law.floor else 0.0
     if loss <= floor:
-        ends = fit.interval.get("E")
+        ends = fit.interval.get(law.floor or "")
         band = f" (95 % {ends[0]:.4g} to {ends[1]:.4g})" if ends else ""
         raise FitError(
-            f"--loss {loss:g} is not above the floor E = {floor:.4g}{band} of {fit.law}: by this law no compute reaches it."
+            f"--loss {loss:g} is not above the floor {law.floor or 'y'} = {floor:.4g}{band} of {fit.law}: by this law no compute reaches it."
         )
-    if fit.law == "loss_compute":
-        return [_from_power(fit, loss, "C", extrapolate)]
+    if law.questions == "loss":
+        return [_along(fit, loss, "C", extrapolate)]
     goals: list[tuple[str, Callable[[Array, Array], Array]]] = [
         (f"cheapest compute for a loss of {loss:g} nat", prices.flop)
     ]
@@ -86,7 +91,7 @@ def cheapest_for_loss(fit: Fit, prices: Prices, loss: float, *, extrapolate: boo
         goals.append((f"cheapest joules for a loss of {loss:g} nat", prices.joules))
     out = []
     for question, price in goals:
-        n, d = cheapest({k: np.array([v]) for k, v in fit.params.items()}, loss, price)
+        n, d = cheapest(fit, {k: np.array([v]) for k, v in fit.params.items()}, loss, price)
         if not np.isfinite(n[0]):
             out.append(
                 _unpriced(question, loss, "no run of this loss has an N within a factor 4 of the measured rungs")
@@ -97,7 +102,7 @@ def cheapest_for_loss(fit: Fit, prices: Prices, loss: float, *, extrapolate: boo
         if fit.draws:
             params = {k: np.asarray(fit.draws.get(k, [v]))[:MAX_DRAWS] for k, v in fit.params.items()}
             count = max(len(v) for v in params.values())
-            n, d = cheapest({k: np.broadcast_to(v, (count,)) for k, v in params.items()}, loss, price)
+            n, d = cheapest(fit, {k: np.broadcast_to(v, (count,)) for k, v in params.items()}, loss, price)
             never = float((~np.isfinite(n)).mean())
             choice.interval = {"n": _quantiles(n), "d": _quantiles(d), "flop": _quantiles(prices.flop(n, d))}
             for name, priced in (("joules", prices.joules(n, d)), ("seconds", prices.seconds(n, d))):
@@ -123,7 +128,7 @@ def from_energy_laws(
 
     energy = k C^b knows joules through FLOP alone; L = E + A J^-g gives the joules of its own frontier.
     """
-    energy = next((f for f in fits.values() if f.law == "energy_power"), None)
+    energy = next((f for f in fits.values() if f.law in LAWS and LAWS[f.law].of("energy", "C")), None)
     for c in choices:
         if energy is not None and c.joules is None and c.flop is not None:
             table = {"C": np.array([c.flop])}
@@ -135,37 +140,37 @@ def from_energy_laws(
             if energy.draws:
                 low, high = laws.predict_interval(energy, table, extrapolate=extrapolate)
                 c.interval["joules"] = [float(low[0]), float(high[0])]
-    frontier = next((f for f in fits.values() if f.law == "loss_energy"), None)
-    if frontier is None or loss is None or loss <= frontier.params["E"]:
+    frontier = next((f for f in fits.values() if f.law in LAWS and LAWS[f.law].of("loss", "J")), None)
+    if frontier is None or loss is None or loss <= frontier.params.get(law_of(frontier).floor or "", 0.0):
         return []
-    return [_from_power(frontier, loss, "J", extrapolate)]
+    return [_along(frontier, loss, "J", extrapolate)]
 
 
-def cheapest(params: dict[str, Array], loss: float, price: Callable[[Array, Array], Array]) -> tuple[Array, Array]:
+def cheapest(
+    fit: Fit, params: dict[str, Array], loss: float, price: Callable[[Array, Array], Array]
+) -> tuple[Array, Array]:
     """N and D, each (R,), of the least `price(N, D)` on L(N, D) = loss, for R parameter sets (R,); inf where there is none.
 
-    L = E + A/N^alpha + B/D^beta: N runs from where A/N^alpha alone uses up loss - E; D follows from N. The price along
-    the contour need not have one minimum (measured joules bend at each rung): a grid, then golden section in its cell.
+    The run moves along the contour of this loss, from the N at which D would be infinite. The price along it need not have
+    one minimum (measured joules bend at each rung): a grid, then golden section in its cell.
     """
-    a, b, alpha, beta = (params[k] for k in ("A", "B", "alpha", "beta"))
-    room = loss - params["E"]
-    ok = room > 0
-    room = np.where(ok, room, 1.0)
+    law = law_of(fit)
+    columns = {k: v[:, None] for k, v in params.items()}
+    ok = np.ones(len(next(iter(params.values()))), dtype=bool)
+    if law.floor:
+        ok = loss > params[law.floor]
+        columns[law.floor] = np.where(ok[:, None], columns[law.floor], loss - 1.0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        low = (np.log(a) - np.log(room)) / alpha  # ln N at which D would be infinite
 
         def at(u: Array) -> tuple[Array, Array]:
-            n = np.exp(low[:, None] + u)
-            left = room[:, None] - a[:, None] * n ** -alpha[:, None]
-            d = np.where(left > 0, (b[:, None] / np.maximum(left, 1e-300)) ** (1 / beta[:, None]), np.inf)
-            return n, d
+            return law.contour(columns, loss, u) if law.contour else _contour(fit, columns, loss, u)
 
         def cost(u: Array) -> Array:
             value = price(*at(u))
             return np.where(np.isfinite(value), value, np.inf)
 
         grid = np.geomspace(1e-4, 30.0, 500)
-        costs = cost(np.broadcast_to(grid, (len(a), len(grid))))
+        costs = cost(np.broadcast_to(grid, (len(ok), len(grid))))
         k = np.clip(costs.argmin(1), 1, len(grid) - 2)
         ok &= np.isfinite(costs.min(1))
         left, right = grid[k - 1][:, None], grid[k + 1][:, None]
@@ -187,19 +192,38 @@ def outside(fit: Fit, flop: float) -> float:
     return max(0.0, math.log10(flop / high), math.log10(low / flop))
 
 
-def _from_power(fit: Fit, loss: float, symbol: str, extrapolate: bool) -> Choice:
-    """x at which L = E + A x^-g reaches `loss`, x being FLOP or joules."""
+def _contour(fit: Fit, params: dict[str, Array], loss: float, u: Array) -> tuple[Array, Array]:
+    """N, from a factor 1000 below those of the fit, and the D (R, m) at which the law of N and D reaches `loss`."""
+    n = np.broadcast_to(fit.span["N"][0] * np.exp(u - LOG_REACH), (len(next(iter(params.values()))), u.shape[1]))
+    return n, _reached(lambda d: law_of(fit).value(params, {"N": n, "D": d}), loss, fit.span["D"], n.shape)
+
+
+def _reached(value: Callable[[Array], Array], loss: float, span: list[float], shape: tuple[int, ...]) -> Array:
+    """The x of `shape` at which a falling function is `loss`, by bisection of ln x; 0 or inf where it lies beyond every x."""
+    ends = math.log(span[0]) - BISECTION_REACH, math.log(span[1]) + BISECTION_REACH
+    low, high = np.full(shape, ends[0]), np.full(shape, ends[1])
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            above = value(np.exp(middle)) > loss
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.where(high == ends[1], np.inf, np.where(low == ends[0], 0.0, np.exp((low + high) / 2)))
+
+
+def _along(fit: Fit, loss: float, symbol: str, extrapolate: bool) -> Choice:
+    """x at which a law of x alone reaches `loss`, x being FLOP or joules."""
+    law = law_of(fit)
     what = {"C": ("flop", "compute"), "J": ("joules", "joules")}[symbol]
 
-    def invert(e: Array | float, a: Array | float, g: Array | float) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.where(loss > e, (np.maximum(loss - e, 1e-300) / a) ** (-1 / g), np.inf)
+    def invert(params: dict[str, Array]) -> Array:
+        rows = len(next(iter(params.values())))
+        return _reached(lambda x: law.value(params, {symbol: x}), loss, fit.span[symbol], (rows, 1))[:, 0]
 
-    x = float(invert(fit.params["E"], fit.params["A"], fit.params["g"]))
+    x = float(invert({k: np.array([[v]]) for k, v in fit.params.items()})[0])
     if not 0 < x < math.inf:
         raise FitError(
-            f"--loss {loss:g}: by {fit.formula} it takes {symbol} = {x:g}. The fitted curve is flat (A = {fit.params['A']:.3g}, "
-            f"g = {fit.params['g']:.3g}), so no {what[1]} can be named for a loss."
+            f"--loss {loss:g}: by {fit.formula} it takes {symbol} = {x:g}. The fitted curve is flat there, so no {what[1]} can be "
+            "named for a loss."
         )
     laws.predict(fit, {symbol: np.array([x])}, extrapolate=extrapolate)  # refuses what lies too far outside
     choice = Choice(f"cheapest {what[1]} for a loss of {loss:g} nat, by {fit.formula}", None, None, None, loss)
@@ -207,8 +231,9 @@ def _from_power(fit: Fit, loss: float, symbol: str, extrapolate: bool) -> Choice
     low, high = fit.span[symbol]
     choice.decades_outside = max(0.0, math.log10(x / high), math.log10(low / x))
     if fit.draws:
-        drawn = (np.asarray(fit.draws.get(k, fit.params[k])) for k in ("E", "A", "g"))
-        choice.interval[what[0]] = _quantiles(np.atleast_1d(invert(*drawn)))
+        count = len(next(iter(fit.draws.values())))
+        drawn = {k: np.asarray(fit.draws.get(k, [v] * count), dtype=np.float64)[:, None] for k, v in fit.params.items()}
+        choice.interval[what[0]] = _quantiles(invert(drawn))
     choice.joules_reason = None if choice.joules is not None else "they depend on N, which this law does not know"
     choice.seconds_reason = "they depend on N, which this law does not know"
     return choice

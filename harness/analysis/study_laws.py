@@ -15,6 +15,7 @@ import numpy as np
 from harness import laws
 from harness.analysis.points import N_DEFAULT, Array, PointTable, floor, frontier_points, points
 from harness.errors import FitError
+from harness.laws.catalogue import law_of
 from harness.laws.result import Fit, Warn
 from harness.records import RunRecord
 
@@ -169,7 +170,7 @@ def fit_study(
         except FitError:
             continue  # `unfitted` gives the reason
         fits[name].warnings.extend(job.notes)
-        if "energy" in job.columns and not (job.law == "energy_idle" and not job.fixed):
+        if "energy" in job.columns and not _absorbs_offset(job):
             _shift_powers(job, fits[name], delta)
     return fits
 
@@ -202,9 +203,15 @@ def _sigma(job: Job) -> Array | None:
     return np.hypot(se, SIGMA_FLOOR * energy) if np.isfinite(se).all() else None
 
 
+def _absorbs_offset(job: Job) -> bool:
+    """Whether a fitted power of its own takes up a wrong zero of the sensor."""
+    return "t" in job.columns and not job.fixed
+
+
 def _shift_powers(job: Job, fit: Fit, delta: float) -> None:
     """Refit with every power 5 W lower and higher, and put the slope that comes out (b, or e) into `fit.derived`."""
-    slope = "b" if fit.law == "energy_power" else "e"
+    law = law_of(fit)
+    slope = law.exponents[0] if law.exponents else law.params[-1]
     for shift_w, label in ((-OFFSET_W, "minus"), (OFFSET_W, "plus")):
         column = job.columns["energy"]
         shifted = replace(job.table)

@@ -21,7 +21,6 @@ from harness.laws.estimators import pass_at_k
 from harness.laws.refuse import refuse_rows
 from harness.laws.result import Fit, Warn
 
-BEFORE = {"isoflop": ("C", "N", "loss"), "pass_at_k": ("correct", "samples")}  # what a law's points are made from
 UNCHECKED = {
     "state": "whether every row is a finished run is not known",
     "annealed": "whether every row had its learning rate decayed is not known; an un-annealed row lies 0.04-0.09 nat too high",
@@ -78,7 +77,7 @@ def fit_points(
         origin["sigma"] = sigma
     if before is not None:
         given = {"--cluster": cluster, "--fix": fixed, "--hold-out": hold_out, "--delta": delta}
-        refuse_options(law, given | ({"--sigma": sigma} if law == "pass_at_k" else {}), f"from {', '.join(before)}")
+        refuse_options(law, given | ({"--sigma": sigma} if "loss" not in before else {}), f"from {', '.join(before)}")
         return _from_before(law, chosen, origin, excluded, bars, bootstrap, seed)
     if cluster is None and "run_id" in source and len(set(source["run_id"])) < len(source["run_id"]):
         cluster = "run_id"
@@ -114,11 +113,13 @@ def fit_points(
         excluded=excluded,
     )
     fit.warnings += not_judged(chosen)
-    if law == "broken":
+    if law_named(law).simpler:
         seen = {s: chosen.table[s] if mask is None else chosen.table[s][~mask] for s in ("C", "loss")}
         found = laws.broken.offer(seen)
         if found.broken is None:
-            fit.warnings.insert(0, Warn("BREAK_NOT_SHOWN", f"{found.reason}. Law loss_compute describes these points."))
+            fit.warnings.insert(
+                0, Warn("BREAK_NOT_SHOWN", f"{found.reason}. Law {law_named(law).simpler} describes these points.")
+            )
     form = law_named(law)
     points = {s: chosen.table[s] for s in (*form.symbols, form.y)}
     return Fitted(fit, points, np.zeros(len(points[form.y]), dtype=bool) if mask is None else mask)
@@ -126,9 +127,8 @@ def fit_points(
 
 def _before(law: str, source: Mapping[str, NDArray], columns: Mapping[str, str]) -> tuple[str, ...] | None:
     """The symbols that the law's points are made from, where the table has not the points themselves."""
-    if law not in BEFORE or law_named(law).y in source or law_named(law).y in columns:
-        return None
-    return BEFORE[law]
+    form = law_named(law)
+    return None if not form.made_from or form.y in source or form.y in columns else form.made_from
 
 
 def _from_before(
@@ -141,7 +141,7 @@ def _from_before(
     seed: int,
 ) -> Fitted:
     table = chosen.table
-    if law == "pass_at_k":
+    if "correct" in table:
         fit = laws.pass_at_k.fit(table["correct"], table["samples"], bootstrap=bootstrap, seed=seed)
         fit.columns = origin
         points = _coverage(table["correct"], table["samples"])

@@ -13,12 +13,14 @@ from harness.analysis import points as study_points
 from harness.analysis.costs import Prices, of_study, without_records
 from harness.analysis.study import results_folder
 from harness.errors import FitError
+from harness.laws.catalogue import LAWS, law_of
+from harness.laws.law import Question
 from harness.laws.result import Fit
 from harness.records import fits as fit_files
 from harness.units import duration, si
 
 PREFERRED = ("loss_nd", "loss_compute")  # of a study's fits
-ANSWERING = ("chinchilla", "loss_compute")  # laws that questions are put to, best first
+QUESTIONS: dict[Question, str] = {"run": "N and D", "loss": "C"}  # of laws, best first: what they are laws of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,22 +128,32 @@ def pick(fits: dict[str, Fit], name: str | None) -> str:
     if name is not None:
         if name not in fits:
             raise FitError(f"--fit {name}: there is no such fit. Choose one of: {', '.join(fits)}.")
-        if fits[name].law not in ANSWERING:
-            raise FitError(f"--fit {name} is {fits[name].law}; questions go to the laws {' and '.join(ANSWERING)}.")
+        if law_of(fits[name]).questions is None:
+            raise FitError(
+                f"--fit {name} is {fits[name].law}; questions go to the laws {_answering()}. Fit one of them."
+            )
         return name
     for preferred in PREFERRED:
-        if preferred in fits and fits[preferred].law in ANSWERING:
+        if preferred in fits and _question(fits[preferred]):
             return preferred
-    for law in ANSWERING:
-        found = [n for n, f in fits.items() if f.law == law]
+    for question, of in QUESTIONS.items():
+        found = [n for n, f in fits.items() if _question(f) == question]
         if len(found) == 1:
             return found[0]
         if found:
-            raise FitError(f"{len(found)} fits of {law}: {', '.join(found)}. Say which with --fit.")
+            raise FitError(f"{len(found)} fits of a law of {of}: {', '.join(found)}. Say which with --fit.")
     held = ", ".join(f"{n} ({f.law})" for n, f in fits.items())
     raise FitError(
-        f"no fit of {' or '.join(ANSWERING)} to ask; there is {held}. Fit one: harness fit TABLE --law chinchilla."
+        f"no fit to ask; there is {held}, and questions go to {_answering()}. Fit one: harness fit TABLE --law chinchilla."
     )
+
+
+def _question(fit: Fit) -> Question | None:
+    return LAWS[fit.law].questions if fit.law in LAWS else None
+
+
+def _answering() -> str:
+    return ", ".join(name for name, law in LAWS.items() if law.questions)
 
 
 def _prices(fit: Fit, folder: Path | None) -> Prices:
@@ -151,7 +163,7 @@ def _prices(fit: Fit, folder: Path | None) -> Prices:
             "a file of fits knows no runs; joules and hours need a study, or a fit of law energy_power"
         )
     found, _ = records.load(folder)
-    if fit.law != "chinchilla" or n_column not in study_points.CONVENTIONS or "table" in fit.columns:
+    if law_of(fit).questions != "run" or n_column not in study_points.CONVENTIONS or "table" in fit.columns:
         return without_records("this fit is not of the study's own N and D")
     return of_study(found, n_column)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from harness.errors import FitError
 from harness.laws.fitting import fit
-from harness.laws.forms import Table
 from harness.laws.result import Fit
+from harness.laws.table import Table
 
 MIN_PER_SIDE = 4
 MIN_GAIN = 10.0  # of AICc

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from harness.errors import FitError
 from harness.laws import isoflop
-from harness.laws.catalogue import law_named
+from harness.laws.catalogue import chosen, law_named, law_of
 from harness.laws.fitting import check_resampling, fit
-from harness.laws.forms import LAWS, Array, Table, column
+from harness.laws.gram import Array, Column
+from harness.laws.law import Law
 from harness.laws.predict import frontier, predict, predict_interval
 from harness.laws.result import Fit
+from harness.laws.table import Table, column
 
 ENVELOPE_POINTS = 2000  # of ln C, on which the lower envelope is looked up
 NAMES = ("1 envelope", "2 parabola", "2 Akima", "3 L(N, D)")
@@ -48,7 +50,7 @@ class Comparison:
 
 
 def approaches(
-    table: Table, *, flop: float | None = None, bootstrap: int = 400, seed: int = 0, sigma: NDArray | None = None
+    table: Table, *, flop: float | None = None, bootstrap: int = 400, seed: int = 0, sigma: Column | None = None
 ) -> Comparison:
     """Approaches 1, 2 (parabola and Akima) and 3 on `table`; N* is compared at `flop` (default: the largest C).
 
@@ -56,7 +58,7 @@ def approaches(
     where the table's C is; with another count pass the C of 6 N D.
     """
     check_resampling(bootstrap, seed)
-    c = column(table, "C", LAWS["isoflop"])
+    c = column(table, "C", law_named("isoflop"))
     at = float(c.max()) if flop is None else flop
     makers = {
         NAMES[0]: lambda: envelope(table, bootstrap=bootstrap, seed=seed),
@@ -67,7 +69,7 @@ def approaches(
     rows = [_row(name, make, at) for name, make in makers.items()]
     found = [r for r in rows if r.a is not None]
     values = [r.a for r in found if r.a is not None]
-    disagree = []
+    disagree: list[str] = []
     for i, r in enumerate(found):
         for other in found[i + 1 :]:
             x, y = r.a_interval, other.a_interval
@@ -84,7 +86,7 @@ def _row(name: str, make: Callable[[], Fit], at: float) -> Approach:
         f = make()
         if not f.certificate.passed:
             return Approach(name, None, None, None, None, f.n_points, f.certificate.reason, f)
-        if f.law == "chinchilla":
+        if law_of(f).questions == "run":
             best = frontier(f, [at], level=0.95, extrapolate=True)
             n, ends = float(best.N[0]), None if best.N_interval is None else best.N_interval[:, 0].tolist()
             return Approach(name, f.derived["a"], f.derived_interval.get("a"), n, ends, f.n_points, None, f)
@@ -105,10 +107,10 @@ def envelope(table: Table, *, bootstrap: int = 1000, seed: int = 0) -> Fit:
     ends of the data cut off, and those of the smallest and largest size, are left out: nothing says where they end.
     FitError with fewer than three sizes left.
     """
-    law = LAWS["isoflop"]
+    law = law_named("isoflop")
     c, n, loss = (column(table, k, law) for k in ("C", "N", "loss"))
     sizes = np.unique(n)
-    x = np.linspace(np.log(c.min()), np.log(c.max()), ENVELOPE_POINTS)
+    x = np.linspace(float(np.log(c.min())), float(np.log(c.max())), ENVELOPE_POINTS)
     curves = np.full((len(sizes), len(x)), np.inf)
     for i, size in enumerate(sizes):
         mine = n == size
@@ -178,10 +180,10 @@ class Dropped:
 
 
 def rollout(
-    law: str, table: Table, by: str | None = None, *, fixed: Mapping[str, float] | None = None
+    law: str | Law, table: Table, by: str | None = None, *, fixed: Mapping[str, float] | None = None
 ) -> list[Dropped]:
     """Drop the top rung of `by` (default: the law's first symbol), then the top two, and so on while a fit exists."""
-    form = law_named(law)
+    form = chosen(law)
     by = by or form.symbols[0]
     axis = column(table, by, form)
     groups = isoflop.budgets(axis)
@@ -222,7 +224,8 @@ def _line_to_top(axis: Array, y: Array, groups: list[NDArray[np.intp]], kept: in
 
 def rollout_text(rows: list[Dropped], by: str) -> str:
     """The roll-out as a Markdown table; every coefficient has its column, so that drift is seen."""
-    names = list(next((r.params for r in rows if r.params), {}))
+    fitted = [r.params for r in rows if r.params]
+    names: list[str] = [] if not fitted else list(fitted[0])
     head = ["rungs dropped", f"{by} up to", "points", *names, "next rung", "top rung", "line at top"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:

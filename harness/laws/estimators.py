@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness.laws.forms import Array
+from harness.laws.gram import Array, Column
 
 
-def pass_at_k(correct: NDArray, samples: NDArray, k: int) -> Array:
+def pass_at_k(correct: Column, samples: Column, k: int) -> Array:
     """Unbiased pass@k per problem (P,): 1 - C(n - c, k)/C(n, k); NaN where n < k (Chen et al. 2021, arXiv:2107.03374)."""
     c, n = np.asarray(correct, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     steps = np.arange(k)
@@ -58,12 +57,12 @@ def majority(
     return out
 
 
-def best_of(ok: NDArray, score: NDArray, n: int) -> Array:
+def best_of(ok: Column, score: Column, n: int) -> Array:
     """Chance (P,) that the sample of highest `score` (P, M) among a random n-subset is `ok` (P, M); ties share the credit.
 
     Closed form: sorted by score, the j-th best of M wins with probability C(M - j, n - 1)/C(M, n). NaN where n > M.
     """
-    problems, m = ok.shape
+    problems, m = (int(size) for size in ok.shape)
     if n > m:
         return np.full(problems, np.nan)
     # weight[j] = C(m - 1 - j, n - 1) / C(m, n), by its recurrence
@@ -82,7 +81,7 @@ def best_of(ok: NDArray, score: NDArray, n: int) -> Array:
     return out
 
 
-def first_verified_draws(correct: NDArray, samples: NDArray, n: int) -> Array:
+def first_verified_draws(correct: Column, samples: Column, n: int) -> Array:
     """Expected draws (P,) until an exact verifier accepts one, at most n: sum over j < n of C(M - c, j)/C(M, j). NaN where n > M."""
     c, m = np.asarray(correct, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     total, still = np.zeros(len(c)), np.ones(len(c))
@@ -93,7 +92,7 @@ def first_verified_draws(correct: NDArray, samples: NDArray, n: int) -> Array:
     return np.where(m < n, np.nan, total)
 
 
-def interval(values: NDArray, cluster: NDArray, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+def interval(values: Column, cluster: Column, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` (P,), shares of 1, resampling whole clusters.
 
     All right or all wrong has no spread to resample: then the rule of three, 3 / clusters, at that end. NaN values are left out.

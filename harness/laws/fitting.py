@@ -7,42 +7,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.errors import FitError
-from harness.laws.catalogue import AnyBound, AnyLaw, bind, law_named
-from harness.laws.curve import Curve
-from harness.laws.energy import BALANCE
-from harness.laws.forms import Array, Table, column, data_hash
+from harness.laws.catalogue import chosen
+from harness.laws.gram import Array, Column
 from harness.laws.held_out import held_out
+from harness.laws.law import BoundLaw, Law
 from harness.laws.refuse import refuse_design, refuse_rows
 from harness.laws.result import Certificate, Fit, Warn
 from harness.laws.solver.bootstrap import METHODS, Draws, labels, resample
 from harness.laws.solver.solve import ROUNDING, certify, multistart, robust_delta
 from harness.laws.solver.trust import Evidence, exponents_at, identify, objective_at, warn
+from harness.laws.table import Table, data_hash
 
 MAX_SIGMA_RATIO = 1e4
 
 
 def fit(
-    law: str,
+    law: str | Law,
     table: Table,
     *,
     delta: float | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
-    cluster: NDArray | None = None,
-    sigma: NDArray | None = None,
+    cluster: Column | None = None,
+    sigma: Column | None = None,
     fixed: Mapping[str, float] | None = None,
-    hold_out: NDArray | None = None,
+    hold_out: Column | None = None,
     hold_out_label: str | None = None,
     columns: Mapping[str, str] | None = None,
-    strata: NDArray | None = None,
+    strata: Column | None = None,
     excluded: Mapping[str, int] | None = None,
     method: str = "auto",
 ) -> Fit:
-    """Fit `law` (a name in `catalogue.NAMES`) to `table`, whose keys are the law's symbols (N, D, C, J, t) and `loss` or
-    `energy`.
+    """Fit `law` to `table`, whose columns are the law's symbols (N, D, C, J, t) and its y (`loss`, `energy` ...).
+
+    law        a name in `catalogue.NAMES`, or a law of the caller's (`Law.from_function`). Of the latter the certificate says
+               the same, from central differences; a file stores its name and parameters, and `Fit.with_law` puts it back.
+    table      a mapping of columns, or a data frame.
 
     delta      Huber's delta on the log residual; the objective is the sum over rows. None: the law's own, 1e-3 as in the
                literature, and 1 (least squares) for the laws of loss or accuracy itself.
@@ -60,13 +62,13 @@ def fit(
     Raises FitError where no trustworthy fit can exist (see `refuse`). A fit that did not converge is returned with
     `certificate.passed = False`, and predictions from it raise.
     """
-    form = law_named(law)
+    form = chosen(law)
     fixed = {k: float(v) for k, v in (fixed or {}).items()}
     delta = form.delta if delta is None else delta
     check_resampling(bootstrap, seed)
     _check_arguments(form, fixed, delta, method)
-    data = {s: column(table, s, form) for s in dict.fromkeys(form.symbols)}
-    y_all = column(table, form.y, form)
+    data = form.read(table, with_y=True)
+    y_all = data.pop(form.y)
     n_all = len(y_all)
     for name, values in {**data, "cluster": cluster, "strata": strata, "sigma": sigma, "hold_out": hold_out}.items():
         if values is not None and len(values) != n_all:
@@ -80,22 +82,22 @@ def fit(
     trunk = None if cluster is None else np.asarray(cluster)[~mask]
     rung = _rungs(form, rows, trunk) if strata is None else np.asarray(strata)[~mask]
 
-    bound = bind(form, rows, y, weight, fixed)
+    bound = form.bind(rows, y, weight, fixed)
     theta, objective, certificate = multistart(bound, delta)
     external = bound.external(theta[None])
     params = {n: float(external[n][0]) for n in form.params}
-    residual = bound.log_value(theta[None])[0] - bound.lny
+    residual = bound.model(theta[None])[0] - bound.target
     draws = _bootstrap(bound, theta, delta, bootstrap, seed, trunk, rung, method)
     drawn = bound.external(draws.theta) if draws else {}
     drawn = {n: v for n, v in drawn.items() if n not in fixed}
     derived, derived_draws = derive(form, params), derive_many(form, {**external, **drawn} if drawn else {})
     free = int(bound.free.sum())
     robust = robust_delta(residual)
-    if robust > 1e-9 and not form.plain:
+    if robust > 1e-9 and form.residual == "log":
         refit = exponents_at(bound, theta, robust)
         derived |= {f"{n}_at_robust_delta": v for n, v in refit.items() if n not in fixed}
     result = Fit(
-        law=law,
+        law=form.name,
         formula=form.formula,
         params=params,
         interval={n: [v, v] for n, v in fixed.items()} | {n: percentiles(v) for n, v in drawn.items()},
@@ -118,6 +120,7 @@ def fit(
         residuals=residual.tolist(),
         data_hash=data_hash({**rows, form.y: y, "weight": weight}),
     )
+    result.own_law = form
     evidence = Evidence(
         bound, rows, y, theta, objective, delta, params, result.interval, drawn, certificate,
         labels(rung if rung is not None else trunk, len(y)),
@@ -132,50 +135,40 @@ def fit(
 
 
 def evaluate(
-    law: str, table: Table, params: Mapping[str, float], *, delta: float | None = None, sigma: NDArray | None = None
+    law: str | Law,
+    table: Table,
+    params: Mapping[str, float],
+    *,
+    delta: float | None = None,
+    sigma: Column | None = None,
 ) -> tuple[float, Certificate]:
     """Objective and certificate of given parameters, without fitting: is a published optimum one? (`starts` stays
     0.)
     """
-    form = law_named(law)
+    form = chosen(law)
     if missing := [n for n in form.params if n not in params]:
-        raise FitError(f"law {law} needs the parameters {', '.join(missing)} as well.")
-    rows = {s: column(table, s, form) for s in dict.fromkeys(form.symbols)}
-    y = column(table, form.y, form)
+        raise FitError(f"law {form.name} needs the parameters {', '.join(missing)} as well.")
+    rows = form.read(table, with_y=True)
+    y = rows.pop(form.y)
     weight = _weights(form, y, None if sigma is None else np.asarray(sigma, dtype=np.float64))
-    bound = bind(form, rows, y, weight, {})
+    bound = form.bind(rows, y, weight, {})
     delta = form.delta if delta is None else delta
     theta = bound.internal(params)
     return objective_at(bound, theta, delta), certify(bound, theta, delta)
 
 
-def derive(law: AnyLaw, params: Mapping[str, float]) -> dict[str, float]:
-    """Quantities that follow from the parameters. chinchilla: a, G of N* = G (C/6)^a, and g of L* = E + c C^-g; the
-    Kaplan forms: N_c, D_c, C_c, S_c; energy_idle: the FLOP/s at which P_idle t = e C; over_training: the exponent alpha = 2 eta of N and D.
-    """
+def derive(law: Law, params: Mapping[str, float]) -> dict[str, float]:
+    """Quantities that follow from the parameters, by the law's `derived`."""
     many = derive_many(law, {n: np.array([v]) for n, v in params.items()})
     return {n: float(v[0]) for n, v in many.items() if len(v)}
 
 
-def derive_many(law: AnyLaw, params: Mapping[str, Array]) -> dict[str, Array]:
+def derive_many(law: Law, params: Mapping[str, Array]) -> dict[str, Array]:
     """`derive` for arrays of draws; draws whose value is not finite (a term that vanished) are left out."""
-    out: dict[str, Array] = {}
-    if not params:
-        return out
+    if law.derived is None or not params:
+        return {}
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        if law.name == "chinchilla":
-            alpha, beta, a, b = params["alpha"], params["beta"], params["A"], params["B"]
-            out["a"] = beta / (alpha + beta)
-            out["G"] = np.exp((np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta))
-            out["g"] = alpha * beta / (alpha + beta)
-        elif law.name == "energy_idle":
-            out[BALANCE] = params["P_idle"] / params["e"]
-        elif law.name == "over_training":
-            out["alpha"] = 2 * params["eta"]
-        elif law.name.startswith("kaplan_"):
-            for coef, exponent in zip(("A", "B"), [n for n in params if n.startswith("alpha_")], strict=False):
-                out[f"{exponent[-1]}_c"] = np.exp(np.log(params[coef]) / params[exponent])
-    return {n: v[np.isfinite(v)] for n, v in out.items()}
+        return {n: v[np.isfinite(v)] for n, v in law.derived(params).items()}
 
 
 def percentiles(values: Array) -> list[float]:
@@ -190,7 +183,7 @@ def check_resampling(draws: int, seed: int) -> None:
         raise FitError(f"seed={seed}: give 0 or a positive whole number.")
 
 
-def _check_arguments(law: AnyLaw, fixed: dict[str, float], delta: float, method: str) -> None:
+def _check_arguments(law: Law, fixed: dict[str, float], delta: float, method: str) -> None:
     if not (np.isfinite(delta) and delta > 0):
         raise FitError(
             f"delta={delta!r} must be a positive number; 1e-3 is usual, 1 is plain least squares of the logs."
@@ -204,15 +197,13 @@ def _check_arguments(law: AnyLaw, fixed: dict[str, float], delta: float, method:
     for name, v in fixed.items():
         if name not in law.params:
             raise FitError(f"fixed: {name!r} is no parameter of {law.formula}; it has {', '.join(law.params)}.")
-        if isinstance(law, Curve):
-            is_linear = not next(p.log for p in law.parameters if p.name == name)
-        else:
-            is_linear = name in [t.coef for t in law.linears]
-        if not np.isfinite(v) or v < 0 or (v == 0 and not is_linear):
-            raise FitError(f"fixed: {name}={v!r} must be {'zero or ' if is_linear else ''}a positive number.")
+        c = law.coordinate(name)
+        may_be_zero = not c.log and c.kind != "exponent"
+        if not np.isfinite(v) or (v < 0 and (c.log or c.low >= 0)) or (v == 0 and not may_be_zero):
+            raise FitError(f"fixed: {name}={v!r} must be {'zero or ' if may_be_zero else ''}a positive number.")
 
 
-def _weights(law: AnyLaw, y: Array, sigma: Array | None) -> Array:
+def _weights(law: Law, y: Array, sigma: Array | None) -> Array:
     """(y/sigma)^2, mean 1: the objective is on ln y, whose error bar is sigma/y; 1/sigma^2 where it is on y itself."""
     if sigma is None:
         return np.ones(len(y))
@@ -222,17 +213,18 @@ def _weights(law: AnyLaw, y: Array, sigma: Array | None) -> Array:
             f"sigma, row {i}: {float(sigma[i])!r} is not a positive error bar. Floor it at the seed "
             "noise, or leave sigma out."
         )
-    root = (1.0 if law.plain else y) / sigma
+    is_log = law.residual == "log"
+    root = (y if is_log else 1.0) / sigma
     if (ratio := float(root.max() / root.min())) > MAX_SIGMA_RATIO:
         raise FitError(
-            f"sigma: the {'' if law.plain else 'relative '}error bars of two rows differ by a factor of {ratio:.3g} (limit "
+            f"sigma: the {'relative ' if is_log else ''}error bars of two rows differ by a factor of {ratio:.3g} (limit "
             f"{MAX_SIGMA_RATIO:g}): a few rows would be all that is fitted. Floor sigma at the noise that all rows share."
         )
     weight = root**2
     return weight / weight.mean()
 
 
-def _rungs(law: AnyLaw, rows: Mapping[str, Array], trunk: NDArray | None) -> NDArray | None:
+def _rungs(law: Law, rows: Mapping[str, Array], trunk: Column | None) -> Column | None:
     """N as the rung of each row where several trunks (seeds) share an N, else None: then the trunk is the block."""
     if trunk is None or "N" not in law.symbols:
         return None
@@ -251,13 +243,13 @@ def _span(rows: Mapping[str, Array]) -> dict[str, list[float]]:
 
 
 def _bootstrap(
-    bound: AnyBound,
+    bound: BoundLaw,
     theta: Array,
     delta: float,
     draws: int,
     seed: int,
-    trunk: NDArray | None,
-    rung: NDArray | None,
+    trunk: Column | None,
+    rung: Column | None,
     method: str,
 ) -> Draws | None:
     if draws == 0:
@@ -268,7 +260,7 @@ def _bootstrap(
 
 def _row_warnings(rows: Mapping[str, Array], y: Array, weight: Array, free: int) -> list[Warn]:
     """Rows that say less than their number suggests: copies of one another, or outweighed by a few."""
-    out = []
+    out: list[Warn] = []
     copies = len(y) - np.unique(np.stack([*rows.values(), y]), axis=1).shape[1]
     if copies:
         out.append(
@@ -297,7 +289,7 @@ def _bootstrap_warnings(draws: Draws | None, asked: int, free: int) -> list[Warn
         return [
             Warn("BOOTSTRAP_FAILED", f"fewer than 20 of {asked} resamples could be fitted: there are no intervals.")
         ]
-    out = []
+    out: list[Warn] = []
     failed = draws.counts["failed"]
     if failed > 0.05 * asked:
         out.append(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
-from harness.laws.catalogue import law_named, value
-from harness.laws.forms import Array, Table
+from harness.laws.catalogue import law_of
+from harness.laws.gram import Array
 from harness.laws.predict import predict_interval
 from harness.laws.result import Fit, HeldOut, Warn
 
@@ -15,15 +17,15 @@ MIN_STEP = 0.05  # in ln 6ND (or the law's own variable) between the two rungs o
 
 
 def held_out(
-    fit: Fit, table: Table, y: Array, mask: NDArray[np.bool_], label: str | None
+    fit: Fit, table: Mapping[str, Array], y: Array, mask: NDArray[np.bool_], label: str | None
 ) -> tuple[HeldOut, list[Warn]]:
     """Compare `fit` (made on ~mask) with the rows in `mask`; `table` and `y` hold all rows.
 
     The interval is that of a new run (law and residual scatter). Warns where the naive line does better on average.
     """
-    law = law_named(fit.law)
-    out = {s: np.asarray(table[s], dtype=np.float64)[mask] for s in law.symbols}
-    predicted, measured = value(law, fit.params, out), y[mask]
+    law = law_of(fit)
+    out = {s: table[s][mask] for s in law.symbols}
+    predicted, measured = law.value(fit.params, out), y[mask]
     if fit.draws:
         low, high = predict_interval(fit, out, new_run=True, force=True, extrapolate=True)
         interval = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
@@ -35,7 +37,8 @@ def held_out(
             "rows where it was above 0."
         )
     error = predicted / measured - 1
-    naive = [None if law.unit_range else naive_line(law.symbols, table, y, ~mask, int(i)) for i in np.flatnonzero(mask)]
+    has_line = law.positive and not law.unit_range
+    naive = [naive_line(law.symbols, table, y, ~mask, int(i)) if has_line else None for i in np.flatnonzero(mask)]
     naive_error = [None if v is None else v / m - 1 for v, m in zip(naive, measured.tolist(), strict=True)]
     if label is None:
         label = ", ".join(
@@ -52,7 +55,9 @@ def held_out(
     return result, []
 
 
-def naive_line(symbols: list[str], table: Table, y: Array, fitted: NDArray[np.bool_], row: int) -> float | None:
+def naive_line(
+    symbols: Sequence[str], table: Mapping[str, Array], y: Array, fitted: NDArray[np.bool_], row: int
+) -> float | None:
     """y at `row` from the log-log line through the last two rungs among the fitted rows; None where there are none
     below it.
 
@@ -64,16 +69,17 @@ def naive_line(symbols: list[str], table: Table, y: Array, fitted: NDArray[np.bo
     rungs = np.unique(first[fitted & (first < first[row] * (1 - 1e-9))])
     if len(rungs) < 2:
         return None
-    by_d = symbols[:2] == ["N", "D"]
+    by_d = tuple(symbols[:2]) == ("N", "D")
     log_d = np.log(np.asarray(table["D"], dtype=np.float64)) if by_d else np.zeros(len(y))
     axis = np.log(first) + log_d
-    xs, ys = [], []
+    xs: list[float] = []
+    ys: list[float] = []
     for rung in rungs[-2:]:
         rows = fitted & (first == rung)
         gap = np.where(rows, np.abs(log_d - log_d[row]), np.inf)
         rows = rows & (gap <= gap.min() + 1e-9)
-        xs.append(axis[rows].mean())
-        ys.append(np.log(y[rows]).mean())
+        xs.append(float(axis[rows].mean()))
+        ys.append(float(np.log(y[rows]).mean()))
     if xs[1] - xs[0] < MIN_STEP:  # rungs at about equal compute, as on isoFLOP grids, give no slope
         return None
     return float(np.exp(ys[1] + (ys[1] - ys[0]) / (xs[1] - xs[0]) * (axis[row] - xs[1])))

@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
+from harness.laws.catalogue import law_named
 from harness.laws.fitting import check_resampling
 from harness.laws.fitting import fit as fit_law
-from harness.laws.forms import LAWS, Array, Table, column
+from harness.laws.gram import Array, Column
 from harness.laws.result import Fit, Warn
+from harness.laws.table import Table, column
 
 GUARDS = {
     "sizes": "fewer than 4 sizes",
@@ -64,7 +66,7 @@ def fit(
     method: str = "parabola",
     window: int | None = 7,
     weighted: bool = True,
-    sigma: NDArray | None = None,
+    sigma: Column | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     columns: Mapping[str, str] | None = None,
@@ -129,7 +131,7 @@ def optima(
     window: int | None = 7,
     log_loss: bool = True,
     guards: tuple[str, ...] = tuple(GUARDS),
-    sigma: NDArray | None = None,
+    sigma: Column | None = None,
     seed: int = 0,
 ) -> list[Optimum]:
     """The optimum of each budget, in order of C. `window` sizes around the lowest run enter a parabola (None: all);
@@ -141,13 +143,13 @@ def optima(
         raise FitError(f"guards: {', '.join(sorted(unknown))} unknown. Choose from: {', '.join(GUARDS)}.")
     if window is not None and window < 5:
         raise FitError(f"window={window} is too small: a parabola needs 5-7 sizes around the lowest run.")
-    law = LAWS["isoflop"]
+    law = law_named("isoflop")
     c, n, loss = (column(table, k, law) for k in ("C", "N", "loss"))
     if len({len(c), len(n), len(loss)}) > 1:
         raise FitError(f"C, N and loss have {len(c)}, {len(n)} and {len(loss)} entries: one per row is needed.")
     noise = None if sigma is None else np.asarray(sigma, dtype=np.float64) / (loss if log_loss else 1.0)
     rng = np.random.default_rng(seed)
-    out = []
+    out: list[Optimum] = []
     for rows in budgets(c):
         order, where = np.unique(np.log(n[rows]), return_inverse=True)
         count = np.bincount(where)
@@ -171,7 +173,7 @@ def budgets(c: Array) -> list[NDArray[np.intp]]:
     """
     order = np.argsort(c, kind="stable")
     log_c = np.log(c[order])
-    begins = []
+    begins: list[int] = []
     first = log_c[0] if len(log_c) else 0.0
     for i, at in enumerate(log_c):
         if at > first + SAME_BUDGET:
@@ -216,7 +218,7 @@ def _one(
     dof = max(len(residual) - 3, 1)
     noise = np.full(len(x), np.sqrt((residual**2).sum() / dof)) if bar is None else bar
     if method == "akima":
-        fine = np.linspace(x[0], x[-1], AKIMA_POINTS * (len(x) - 1))
+        fine = np.linspace(float(x[0]), float(x[-1]), AKIMA_POINTS * (len(x) - 1))
         curve = akima(x, y[None], fine)[0]
         k = int(curve.argmin())
         if k in (0, len(fine) - 1):

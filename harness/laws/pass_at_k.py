@@ -11,19 +11,19 @@ Everything is a sum of logarithms, because ln B(a+c, b+n-c) - ln B(a, b) = sum_{
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.errors import FitError
 from harness.laws.catalogue import law_named
 from harness.laws.fitting import check_resampling, percentiles
-from harness.laws.forms import Array, data_hash
+from harness.laws.gram import Array, Column, solve
 from harness.laws.result import Certificate, Fit, Warn
+from harness.laws.table import data_hash
 
 PRIOR_MEAN, PRIOR_SD = np.array([0.0, np.log(10.0)]), np.array([1.0, 2.5])
 TOLERANCE = 1e-8  # Newton decrement: nats of posterior that one more step would gain
 
 
-def fit(correct: NDArray, samples: NDArray, *, bootstrap: int = 1000, seed: int = 0) -> Fit:
+def fit(correct: Column, samples: Column, *, bootstrap: int = 1000, seed: int = 0) -> Fit:
     """Beta-binomial of `correct` of `samples` per problem: a Fit of law `pass_at_k`, which `predict` evaluates at any k.
 
     `objective` is the negative log posterior without constants. FitError for counts that are none, or under 8 problems.
@@ -58,7 +58,7 @@ def fit(correct: NDArray, samples: NDArray, *, bootstrap: int = 1000, seed: int 
     draws = {name: np.exp(drawn[:, i]) for i, name in enumerate(("a", "b"))} if bootstrap else {}
     passed = decrement <= TOLERANCE and agreeing >= 3
     law = law_named("pass_at_k")
-    warnings = []
+    warnings: list[Warn] = []
     if not c.any() or (c == n).all():
         which = "no sample is" if not c.any() else "all samples are"
         warnings.append(Warn("PRIOR_DECIDES", f"{which} correct: the prior, not the data, sets the forecast."))
@@ -90,7 +90,7 @@ def fit(correct: NDArray, samples: NDArray, *, bootstrap: int = 1000, seed: int 
 
 def _mode(tails: list[Array], theta: Array) -> tuple[Array, Array, Array]:
     """Minimise the negative log posterior from `theta` (R, 2) = (ln a, ln b): mode, value, Newton decrement."""
-    steps = np.arange(tails[0].shape[1])
+    steps = np.arange(int(tails[0].shape[1]))
     right, wrong, all_ = tails
 
     def value(t: Array) -> Array:
@@ -113,7 +113,7 @@ def _mode(tails: list[Array], theta: Array) -> tuple[Array, Array, Array]:
         hess[:, 1, 1] += (wrong * rb**2).sum(1) * size[:, 1] ** 2 + slope[:, 1] * size[:, 1] + 1 / PRIOR_SD[1] ** 2
         lowest = np.linalg.eigvalsh(hess)[:, 0]
         hess += (np.maximum(1e-3 - lowest, 0.0))[:, None, None] * np.eye(2)
-        step = -np.linalg.solve(hess, grad[..., None])[..., 0]
+        step = -solve(hess, grad[..., None])[..., 0]
         decrement = -(step * grad).sum(1) / 2
         if (decrement <= 1e-14).all():
             break

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import FitError
-from harness.laws.catalogue import law_named, value
-from harness.laws.forms import Array, Table, column
+from harness.laws.catalogue import law_of
+from harness.laws.gram import Array
 from harness.laws.result import Fit
+from harness.laws.table import Table
 
 GOLDEN = (np.sqrt(5.0) - 1) / 2
+LOG_REACH = float(np.log(1e3))  # of the search for the best N
+GRID = 200  # points of ln N where there is no closed form
 
 
 @dataclass
@@ -38,7 +41,7 @@ def predict(fit: Fit, table: Table, *, force: bool = False, extrapolate: bool = 
     `extrapolate`).
     """
     _require(fit, table, force, extrapolate)
-    return value(law_named(fit.law), fit.params, table)
+    return law_of(fit).value(fit.params, table)
 
 
 def predict_interval(
@@ -58,13 +61,13 @@ def predict_interval(
     _require(fit, table, force, extrapolate)
     if not fit.draws:
         raise FitError(f"this fit of {fit.law} has no bootstrap draws, so no interval. Fit again with bootstrap=1000.")
-    law = law_named(fit.law)
-    values = value(law, _columns(fit), table)
+    law = law_of(fit)
+    values = law.value(_columns(fit), table)
     if new_run:
         free = len(fit.params) - len(fit.fixed)
         sd = fit.residual_rms * np.sqrt(fit.n_points / max(fit.n_points - free, 1))
         scatter = sd * np.random.default_rng(fit.bootstrap.get("seed", 0)).normal(size=values.shape)
-        values = values + scatter if law.plain else values * np.exp(scatter)
+        values = values * np.exp(scatter) if law.residual == "log" else values + scatter
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
     return low, high
@@ -82,8 +85,8 @@ def _require(fit: Fit, table: Table, force: bool, extrapolate: bool) -> None:
             f"this fit of {fit.law} has no certificate: {fit.certificate.reason}. Fit other rows or a law of fewer parameters; in "
             "Python, force=True predicts from it all the same."
         )
-    law = law_named(fit.law)
-    columns = {s: column(table, s, law) for s in law.symbols}
+    law = law_of(fit)
+    columns = law.read(table)
     if len({len(c) for c in columns.values()}) > 1:
         raise FitError(f"the columns {', '.join(columns)} have different lengths.")
     if "N" in columns and "D" in columns:
@@ -96,6 +99,8 @@ def _require(fit: Fit, table: Table, force: bool, extrapolate: bool) -> None:
                 f"this fit of {fit.law} does not say over which {s} it was made, so how far {s} lies outside is not known. Fit again."
             )
         low, high = fit.span[s]
+        if not (low > 0 and x.min() > 0):
+            continue  # a column of any sign has no decades
         decades = max(float(np.log10(x.max() / high)), float(np.log10(low / x.min())))
         if decades > law.max_decades:
             raise FitError(
@@ -114,16 +119,19 @@ def frontier(
     force: bool = False,
     extrapolate: bool = False,
 ) -> Frontier:
-    """N*, D*, L* of a chinchilla fit at training budgets `C` (FLOP).
+    """N*, D*, L* of a law of N and D at training budgets `C` (FLOP).
 
-    With 6ND in closed form, N* = G (C/6)^a; with `fpt_of_n` (training FLOP per token of a model with N parameters,
+    For chinchilla with 6ND in closed form, N* = G (C/6)^a; with `fpt_of_n` (training FLOP per token of a model with N parameters,
     vectorised, increasing) by golden-section search along fpt(N) D = C. `level` adds percentile intervals from the
     draws (at most 200 of them with `fpt_of_n`).
     """
-    if fit.law != "chinchilla":
-        raise FitError(f"a frontier needs law chinchilla; this fit is {fit.law}. Predict from it directly.")
+    law = law_of(fit)
+    if law.questions != "run":
+        raise FitError(
+            f"a frontier needs law chinchilla or another of N and D; this fit is {fit.law}. Predict from it directly."
+        )
     budget = np.asarray(C, dtype=np.float64)
-    n, d = _optimum({k: np.array([[v]]) for k, v in fit.params.items()}, budget, fpt_of_n)
+    n, d = _optimum(fit, {k: np.array([[v]]) for k, v in fit.params.items()}, budget, fpt_of_n)
     table = {"N": n[0], "D": d[0]}
     # fpt(N) D = C may differ from 6ND by a factor; the span is judged on 6ND, as it was recorded
     loss = predict(fit, table, force=force, extrapolate=extrapolate)
@@ -132,30 +140,45 @@ def frontier(
         params = _columns(fit)
         if fpt_of_n is not None:
             params = {k: v[:200] for k, v in params.items()}
-        n, d = _optimum(params, budget, fpt_of_n)
-        losses = params["E"] + params["A"] * n ** -params["alpha"] + params["B"] * d ** -params["beta"]
+        n, d = _optimum(fit, params, budget, fpt_of_n)
+        losses = law.value(params, {"N": n, "D": d})
         tails = [(1 - level) / 2, (1 + level) / 2]
         out.N_interval, out.L_interval = np.quantile(n, tails, axis=0), np.quantile(losses, tails, axis=0)
     return out
 
 
-def _optimum(params: dict[str, Array], budget: Array, fpt_of_n: Callable[[Array], Array] | None) -> tuple[Array, Array]:
-    """N* and D*, each (R, m), for parameter columns (R, 1) and budgets (m,)."""
-    a, b, alpha, beta = (params[k] for k in ("A", "B", "alpha", "beta"))
-    ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
-    n = ratio * (budget / 6) ** (beta / (alpha + beta))
-    if fpt_of_n is None:
-        return n, budget / (6 * n)
+def _optimum(
+    fit: Fit, params: dict[str, Array], budget: Array, fpt_of_n: Callable[[Array], Array] | None
+) -> tuple[Array, Array]:
+    """N* and D*, each (R, m), for parameter columns (R, 1) and budgets (m,).
+
+    Without a closed form, N* is searched for on a grid over the N of the fit and a factor 1000 beyond, then by golden
+    section in its cell; with one, within a factor 1000 of the optimum at 6ND.
+    """
+    law = law_of(fit)
+
+    def per_token(n: Array) -> Array:
+        return 6 * n if fpt_of_n is None else fpt_of_n(n)
 
     def loss(log_n: Array) -> Array:
         size = np.exp(log_n)
-        return a * size**-alpha + b * (budget / fpt_of_n(size)) ** -beta
+        return law.value(params, {"N": size, "D": np.broadcast_to(budget / per_token(size), size.shape)})
 
-    low, high = np.log(n) - np.log(1e3), np.log(n) + np.log(1e3)  # the 6ND optimum is within a factor 1000
-    low = np.maximum(low, 0.0)
+    if law.optimum is not None:
+        n = law.optimum(params, budget)
+        if fpt_of_n is None:
+            return n, budget / (6 * n)
+        low, high = np.maximum(np.log(n) - LOG_REACH, 0.0), np.log(n) + LOG_REACH
+    else:
+        rows = len(next(iter(params.values())))
+        ends = np.log(fit.span["N"]) + np.array([-LOG_REACH, LOG_REACH])
+        grid = np.linspace(max(float(ends[0]), 0.0), float(ends[1]), GRID)
+        losses = np.stack([loss(np.full((rows, len(budget)), float(g))) for g in grid])
+        k = np.clip(losses.argmin(0), 1, GRID - 2)
+        low, high = grid[k - 1], grid[k + 1]
     for _ in range(70):  # 13.8 in ln N shrinks below 1e-13
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         lower = loss(left) < loss(right)
         low, high = np.where(lower, low, left), np.where(lower, right, high)
     n = np.exp((low + high) / 2)
-    return n, budget / fpt_of_n(n)
+    return n, budget / per_token(n)

@@ -9,16 +9,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness.errors import FitError
-from harness.laws.catalogue import AnyLaw
-from harness.laws.curve import Curve
-from harness.laws.forms import Array, Table
+from harness.laws.gram import Array
+from harness.laws.law import Law
+from harness.laws.table import Table
 
 MAX_COLLINEARITY = 0.98  # |correlation| of ln N and ln D
-MAX_CONDITION = 30.0  # of the scaled columns of an energy law
 ONE_OF_EACH = ("tokenizer", "corpus", "corpus_id", "data_id", "val_id", "n_convention", "flop_convention")
 
 
-def refuse_rows(law: AnyLaw, table: Table) -> None:
+def refuse_rows(law: Law, table: Table) -> None:
     """Refuse rows that are not finished, annealed points of one kind. Columns that are absent are not judged."""
     if "state" in table:
         states = np.asarray(table["state"]).astype(str)
@@ -58,7 +57,7 @@ def refuse_rows(law: AnyLaw, table: Table) -> None:
             )
 
 
-def refuse_design(law: AnyLaw, table: Table, y: Array, fixed: Mapping[str, float]) -> None:
+def refuse_design(law: Law, columns: Mapping[str, Array], y: Array, fixed: Mapping[str, float]) -> None:
     """Refuse designs that cannot identify the free parameters."""
     free = [p for p in law.params if p not in fixed]
     if not free:
@@ -68,44 +67,27 @@ def refuse_design(law: AnyLaw, table: Table, y: Array, fixed: Mapping[str, float
             f"law {law.name} has {len(free)} free parameters ({', '.join(free)}) and the table {len(y)} rows: "
             f"no residual is left. Give at least {len(free) + 1} rows (5 more to judge the fit), or fix a parameter."
         )
-    places = len(
-        np.unique(np.stack([np.asarray(table[s], dtype=np.float64) for s in dict.fromkeys(law.symbols)]), axis=1).T
-    )
+    places = np.unique(np.stack([columns[s] for s in law.symbols]), axis=1).shape[1]
     if places < len(free):
         raise FitError(
             f"law {law.name} has {len(free)} free parameters ({', '.join(free)}) and the {len(y)} rows stand at {places} "
-            f"different places of {', '.join(dict.fromkeys(law.symbols))}: rows at one place (seeds) cannot tell parameters "
+            f"different places of {', '.join(law.symbols)}: rows at one place (seeds) cannot tell parameters "
             "apart. Add runs at other places, or fix a parameter."
         )
-    need = 4 if law.floor and len(law.powers) == 1 else 3
-    for t in law.powers:
-        if t.exponent in fixed:
-            continue
-        distinct = len(np.unique(np.round(np.log(np.asarray(table[t.symbol], dtype=np.float64)), 9)))
-        if distinct < need:
+    for need in law.distinct_needed(fixed):
+        values = columns[need.symbol]
+        distinct = len(np.unique(np.round(np.log(values), 9) if law.positive else values))
+        if distinct < need.count:
             raise FitError(
-                f"column {t.symbol!r} has {distinct} distinct values; {t.exponent} of {law.formula} needs {need}. "
-                f"Add runs at other values of {t.symbol}, or fix {t.exponent}."
+                f"column {need.symbol!r} has {distinct} distinct values; {need.what} needs {need.count}. Add runs at other values "
+                f"of {need.symbol}{need.instead}."
             )
-    if isinstance(law, Curve):
-        anchors = (p.anchor for p in law.parameters if p.anchor)
-        needs = {symbol: 3 for exponent, symbol, _ in anchors if exponent not in fixed}
-        for s, least in (needs | {law.symbols[0]: law.needs}).items():
-            distinct = len(np.unique(np.asarray(table[s], dtype=np.float64)))
-            if distinct < least:
-                raise FitError(
-                    f"column {s!r} has {distinct} distinct values; law {law.name} needs {least}. Add runs at other "
-                    f"values of {s}."
-                )
-    both = sum(t.exponent not in fixed for t in law.powers) == 2
-    if isinstance(law, Curve) and law.symbols[:2] == ["N", "D"]:
-        both = all(p.name not in fixed for p in law.parameters if p.anchor)
-    if both:
+    if law.is_crossed(fixed):
         first, second = law.symbols[:2]
-        x, y_log = (np.log(np.asarray(table[s], dtype=np.float64)) for s in (first, second))
+        x, y_log = (np.log(columns[s]) for s in (first, second))
         corr = float(np.corrcoef(x, y_log)[0, 1])
         if "U" in law.symbols:  # unique tokens can part N and D where tokens seen do not
-            unique = np.minimum(y_log, np.log(np.asarray(table["U"], dtype=np.float64)))
+            unique = np.minimum(y_log, np.log(columns["U"]))
             corr = min(corr, float(np.corrcoef(x, unique)[0, 1]), key=abs) if np.ptp(unique) > 0 else corr
         if abs(corr) > MAX_COLLINEARITY:
             raise FitError(
@@ -120,12 +102,4 @@ def refuse_design(law: AnyLaw, table: Table, y: Array, fixed: Mapping[str, float
             f"fixed: {floor}={fixed[str(floor)]:g} is no floor: half of the rows have a {law.y} of {np.median(y):.4g} or less. "
             f"Give it in the unit of {law.y}."
         )
-    if len(law.linears) > 1 and all(t.coef not in fixed for t in law.linears):
-        columns = np.stack([np.asarray(table[str(t.symbol)], dtype=np.float64) / y for t in law.linears], axis=1)
-        condition = float(np.linalg.cond(columns / np.linalg.norm(columns, axis=0)))
-        if condition > MAX_CONDITION:
-            raise FitError(
-                f"{' and '.join(str(t.symbol) for t in law.linears)} are collinear (scaled condition number "
-                f"{condition:.0f}, limit {MAX_CONDITION:.0f}): at constant throughput time is proportional to FLOP. "
-                f"Fix {law.linears[0].coef} at a measured baseline."
-            )
+    law.refuse_design(columns, y, fixed)

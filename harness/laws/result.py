@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+
+from harness.errors import FitError
+from harness.laws.law import Law
 
 
 @dataclass
@@ -15,7 +19,7 @@ class Certificate:
     starts: int
     starts_agreeing: int  # distinct starts that ended within 1e-6 (relative) of the best objective
     condition: float  # of the scaled Hessian
-    at_bound: list[str] = field(default_factory=list)
+    at_bound: list[str] = field(default_factory=list[str])
     solver: str = ""
     reason: str | None = None  # why `passed` is false
 
@@ -62,16 +66,35 @@ class Fit:
     n_clusters: int  # independent units resampled by the bootstrap (trunks)
     certificate: Certificate
     identified: dict[str, bool]
-    warnings: list[Warn] = field(default_factory=list)
-    excluded: dict[str, int] = field(default_factory=dict)  # reason -> rows
+    warnings: list[Warn] = field(default_factory=list[Warn])
+    excluded: dict[str, int] = field(default_factory=dict[str, int])  # reason -> rows
     held_out: HeldOut | None = None
-    fixed: dict[str, float] = field(default_factory=dict)  # parameters not fitted
-    columns: dict[str, str] = field(default_factory=dict)  # symbol -> column, with the convention (N -> n_total)
-    span: dict[str, list[float]] = field(default_factory=dict)  # symbol -> [min, max] of the data
-    bootstrap: dict[str, int] = field(default_factory=dict)  # draws, failed, seed, cold_starts, cold_better
+    fixed: dict[str, float] = field(default_factory=dict[str, float])  # parameters not fitted
+    columns: dict[str, str] = field(
+        default_factory=dict[str, str]
+    )  # symbol -> column, with the convention (N -> n_total)
+    span: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # symbol -> [min, max] of the data
+    bootstrap: dict[str, int] = field(default_factory=dict[str, int])  # draws, failed, seed, cold_starts, cold_better
     resampled: str | None = (
         None  # what the bootstrap drew: cases, residual or seeds; None without one, and in older files
     )
-    draws: dict[str, list[float]] = field(default_factory=dict)  # bootstrap parameters, for prediction intervals
-    residuals: list[float] = field(default_factory=list)  # ln predicted - ln measured, in row order
+    draws: dict[str, list[float]] = field(
+        default_factory=dict[str, list[float]]
+    )  # bootstrap parameters, for prediction intervals
+    residuals: list[float] = field(default_factory=list[float])  # ln predicted - ln measured, in row order
     data_hash: str = ""
+
+    def __post_init__(self) -> None:
+        self.own_law: Law | None = None  # of a caller's function; never stored
+
+    def with_law(self, law: Law) -> Fit:
+        """A copy that predicts with `law`, for a fit of a caller's function that was read from a file. FitError where the names
+        of the law or of its parameters differ."""
+        if law.name != self.law or set(law.params) != set(self.params):
+            raise FitError(
+                f"law {law.name} with {', '.join(law.params)} is not the one fitted: {self.law} with {', '.join(self.params)}. Build "
+                "the law as it was for the fit."
+            )
+        out = copy.copy(self)
+        out.own_law = law
+        return out

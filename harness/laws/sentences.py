@@ -1,9 +1,12 @@
-"""A Fit in words, generated from the object only."""
+"""A Fit in words, generated from the object only; and what the laws of energy say: whether joules are proportional to FLOP, and the
+throughput at which idle power stops dominating."""
 
 from __future__ import annotations
 
-from harness.laws.catalogue import law_named
-from harness.laws.energy import proportional
+import numpy as np
+
+from harness.laws.catalogue import is_from_counts, law_of
+from harness.laws.forms import BALANCE
 from harness.laws.result import Fit
 
 
@@ -28,9 +31,9 @@ def summary(fit: Fit) -> str:
         lines.append(f"  {name:<8}= {value:<12.5g} {_interval(fit.derived_interval.get(name))}".rstrip())
     if (test := proportional(fit)) is not None:
         lines.append(f"  {test}")
-    if fit.law == "pass_at_k" and not fit.residuals:
+    if is_from_counts(fit):
         lines.append(f"  negative log posterior {fit.objective:.6g}")
-    elif law_named(fit.law).plain:
+    elif law_of(fit).residual == "linear":
         lines.append(f"  residuals {fit.residual_rms:.4g} rms; half the sum of squares {fit.objective:.6g}")
     else:
         lines.append(
@@ -64,3 +67,27 @@ def _resampled(fit: Fit) -> str:
     """What one resample draws; older files do not say."""
     units = f"{fit.n_clusters} independent units"
     return {"residual": f"the residuals of {units}", "seeds": f"the seeds of {units}"}.get(fit.resampled or "", units)
+
+
+def proportional(fit: Fit) -> str | None:
+    """The test of b = 1 for energy = k C^b, in words; None for other laws and without an interval.
+
+    The p value is two-sided, from the share of bootstrap draws on the far side of 1; it is never below what their number resolves.
+    """
+    ends = fit.interval.get("b")
+    if law_of(fit).y != "energy" or ends is None or "b" in fit.fixed:
+        return None
+    draws = np.asarray(fit.draws.get("b", []))
+    p = ""
+    if len(draws):
+        tail = min(int((draws <= 1).sum()), int((draws >= 1).sum()))
+        p = f", p = {max(2 * tail, 2) / (len(draws) + 1):.2g}" + (" at the most" if tail == 0 else "")
+    if ends[0] <= 1 <= ends[1]:
+        return f"b = 1 (joules proportional to FLOP) is not rejected at 5 %{p}"
+    return f"b = 1 (joules proportional to FLOP) is rejected at 5 %{p}"
+
+
+def balance(fit: Fit) -> tuple[float, list[float] | None] | None:
+    """FLOP/s at which P_idle t = e C, with its 95 % interval; None where the fit has no positive P_idle and e."""
+    value = fit.derived.get(BALANCE)
+    return None if not value else (value, fit.derived_interval.get(BALANCE))

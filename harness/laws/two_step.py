@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import FitError
-from harness.laws.catalogue import law_named, value
-from harness.laws.forms import Array, Table
+from harness.laws.catalogue import law_of
+from harness.laws.gram import Array
 from harness.laws.predict import predict
 from harness.laws.result import Fit
+from harness.laws.table import Table
 
 
 @dataclass
@@ -33,21 +34,21 @@ def two_step(
 
     Intervals are None unless both fits hold draws. Raises as `predict` does, and for a second law of another symbol.
     """
-    two = law_named(second.law)
-    if two.symbols != ["loss"] or law_named(first.law).y != "loss":
+    two = law_of(second)
+    if two.symbols != ("loss",) or law_of(first).y != "loss":
         raise FitError(f"two steps need a law of loss and one of its consequences; got {first.law} and {second.law}.")
     loss = predict(first, table, force=force, extrapolate=extrapolate)
     score = predict(second, {"loss": loss}, force=force, extrapolate=extrapolate)
     if not first.draws or not second.draws:
         return TwoStep(loss, score, None, None)
-    losses = value(law_named(first.law), _drawn(first, len(next(iter(first.draws.values())))), table)
+    losses = law_of(first).value(_drawn(first, len(next(iter(first.draws.values())))), table)
     count = len(next(iter(second.draws.values())))
     params = _drawn(second, count)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    alone = np.quantile(value(two, params, {"loss": loss}), tails, axis=0)
+    alone = np.quantile(two.value(params, {"loss": loss}), tails, axis=0)
     # The fits are independent given their data, so any pairing of draws is one of the joint distribution
     pick = np.random.default_rng(first.bootstrap.get("seed", 0)).integers(0, len(losses), count)
-    scores = np.stack([value(two, params, {"loss": losses[pick, i][:, None]})[:, 0] for i in range(losses.shape[1])], 1)
+    scores = np.stack([two.value(params, {"loss": losses[pick, i][:, None]})[:, 0] for i in range(losses.shape[1])], 1)
     return TwoStep(loss, score, np.quantile(scores, tails, axis=0), alone)
 
 

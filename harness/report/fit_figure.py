@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.laws import predict, predict_interval
-from harness.laws.catalogue import CURVES, law_named
+from harness.laws.catalogue import is_from_counts, law_of
+from harness.laws.law import Law
 from harness.laws.result import Fit
 from harness.report.axes import SHAPES, Axis, axis, label, ramp
 from harness.report.layers import Figure, Layer, Row, level, panel
@@ -36,6 +37,7 @@ TITLES = {
     "error": "error (share)",
 }
 GRID, GROUPS = 80, 6
+LOG_AXIS_FROM = 30.0  # largest over smallest x
 FITTED, HELD = "fitted", "held out"
 
 
@@ -53,7 +55,7 @@ class _Points:
 
 def draw(fit: Fit, points: Mapping[str, NDArray], held_out: NDArray) -> Figure:
     """`points`: the law's symbols and its y, (n,) each; `held_out`: mask (n,) of rows that the fit did not see."""
-    form = law_named(fit.law)
+    form = law_of(fit)
     y_title = TITLES.get(form.y, form.y)
     passed = fit.certificate.passed
     model = predict(fit, points, extrapolate=True) if passed else None
@@ -67,7 +69,8 @@ def draw(fit: Fit, points: Mapping[str, NDArray], held_out: NDArray) -> Figure:
     else:
         p = _against_fitted(fit, points, model)
         x_symbol, x_title, y_title = "", f"fitted {y_title}", f"measured {y_title}"
-    log_x = not (form.plain and not x_symbol) and x_symbol not in (CURVES[fit.law].linear if fit.law in CURVES else ())
+    linear_y = form.residual == "linear"
+    log_x = not (linear_y and not x_symbol) and (x_symbol not in form.linear or _spans_decades(form, p.x))
     rows: list[Row] = [
         {"x": float(a), "y": float(b), "series": g, "role": HELD if h else FITTED}
         for a, b, g, h in zip(p.x, p.y, p.group, held_out, strict=True)
@@ -75,7 +78,7 @@ def draw(fit: Fit, points: Mapping[str, NDArray], held_out: NDArray) -> Figure:
     powers = x_symbol == "C" or (not x_symbol and form.y == "energy")
     drawn = [r[k] for r in (*rows, *p.curves) for k in ("y", "low", "high") if k in r]
     x = axis(x_title, [r["x"] for r in (*rows, *p.curves)], log=log_x, power_labels=powers)
-    y = axis(y_title, drawn, log=not form.plain, power_labels=form.y == "energy")
+    y = axis(y_title, drawn, log=not linear_y, power_labels=form.y == "energy")
     color = alt.Color(
         "series",
         type="nominal",
@@ -113,9 +116,9 @@ def draw(fit: Fit, points: Mapping[str, NDArray], held_out: NDArray) -> Figure:
     datasets: dict[str, list[Row]] = {}
     panels = [panel([*layers, *dots(rows, upper, y)], datasets)]
     if model is not None:
-        miss = p.y - model if form.plain else 100 * (p.y / model - 1)
+        miss = p.y - model if linear_y else 100 * (p.y / model - 1)
         missed = [r | {"y": float(m)} for r, m in zip(rows, miss, strict=True)]
-        title = "measured − fitted" if form.plain else "measured / fitted − 1 (%)"
+        title = "measured − fitted" if linear_y else "measured / fitted − 1 (%)"
         z = axis(title, [*miss.tolist(), 0.0], log=False)
         panels.append(panel([*level(0.0, "", x, z), *dots(missed, x, z)], datasets, height=150))
     words = _words(fit, bool(p.curves) and all("low" in r for r in p.curves), bool(held_out.any()))
@@ -125,12 +128,17 @@ def draw(fit: Fit, points: Mapping[str, NDArray], held_out: NDArray) -> Figure:
     return Figure("fit", fit.formula, " ".join(words), spec)
 
 
+def _spans_decades(law: Law, x: NDArray) -> bool:
+    """Whether a caller's law, which says nothing of its axes, is drawn over a logarithmic one."""
+    return not law.analytic and bool(x.min() > 0 and x.max() / x.min() > LOG_AXIS_FROM)
+
+
 def _words(fit: Fit, banded: bool, held: bool) -> list[str]:
     """Lines under the title: what was fitted, and how the marks are to be read."""
     if not fit.certificate.passed:
         return [f"{fit.n_points} points. NOT CONVERGED: the law is not drawn."]
     values = ", ".join(f"{k} = {v:.4g}" for k, v in fit.params.items())
-    counts = fit.law == "pass_at_k" and not fit.residuals
+    counts = is_from_counts(fit)
     parts = [f"{fit.n_points} {'problems' if counts else 'points'}"]
     parts += ["shaded: 95 % of the law"] if banded else []
     parts += ["hollow: held out"] if held else []
@@ -143,7 +151,7 @@ def _one(fit: Fit, symbol: str, points: Mapping[str, NDArray], passed: bool) -> 
     if passed:
         grid = np.unique(np.round(np.geomspace(x.min(), x.max(), GRID))) if symbol == "k" else None
         curves = _curve(fit, {symbol: np.geomspace(x.min(), x.max(), GRID) if grid is None else grid}, symbol, "law")
-    return _Points(x, points[law_named(fit.law).y], ["law"] * len(x), ["law"], "", curves)
+    return _Points(x, points[law_of(fit).y], ["law"] * len(x), ["law"], "", curves)
 
 
 def _sizes(fit: Fit, points: Mapping[str, NDArray], passed: bool) -> _Points:
@@ -160,13 +168,13 @@ def _sizes(fit: Fit, points: Mapping[str, NDArray], passed: bool) -> _Points:
             grid = np.geomspace(mine.min(), mine.max(), GRID)
             curves += _curve(fit, {"N": np.full(GRID, m), "D": grid}, "D", names[i])
     by = "N" if len(groups) == len(np.unique(n)) else "N of the line, and sizes near it"
-    return _Points(d, points[law_named(fit.law).y], [names[i] for i in of], names, by, curves)
+    return _Points(d, points[law_of(fit).y], [names[i] for i in of], names, by, curves)
 
 
 def _against_fitted(fit: Fit, points: Mapping[str, NDArray], model: NDArray) -> _Points:
     order = np.argsort(model)
-    curves = _curve(fit, {s: points[s][order] for s in law_named(fit.law).symbols}, None, "law")
-    return _Points(model, points[law_named(fit.law).y], ["law"] * len(model), ["law"], "", curves)
+    curves = _curve(fit, {s: points[s][order] for s in law_of(fit).symbols}, None, "law")
+    return _Points(model, points[law_of(fit).y], ["law"] * len(model), ["law"], "", curves)
 
 
 def _curve(fit: Fit, table: dict[str, NDArray], symbol: str | None, name: str) -> list[Row]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from harness import __version__
-from harness.laws.catalogue import law_named
+from harness.laws.catalogue import is_from_counts, law_of
 from harness.laws.result import Fit
 from harness.report.sentences import number, percent
 
@@ -60,10 +60,10 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
             intervals += f"; {b['cold_starts']} of them also from a cold start, of which {b['cold_better']} ended lower"
         intervals += "; they hold the noise of the rows, not the error of the law's form"
     unjudged = not fit.columns or any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
-    plain = law_named(fit.law).plain
+    plain = law_of(fit).residual == "linear"
     objective = f"sum of Huber terms of log residuals, delta {fit.delta:g}"
     residuals = f"{number(fit.residual_rms, 4)} rms" if plain else f"{percent(fit.residual_rms)} rms of the log"
-    if fit.law == "pass_at_k" and not fit.residuals:  # from counts
+    if is_from_counts(fit):  # from counts
         objective = "negative log posterior of the counts"
     elif plain:
         objective = f"sum of Huber terms of the residuals, delta {fit.delta:g}"

@@ -7,8 +7,8 @@ import math
 from harness.analysis import energy as study_energy
 from harness.analysis.points import CONVENTIONS
 from harness.analysis.study_laws import FIT_NAMES
-from harness.laws.energy import proportional
 from harness.laws.result import Fit
+from harness.laws.sentences import proportional
 from harness.report.study import StudyView
 from harness.units import si
 

@@ -14,7 +14,7 @@ from harness import laws
 from harness.analysis.ttc import curves as ttc_curves
 from harness.analysis.ttc.study import FORECASTS, StudyAnswers
 from harness.laws import estimators
-from harness.laws.forms import Array
+from harness.laws.gram import Array
 from harness.laws.result import Fit
 from harness.records.ttc import TtcRecord
 from harness.report import ttc_costs

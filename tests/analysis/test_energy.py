@@ -10,8 +10,8 @@ from harness import laws
 from harness.analysis import energy as study_energy
 from harness.analysis import points as study_points
 from harness.analysis import study_laws
-from harness.laws.energy import proportional
 from harness.laws.result import Fit
+from harness.laws.sentences import proportional
 from harness.records import RunRecord
 from tests import synthetic
 from tests.synthetic import Truth

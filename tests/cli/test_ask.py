@@ -15,7 +15,7 @@ from harness.analysis import costs, next_runs, optimal, study_laws
 from harness.analysis import points as study_points
 from harness.cli import main as cli
 from harness.errors import FitError, RecordError
-from harness.laws.forms import LAWS, Bound, value
+from harness.laws.catalogue import LAWS
 from harness.laws.result import Fit
 from harness.laws.solver.solve import minimise
 from harness.records import fits as fit_files
@@ -64,23 +64,23 @@ def test_cheapest_run_is_the_frontier_read_backwards(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("slope", [0.0, -0.3, 0.4])
-def test_cheapest_under_any_price(slope: float) -> None:
+def test_cheapest_under_any_price(fit: Fit, slope: float) -> None:
     """Price per FLOP ~ N^slope: the optimum solves alpha A N^-alpha / (1 + slope) = beta B D^-beta on the contour."""
     params = {k: np.array([v]) for k, v in TRUE.items()}
-    n, d = optimal.cheapest(params, 2.5, lambda n, d: 6 * n * d * n**slope)
+    n, d = optimal.cheapest(fit, params, 2.5, lambda n, d: 6 * n * d * n**slope)
     assert law(n, d)[0] == pytest.approx(2.5, rel=1e-10)
     left = TRUE["alpha"] * TRUE["A"] * n ** -TRUE["alpha"] / (1 + slope)
     assert left[0] == pytest.approx((TRUE["beta"] * TRUE["B"] * d ** -TRUE["beta"])[0], rel=1e-4)
 
 
-def test_cheapest_within_a_priced_range_ends_at_its_edge() -> None:
+def test_cheapest_within_a_priced_range_ends_at_its_edge(fit: Fit) -> None:
     params = {k: np.array([v]) for k, v in TRUE.items()}
-    free, _ = optimal.cheapest(params, 2.5, lambda n, d: n * d)
-    n, d = optimal.cheapest(params, 2.5, lambda n, d: np.where(n <= free / 3, n * d, np.nan))
+    free, _ = optimal.cheapest(fit, params, 2.5, lambda n, d: n * d)
+    n, d = optimal.cheapest(fit, params, 2.5, lambda n, d: np.where(n <= free / 3, n * d, np.nan))
     assert n[0] == pytest.approx(free[0] / 3, rel=0.1)
     assert n[0] <= free[0] / 3
     assert law(n, d)[0] == pytest.approx(2.5, rel=1e-9)
-    none, _ = optimal.cheapest(params, 2.5, lambda n, d: np.full(np.shape(n), np.nan))
+    none, _ = optimal.cheapest(fit, params, 2.5, lambda n, d: np.full(np.shape(n), np.nan))
     assert np.isinf(none[0])
 
 
@@ -100,7 +100,7 @@ def test_intervals_are_those_of_the_draws(fit: Fit) -> None:
     budgets = []
     for i in range(len(fit.draws["E"])):
         p = {k: np.array([v[i]]) for k, v in fit.draws.items()}
-        n, d = optimal.cheapest(p, 2.6, lambda n, d: 6 * n * d)
+        n, d = optimal.cheapest(fit, p, 2.6, lambda n, d: 6 * n * d)
         budgets.append(6 * float(n[0]) * float(d[0]))
     low, high = one.interval["flop"]
     assert (low, high) == pytest.approx(tuple(np.quantile(budgets, [0.025, 0.975])), rel=1e-3)
@@ -233,13 +233,13 @@ def spread(table: dict[str, np.ndarray], target: next_runs.Target, noise: float,
     """Standard deviation of ln L at the target over refits of replicated noise: what an interval should tell."""
     form = LAWS["chinchilla"]
     y = law(table["N"], table["D"])
-    bound = Bound(form, table, y, np.ones(len(y)), {})
+    bound = form.bind(table, y, np.ones(len(y)), {})
     start = np.repeat(bound.internal(TRUE)[None], replicates, axis=0)
-    lny = bound.lny + noise * np.random.default_rng(4).normal(size=(replicates, len(y)))
+    lny = bound.target + noise * np.random.default_rng(4).normal(size=(replicates, len(y)))
     theta = minimise(bound, start, lny, bound.weight, 0.1).theta
     params = {k: v[:, None] for k, v in bound.external(theta).items()}
     at = {"N": np.array([target.n]), "D": np.array([target.d])}
-    return float(np.log(value(form, params, at)).std(ddof=1))
+    return float(np.log(form.value(params, at)).std(ddof=1))
 
 
 def test_the_strongest_run_narrows_as_much_as_said() -> None:
@@ -344,7 +344,7 @@ def test_ask_refuses_what_is_ambiguous(fit: Fit, tmp_path: Path, capsys: pytest.
         fit_files.write_fit(tmp_path / f"{name}.json", fit)
     both = ["ask", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--flop", "1e20"]
     assert cli.main(both) == 2
-    assert "2 fits of chinchilla: a, b. Say which with --fit." in capsys.readouterr().err
+    assert "2 fits of a law of N and D: a, b. Say which with --fit." in capsys.readouterr().err
     assert cli.main([*both, "--fit", "c"]) == 2
     assert "Choose one of: a, b." in capsys.readouterr().err
     assert cli.main([*both, "--fit", "b"]) == 0
@@ -369,11 +369,14 @@ def test_half_a_fit_answers_nothing(fit: Fit, tmp_path: Path) -> None:
     for change, said in (
         ({"params": {k: v for k, v in whole["params"].items() if k != "E"}}, "chinchilla lacks E; the file is damaged"),
         ({"draws": cut}, "draws of 7 to 400 entries"),
-        ({"law": "other"}, "law 'other' is unknown"),
     ):
         records.write_json(tmp_path / "f.json", whole | change)
         with pytest.raises(RecordError, match=said):
             fit_files.load_file(tmp_path / "f.json")
+    records.write_json(tmp_path / "f.json", whole | {"law": "other"})
+    with pytest.raises(FitError, match=r"law 'other' is unknown here.*fit\.with_law\(law\)"):
+        laws.predict(fit_files.load_file(tmp_path / "f.json")["other"], {"N": np.array([1e8]), "D": np.array([1e9])})
+    assert cli.main(["ask", str(tmp_path / "f.json"), "--flop", "1e20"]) == 2
     with pytest.raises(FitError, match="does not say over which C it was made"):
         optimal.best_for_flop(dataclasses.replace(fit, span={}), PLAIN, 1e20)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.laws.catalogue import AnyBound, bind, law_named, value
-from harness.laws.forms import Array
-from harness.laws.gram import jacobian
+from harness.laws.catalogue import law_named
+from harness.laws.gram import Array, jacobian
+from harness.laws.law import BoundLaw
 from harness.laws.solver.bootstrap import AUDIT, DRAW_TOLERANCE, draw_residuals, refit
 from harness.laws.solver.newton import _solve, derivatives, huber_sum
-from harness.laws.solver.solve import cold_start, minimise, multistart
+from harness.laws.solver.solve import minimise, multistart
 from tests.laws.test_laws_curves import CASES
 from tests.laws.test_laws_predict import bound_to, ladder
 from tests.laws.test_laws_published import besiroglu, olmo
@@ -22,11 +22,11 @@ DELTA = 1e-3
 T = np.geomspace(10.0, 1e4, 20)
 
 
-def long_way(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
+def long_way(bound: BoundLaw, theta: Array, lny: Array, weight: Array, delta: float) -> tuple[Array, Array]:
     """The better of a warm and a cold start for every draw, (R, p), and its objective (R,)."""
     lny, weight = np.broadcast_to(lny, (len(weight), bound.n)), np.broadcast_to(weight, (len(lny), bound.n))
     warm = minimise(bound, np.repeat(theta[None], len(lny), axis=0), lny, weight, delta, 500, tolerance=1e-11)
-    rough = minimise(bound, cold_start(bound, lny, weight, per_axis=8), lny, weight, 5 * delta, 30, tolerance=1e-6)
+    rough = minimise(bound, bound.cold_start(lny, weight, per_axis=8), lny, weight, 5 * delta, 30, tolerance=1e-6)
     cold = minimise(bound, rough.theta, lny, weight, delta, 500, tolerance=1e-11)
     lower = cold.objective < warm.objective
     return np.where(lower[:, None], cold.theta, warm.theta), np.minimum(warm.objective, cold.objective)
@@ -45,11 +45,11 @@ def test_published_draws_end_where_two_starts_each_end(published: Path) -> None:
     bound = bound_to(table)
     theta, _, _ = multistart(bound, DELTA)
     counts = counts_of(240, 4000)
-    lny = np.broadcast_to(bound.lny, counts.shape)
+    lny = np.broadcast_to(bound.target, counts.shape)
     found = refit(bound, theta, lny, counts, DELTA)
     wanted, lowest = long_way(bound, theta, lny, counts, DELTA)
     assert found.decrement.max() <= DRAW_TOLERANCE
-    ends_at = huber_sum(bound.log_value(found.theta) - lny, counts, DELTA)
+    ends_at = huber_sum(bound.model(found.theta) - lny, counts, DELTA)
     np.testing.assert_allclose(found.objective, ends_at, rtol=1e-13)
     assert (found.objective / lowest - 1).max() <= 1e-9
     for name, drawn in bound.external(found.theta).items():
@@ -60,13 +60,13 @@ def test_published_draws_end_where_two_starts_each_end(published: Path) -> None:
     assert AUDIT < found.cold < 0.06 * 4000
 
 
-def noisy(law: str, sd: float) -> AnyBound:
+def noisy(law: str, sd: float) -> BoundLaw:
     form = law_named(law)
     params, table = CASES[law] if law in CASES else ({"P_idle": 40.0, "e": 2e-12}, {"t": T, "C": T**1.5 * 1e12})
-    y = value(form, params, table)
+    y = form.value(params, table)
     noise = sd * np.random.default_rng(1).normal(size=len(y))
-    y = y + noise * y.std() if form.plain else y * np.exp(noise)
-    return bind(form, table, y, np.ones(len(y)), {})
+    y = y + noise * y.std() if form.residual == "linear" else y * np.exp(noise)
+    return form.bind(table, y, np.ones(len(y)), {})
 
 
 @pytest.mark.parametrize("law", ["over_training", "accuracy_loss"])
@@ -74,7 +74,7 @@ def test_laws_of_any_shape(law: str) -> None:
     bound, delta = noisy(law, 0.003), law_named(law).delta
     theta, _, _ = multistart(bound, delta)
     counts = counts_of(bound.n, 200)
-    lny = np.broadcast_to(bound.lny, counts.shape)
+    lny = np.broadcast_to(bound.target, counts.shape)
     found = refit(bound, theta, lny, counts, delta)
     _, lowest = long_way(bound, theta, lny, counts, delta)
     assert (found.objective <= lowest * (1 + 1e-9)).all()
@@ -83,7 +83,7 @@ def test_laws_of_any_shape(law: str) -> None:
 @pytest.mark.parametrize("fixed", [{}, {"E": 1.03}])
 def test_new_losses_around_the_law(fixed: dict[str, float]) -> None:
     table, trunk = ladder()
-    bound = bind(law_named("chinchilla"), table, table["loss"], np.linspace(0.5, 1.5, 36), fixed)
+    bound = law_named("chinchilla").bind(table, table["loss"], np.linspace(0.5, 1.5, 36), fixed)
     theta, _, _ = multistart(bound, DELTA)
     lny, _ = draw_residuals(bound, theta, trunk, 400, np.random.default_rng(0))
     weight = np.broadcast_to(bound.weight, lny.shape)
@@ -113,11 +113,15 @@ def test_gradient_and_hessian_from_factors_are_those_of_the_objective(law: str) 
     """Differences of the objective (residuals clear of delta, so that it is smooth), and J'WJ written out."""
     bound = bound_to(ladder()[0]) if law == "chinchilla" else noisy(law, 0.003)
     theta = multistart(bound, DELTA)[0] + 0.05 * np.random.default_rng(0).normal(size=(6, len(bound.lower)))
-    lny, weight, delta = np.repeat(bound.lny[None], 6, axis=0), np.linspace(0.5, 1.5, bound.n) * np.ones((6, 1)), 10.0
+    lny, weight, delta = (
+        np.repeat(bound.target[None], 6, axis=0),
+        np.linspace(0.5, 1.5, bound.n) * np.ones((6, 1)),
+        10.0,
+    )
     local = derivatives(bound, theta, lny, weight, delta)
 
     def near(h: Array) -> Array:
-        return huber_sum(bound.log_value(theta + h) - lny, weight, delta)
+        return huber_sum(bound.model(theta + h) - lny, weight, delta)
 
     for k, step in enumerate(1e-5 * np.eye(theta.shape[1])):
         np.testing.assert_allclose(local.grad[:, k], (near(step) - near(-step)) / 2e-5, rtol=1e-5, atol=1e-7)

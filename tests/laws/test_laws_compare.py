@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from harness.errors import FitError
+from harness.laws.catalogue import LAWS
 from harness.laws.compare import approaches, envelope, rollout, rollout_text, text
-from harness.laws.forms import LAWS, value
 
 TRUTH = {"A": 477.826, "B": 2143.417, "E": 1.817218, "alpha": 0.3473105, "beta": 0.3671724}
 EXPONENT = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
@@ -25,7 +25,7 @@ def grid(noise: float = 0.0, budgets: int = 7, sizes: int = 25) -> dict[str, np.
     keep = (d / n > 0.5) & (d / n < 2000)
     table = {"C": c[keep], "N": n[keep], "D": d[keep]}
     scatter = np.exp(noise * np.random.default_rng(0).normal(size=int(keep.sum())))
-    return {**table, "loss": value(LAWS["chinchilla"], TRUTH, table) * scatter}
+    return {**table, "loss": LAWS["chinchilla"].value(TRUTH, table) * scatter}
 
 
 def test_three_approaches_agree_on_data_of_the_law() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.errors import FitError
 from harness.laws import Fit, fit, predict, predict_interval, summary
-from harness.laws.forms import LAWS, value
+from harness.laws.catalogue import LAWS
 from harness.records import from_json, to_json
 
 TRUTH = {"E": 1.03, "A": 8e3**0.45, "alpha": 0.45, "B": 2.6e5**0.40, "beta": 0.40}
@@ -23,7 +23,7 @@ def surface(params: dict[str, float] = TRUTH, sizes: int = 5, budgets: int = 5, 
     n, d = (m.ravel() for m in np.meshgrid(np.geomspace(8e3, 1e6, sizes), np.geomspace(2.6e5, 8.4e6, budgets)))
     table = {"N": n, "D": d}
     scatter = np.exp(noise * np.random.default_rng(seed).normal(size=len(n)))
-    return {**table, "loss": value(LAWS["chinchilla"], params, table) * scatter}
+    return {**table, "loss": LAWS["chinchilla"].value(params, table) * scatter}
 
 
 def codes(f: Fit) -> list[str]:
@@ -71,7 +71,7 @@ def test_other_laws_recover_their_truth() -> None:
         ("energy_power", {"k": 1e-11, "b": 0.93}, {"C": c}),
         ("energy_idle", {"P_idle": 70.0, "e": 2e-11}, {"C": c, "t": t}),
     ):
-        f = fit(law, {**table, LAWS[law].y: value(LAWS[law], params, table)}, bootstrap=0)
+        f = fit(law, {**table, LAWS[law].y: LAWS[law].value(params, table)}, bootstrap=0)
         assert f.certificate.passed, law
         for name, want in params.items():
             assert f.params[name] == pytest.approx(want, rel=1e-6, abs=1e-7), (law, name)
@@ -373,7 +373,7 @@ def narrow(extra: list[tuple[float, float, float]], n_to: float, d_from: float) 
     n, d = (m.ravel() for m in np.meshgrid(np.geomspace(8e3, n_to, 10), np.geomspace(d_from, 8.4e6, 10)))
     n, d = np.r_[n, [row[0] for row in extra]], np.r_[d, [row[1] for row in extra]]
     factor = np.r_[np.exp(0.001 * np.random.default_rng(0).normal(size=100)), [row[2] for row in extra]]
-    return {"N": n, "D": d, "loss": value(LAWS["chinchilla"], TRUTH, {"N": n, "D": d}) * factor}
+    return {"N": n, "D": d, "loss": LAWS["chinchilla"].value(TRUTH, {"N": n, "D": d}) * factor}
 
 
 @pytest.mark.parametrize(("factor", "named"), [(1.0, False), (1.1, True)])

@@ -13,7 +13,7 @@ from scipy.interpolate import Akima1DInterpolator
 
 from harness.errors import FitError
 from harness.laws import fit, isoflop
-from harness.laws.forms import LAWS, value
+from harness.laws.catalogue import LAWS
 from harness.laws.isoflop import GUARDS, Optimum, akima, line, optima
 
 TRUTH = {"A": 477.826, "B": 2143.417, "E": 1.817218, "alpha": 0.3473105, "beta": 0.3671724}
@@ -29,7 +29,7 @@ def grid(drift: float, width: float, sizes: int, noise: float = 0.0, budgets: in
     n = (centre[:, None] * np.geomspace(1 / width, width, sizes)).ravel()
     flop = np.repeat(c, sizes)
     d = flop / (6 * n)
-    loss = value(LAWS["chinchilla"], TRUTH, {"N": n, "D": d})
+    loss = LAWS["chinchilla"].value(TRUTH, {"N": n, "D": d})
     return {"C": flop, "N": n, "D": d, "loss": loss * np.exp(noise * np.random.default_rng(3).normal(size=len(n)))}
 
 

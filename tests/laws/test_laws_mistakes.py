@@ -24,7 +24,7 @@ from harness.config.schema import DeviceConfig
 from harness.data.batches import Batch
 from harness.errors import FitError
 from harness.laws import isoflop
-from harness.laws.forms import LAWS, Bound, value
+from harness.laws.catalogue import LAWS
 from harness.laws.solver.trust import objective_at
 from harness.records import from_json, to_json
 from harness.report import paper
@@ -130,7 +130,7 @@ def surface(noise: float | np.ndarray = 0.0, seed: int = 0) -> dict[str, np.ndar
     table = {"N": n, "D": d}
     return {
         **table,
-        "loss": value(LAWS["chinchilla"], TRUTH, table) + noise * np.random.default_rng(seed).normal(size=25),
+        "loss": LAWS["chinchilla"].value(TRUTH, table) + noise * np.random.default_rng(seed).normal(size=25),
     }
 
 
@@ -139,11 +139,11 @@ def test_one_start_of_a_general_solver_reports_success_far_above_the_optimum(see
     """M2, M5: from zero, and from the coefficients of another paper, L-BFGS-B ends at over 100 times the best objective."""
     n, d = (m.ravel() for m in np.meshgrid(np.geomspace(1.9e8, 3e9, 4), np.geomspace(4e9, 6e11, 4)))
     table = {"N": n, "D": d}
-    exact = value(LAWS["chinchilla"], {"A": 120.0, "alpha": 0.3, "B": 900.0, "beta": 0.32, "E": 0.6}, table)
+    exact = LAWS["chinchilla"].value({"A": 120.0, "alpha": 0.3, "B": 900.0, "beta": 0.32, "E": 0.6}, table)
     table["loss"] = exact * np.exp(0.002 * np.random.default_rng(seed).normal(size=16))
     ours = laws.fit("chinchilla", table, bootstrap=0)
     assert ours.certificate.passed
-    bound = Bound(LAWS["chinchilla"], table, table["loss"], np.ones(16), {})
+    bound = LAWS["chinchilla"].bind(table, table["loss"], np.ones(16), {})
     for start in ([0.0, 0.0, 0.0, 0.0, 0.0], [np.log(406.4), np.log(410.7), np.log(1.69), 0.34, 0.28]):
         found = minimize(_huber_sum(table), np.array(start), jac=True, method="L-BFGS-B")
         assert found.success
@@ -221,7 +221,7 @@ def budgets(
     n = (star[:, None] * np.geomspace(1 / drift, drift, 5)[:, None] * np.geomspace(1 / width, width, sizes)).ravel()
     flop = np.repeat(c, sizes)
     table = {"C": flop, "N": n, "D": flop / (6 * n)}
-    return {**table, "loss": value(LAWS["chinchilla"], truth, table)}, star
+    return {**table, "loss": LAWS["chinchilla"].value(truth, table)}, star
 
 
 def _polynomial_exponent(table: dict[str, np.ndarray], degree: int) -> float:

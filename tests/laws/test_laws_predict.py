@@ -7,9 +7,11 @@ import pytest
 
 from harness.errors import FitError
 from harness.laws import Fit, fit, frontier, predict, predict_interval
-from harness.laws.forms import LAWS, Bound, value
+from harness.laws.catalogue import LAWS
+from harness.laws.gram import nnls_gram
+from harness.laws.law import BoundLaw
 from harness.laws.solver.bootstrap import draw_residuals, resample
-from harness.laws.solver.solve import multistart, nnls_gram
+from harness.laws.solver.solve import multistart
 
 TRUTH = {"E": 1.03, "A": 8e3**0.45, "alpha": 0.45, "B": 2.6e5**0.40, "beta": 0.40}
 LAW = LAWS["chinchilla"]
@@ -23,11 +25,11 @@ def ladder(point: float = 0.004, trunk: float = 0.0, seeds: int = 1, rungs: int 
     rng = np.random.default_rng(seed)
     noise = point * rng.normal(size=len(r)) + trunk * rng.normal(size=names.max() + 1)[names]
     table = {"N": sizes[r], "D": tokens[b]}
-    return {**table, "loss": value(LAW, TRUTH, table) * np.exp(noise)}, names
+    return {**table, "loss": LAW.value(TRUTH, table) * np.exp(noise)}, names
 
 
-def bound_to(table: dict[str, np.ndarray]) -> Bound:
-    return Bound(LAW, table, table["loss"], np.ones(len(table["loss"])), {})
+def bound_to(table: dict[str, np.ndarray]) -> BoundLaw:
+    return LAW.bind(table, table["loss"], np.ones(len(table["loss"])), {})
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def test_residual_draws_keep_the_trunks_shared_noise() -> None:
     bound = bound_to(table)
     theta, _, _ = multistart(bound, 1e-3)
     lny, dof = draw_residuals(bound, theta, trunk, 400, np.random.default_rng(0))
-    noise = lny - bound.log_value(theta[None])
+    noise = lny - bound.model(theta[None])
     means = np.stack([noise[:, trunk == t].mean(1) for t in range(12)], axis=1)
     within = noise - means[:, trunk]
     assert dof is not None

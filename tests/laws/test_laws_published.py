@@ -14,10 +14,11 @@ import pytest
 from scipy.optimize import minimize
 
 from harness.laws import Fit, evaluate, fit, frontier, predict
+from harness.laws.catalogue import LAWS
 from harness.laws.fitting import derive_many
-from harness.laws.forms import LAWS, Bound
+from harness.laws.law import BoundLaw
 from harness.laws.solver.bootstrap import refit
-from harness.laws.solver.solve import cold_start, minimise
+from harness.laws.solver.solve import minimise
 from harness.laws.solver.trust import objective_at, profile
 
 TARGET = {"N": np.array([13202396160.0]), "D": np.array([5000088518656.0])}
@@ -117,8 +118,8 @@ def quantity(name: str, f: Fit, table: Columns) -> Any:
     raise AssertionError(f"truth.json asks for {name!r}, which this test does not know")
 
 
-def bound_at(f: Fit, table: Columns) -> tuple[Bound, np.ndarray]:
-    b = Bound(LAWS["chinchilla"], table, table["loss"], np.ones(len(table["loss"])), {})
+def bound_at(f: Fit, table: Columns) -> tuple[BoundLaw, np.ndarray]:
+    b = LAWS["chinchilla"].bind(table, table["loss"], np.ones(len(table["loss"])), {})
     return b, b.internal(f.params)
 
 
@@ -229,11 +230,11 @@ def test_points_that_are_no_optimum_are_rejected(published: Path, cases: dict[st
 
 def test_variable_projection_and_one_polish_reach_the_optimum(published: Path, cases: dict[str, Case]) -> None:
     table = besiroglu(published)
-    b = Bound(LAWS["chinchilla"], table, table["loss"], np.ones(240), {})
+    b = LAWS["chinchilla"].bind(table, table["loss"], np.ones(240), {})
     for per_axis in (5, 20):
-        start = cold_start(b, b.lny, b.weight, per_axis)
+        start = b.cold_start(b.target, b.weight, per_axis)
         assert start.shape == (1, 5)
-        end = minimise(b, start, b.lny, b.weight, 1e-3)
+        end = minimise(b, start, b.target, b.weight, 1e-3)
         assert_check(cases["besiroglu-240-vp"]["checks"][0], float(end.objective[0]))
 
 
@@ -248,12 +249,14 @@ def test_published_bootstrap_is_reproduced_draw_by_draw(published: Path, cases: 
     b, theta = bound_at(f, table)
     generator = np.random.RandomState(42)
     counts = np.array([np.bincount(generator.choice(240, 240), minlength=240) for _ in range(4000)]).astype(float)
-    warm = minimise(b, np.repeat(theta[None], 4000, axis=0), b.lny, counts, 1e-3, max_iterations=500, tolerance=1e-11)
+    warm = minimise(
+        b, np.repeat(theta[None], 4000, axis=0), b.target, counts, 1e-3, max_iterations=500, tolerance=1e-11
+    )
     assert warm.decrement.max() <= 1e-8
     f.draws = {k: v.tolist() for k, v in b.external(warm.theta).items()}
     for check in cases["besiroglu-240-bootstrap"]["checks"]:
         assert_check(check, quantity(check["quantity"], f, table))
-    found = refit(b, theta, np.broadcast_to(b.lny, counts.shape), counts, 1e-3)
+    found = refit(b, theta, np.broadcast_to(b.target, counts.shape), counts, 1e-3)
     assert found.decrement.max() <= 1e-8
     gain = warm.objective / found.objective - 1
     assert gain.min() > -1e-9
@@ -340,7 +343,7 @@ def test_porian_saturating_law_misses_what_was_held_out(published: Path, cases: 
 def test_a_general_solver_on_the_mean_stops_early_and_is_caught(published: Path) -> None:
     """M1, M2, run for real: L-BFGS-B on the mean reports success 15 % above the optimum; the certificate refuses it."""
     table = besiroglu(published)
-    b = Bound(LAWS["chinchilla"], table, table["loss"], np.ones(240), {})
+    b = LAWS["chinchilla"].bind(table, table["loss"], np.ones(240), {})
     log_n, log_d, log_l = (np.log(table[k]) for k in ("N", "D", "loss"))
 
     def mean_huber(t: np.ndarray) -> tuple[float, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 from harness.analysis.ttc import exchange_rate
 from harness.analysis.ttc.curves import BreakEven, break_even
 from harness.analysis.ttc.exchange_rate import Curve
-from harness.laws.forms import Array
+from harness.laws.gram import Array
 from harness.records.ttc import TtcRecord
 
 ACCURACY = 0.9

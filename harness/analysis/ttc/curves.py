@@ -15,9 +15,9 @@ import numpy as np
 from harness import laws
 from harness.errors import FitError
 from harness.laws import estimators, pass_at_k
-from harness.laws.catalogue import bind, law_named
+from harness.laws.catalogue import law_named
 from harness.laws.fitting import percentiles
-from harness.laws.forms import Array
+from harness.laws.gram import Array
 from harness.laws.result import Fit
 from harness.laws.solver.bootstrap import DRAW_TOLERANCE, refit
 from harness.records.ttc import TtcRecord, TtcRow
@@ -97,7 +97,7 @@ def fit_curve(
     fit = laws.fit(law, table, bootstrap=0)
     fit.n_clusters = len(set(cluster))
     if bootstrap:
-        bound = bind(form, {form.symbols[0]: x}, y, np.ones(len(x)), {})
+        bound = form.bind({form.symbols[0]: x}, y, np.ones(len(x)), {})
         drawn = cluster_weights(cluster, bootstrap, seed) @ values
         found = refit(bound, bound.internal(fit.params), drawn, np.ones_like(drawn), form.delta, seed)
         good = found.decrement <= DRAW_TOLERANCE

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.analysis.ttc.curves import cluster_weights
-from harness.laws.forms import Array
+from harness.laws.gram import Array
 from harness.records.ttc import TtcRecord
 
 SLACK = 0.01  # by which exact match may leave the bracket before it counts, beside its own interval

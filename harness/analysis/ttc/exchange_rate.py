@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.analysis.ttc.curves import cluster_weights
-from harness.laws.forms import Array
+from harness.laws.gram import Array
 from harness.records.ttc import TtcRecord
 
 TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -28,10 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import FitError
-from harness.laws.catalogue import AnyBound
-from harness.laws.forms import Array
-from harness.laws.gram import jacobian
-from harness.laws.solver.solve import AGREEMENT, Solution, cold_start, minimise
+from harness.laws.gram import Array, Column, jacobian
+from harness.laws.law import BoundLaw
+from harness.laws.solver.solve import AGREEMENT, Solution, minimise
 
 METHODS = ("auto", "residual", "cases", "seeds")
 CASES_FROM = 20  # blocks
@@ -75,19 +74,19 @@ class Refits:
         }
 
 
-def labels(values: NDArray | None, n: int) -> NDArray[np.intp]:
+def labels(values: Column | None, n: int) -> NDArray[np.intp]:
     """Any labels -> 0..G-1; None: every row its own."""
     return np.arange(n) if values is None else np.unique(np.asarray(values), return_inverse=True)[1]
 
 
 def resample(
-    bound: AnyBound,
+    bound: BoundLaw,
     theta: Array,
     delta: float,
     draws: int,
     seed: int,
-    cluster: NDArray | None = None,
-    strata: NDArray | None = None,
+    cluster: Column | None = None,
+    strata: Column | None = None,
     method: str = "auto",
 ) -> Draws:
     """Refit `draws` resampled data sets from `theta` (p,), the optimum of the data (see `refit`).
@@ -100,13 +99,13 @@ def resample(
     units = int(block.max()) + 1
     if method == "auto":
         method = "cases" if units >= CASES_FROM else "residual"
-    lny, weight, dof = (
-        np.broadcast_to(bound.lny, (draws, bound.n)),
+    target, weight, dof = (
+        np.broadcast_to(bound.target, (draws, bound.n)),
         np.broadcast_to(bound.weight, (draws, bound.n)),
         None,
     )
     if method == "residual":
-        lny, dof = draw_residuals(bound, theta, block, draws, rng)
+        target, dof = draw_residuals(bound, theta, block, draws, rng)
     elif method == "cases":
         weight = draw_cases([np.arange(units)], block, bound, draws, rng) * bound.weight
     else:
@@ -114,42 +113,42 @@ def resample(
         if min(len(g) for g in groups) < 2:
             raise FitError("method='seeds' needs at least two trunks (seeds) in every rung. Use method='residual'.")
         weight, units = draw_cases(groups, trunk, bound, draws, rng) * bound.weight, int(trunk.max()) + 1
-    found = refit(bound, theta, lny, weight, delta, seed)
+    found = refit(bound, theta, target, weight, delta, seed)
     good = found.decrement <= DRAW_TOLERANCE
     return Draws(found.theta[good], method, units, found.counts(seed), dof)
 
 
-def refit(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float, seed: int = 0) -> Refits:
+def refit(bound: BoundLaw, theta: Array, target: Array, weight: Array, delta: float, seed: int = 0) -> Refits:
     """The optimum of each data set (R, n), warm from `theta` (p,), the optimum of the data.
 
     A cold start as well, and the better of the two, is given to draws without a certificate, to the `TAIL` farthest from
     the others (they decide the ends of intervals, and another valley shows there first) and to `AUDIT` at random. If one
     of the random ones ends lower from the cold start, all draws get one.
     """
-    count = len(lny)
-    best = minimise(bound, np.repeat(theta[None], count, axis=0), lny, weight, delta, tolerance=1e-11)
+    count = len(target)
+    best = minimise(bound, np.repeat(theta[None], count, axis=0), target, weight, delta, tolerance=1e-11)
     doubtful = best.decrement > DRAW_TOLERANCE
     doubtful[np.argsort(_distance(best.theta))[count - math.ceil(TAIL * count) :]] = True
     audit = np.random.default_rng(seed).permutation(count)[:AUDIT]
     doubtful[audit] = True
     improved = np.zeros(count, dtype=bool)
-    improved[doubtful] = _try_cold(bound, best, np.flatnonzero(doubtful), lny, weight, delta)
+    improved[doubtful] = _try_cold(bound, best, np.flatnonzero(doubtful), target, weight, delta)
     if improved[audit].any() and not doubtful.all():
-        improved[~doubtful] = _try_cold(bound, best, np.flatnonzero(~doubtful), lny, weight, delta)
+        improved[~doubtful] = _try_cold(bound, best, np.flatnonzero(~doubtful), target, weight, delta)
         doubtful[:] = True
     if (slow := np.flatnonzero(best.decrement > DRAW_TOLERANCE)).size:  # a few creep along a curved valley
-        best.put(slow, minimise(bound, best.theta[slow], lny[slow], weight[slow], delta, 500, tolerance=1e-11))
+        best.put(slow, minimise(bound, best.theta[slow], target[slow], weight[slow], delta, 500, tolerance=1e-11))
     return Refits(best.theta, best.objective, best.decrement, int(doubtful.sum()), int(improved.sum()))
 
 
 def _try_cold(
-    bound: AnyBound, best: Solution, rows: NDArray[np.intp], lny: Array, weight: Array, delta: float
+    bound: BoundLaw, best: Solution, rows: NDArray[np.intp], target: Array, weight: Array, delta: float
 ) -> NDArray[np.bool_]:
     """Cold starts for some draws, put into `best` where they end lower; which of them did, by more than `AGREEMENT`."""
-    lny, weight, before = lny[rows], weight[rows], best.objective[rows]
-    start = cold_start(bound, lny, weight, per_axis=8)
-    rough = minimise(bound, start, lny, weight, 5 * delta, max_iterations=30, tolerance=1e-6)
-    cold = minimise(bound, rough.theta, lny, weight, delta, tolerance=1e-11)
+    target, weight, before = target[rows], weight[rows], best.objective[rows]
+    start = bound.cold_start(target, weight, per_axis=8)
+    rough = minimise(bound, start, target, weight, 5 * delta, max_iterations=30, tolerance=1e-6)
+    cold = minimise(bound, rough.theta, target, weight, delta, tolerance=1e-11)
     lower = cold.objective < before
     best.put(rows[lower], cold.at(lower))
     return cold.objective < before * (1 - AGREEMENT)
@@ -157,13 +156,14 @@ def _try_cold(
 
 def _distance(theta: Array) -> Array:
     """Mahalanobis distance, squared, of each vector (R, p) from their mean."""
-    x = theta - theta.mean(0)
-    spread = np.linalg.pinv(x.T @ x / len(x), hermitian=True)
+    x: Array = theta - theta.mean(0)
+    covariance: Array = x.T @ x / len(x)
+    spread = np.linalg.pinv(covariance, hermitian=True)
     return np.einsum("ri,ij,rj->r", x, spread, x)
 
 
 def draw_cases(
-    groups: list[NDArray[np.intp]], unit: NDArray[np.intp], bound: AnyBound, draws: int, rng: np.random.Generator
+    groups: list[NDArray[np.intp]], unit: NDArray[np.intp], bound: BoundLaw, draws: int, rng: np.random.Generator
 ) -> Array:
     """How often each row is drawn, (draws, n): whole units with replacement, as many as there are, within each group.
 
@@ -183,12 +183,12 @@ def draw_cases(
 
 
 def draw_residuals(
-    bound: AnyBound, theta: Array, block: NDArray[np.intp], draws: int, rng: np.random.Generator
+    bound: BoundLaw, theta: Array, block: NDArray[np.intp], draws: int, rng: np.random.Generator
 ) -> tuple[Array, float | None]:
-    """New ln y (draws, n) around the fitted law, with noise shared by a block and noise per row; and the former's
+    """New targets (draws, n) around the fitted law, with noise shared by a block and noise per row; and the former's
     dof.
     """
-    lnf, factors = bound.factors(theta[None])
+    value, factors = bound.factors(theta[None])
     root = np.sqrt(bound.weight)
     jac = jacobian(factors)[0][:, bound.free] * root[:, None]
     jac = jac[:, np.abs(jac).max(0) > 0]
@@ -196,7 +196,7 @@ def draw_residuals(
     basis, spectrum, _ = np.linalg.svd(jac / np.abs(jac).max(0), full_matrices=False)
     basis = basis[:, spectrum > 1e-10 * spectrum[0]]
     left = np.eye(n) - basis @ basis.T  # projects on what the parameters cannot absorb
-    residual = left @ ((lnf[0] - bound.lny) * root)
+    residual = left @ ((value[0] - bound.target) * root)
     size = np.bincount(block)
     shared = size.max() > 1
     share = np.zeros((n, len(size)))
@@ -222,7 +222,7 @@ def draw_residuals(
         factor = np.sqrt(mean_square) * t_factor(max(dof, 1.0), draws, rng)
         noise += (rng.normal(size=(draws, len(size))) * factor[:, None]) @ share.T
         dof = dof if trace > 0.5 else 0.0
-    return lnf[0] - noise / root, dof
+    return value[0] - noise / root, dof
 
 
 def t_factor(dof: float, draws: int, rng: np.random.Generator) -> Array:

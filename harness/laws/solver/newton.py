@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.laws.catalogue import AnyBound
-from harness.laws.forms import Array
-from harness.laws.gram import gradient, gram
+from harness.laws.gram import Array, Column, gradient, gram
+from harness.laws.law import BoundLaw
 
 NDArrayBool = NDArray[np.bool_]
 BLOCK = 24_576  # numbers in one array of the derivatives
@@ -36,24 +35,24 @@ class Local:
     newton: Array
     major: Array
 
-    def at(self, rows: NDArray) -> Local:
+    def at(self, rows: Column) -> Local:
         return Local(self.objective[rows], self.grad[rows], self.newton[rows], self.major[rows])
 
-    def put(self, rows: NDArray, other: Local) -> None:
+    def put(self, rows: Column, other: Local) -> None:
         self.objective[rows], self.grad[rows] = other.objective, other.grad
         self.newton[rows], self.major[rows] = other.newton, other.major
 
 
-def derivatives(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta: float) -> Local:
+def derivatives(bound: BoundLaw, theta: Array, target: Array, weight: Array, delta: float) -> Local:
     """In blocks of points whose arrays stay in the processor's cache."""
-    count, p = theta.shape
+    count, p = (int(size) for size in theta.shape)
     out = Local(np.empty(count), np.empty((count, p)), np.empty((count, p, p)), np.empty((count, p, p)))
     block = max(16, BLOCK // bound.n)
     for k in range(0, count, block):
         rows = slice(k, k + block)
-        lnf, factors = bound.factors(theta[rows])
+        value, factors = bound.factors(theta[rows])
         w = weight[rows]
-        residual = lnf - lny[rows]
+        residual = value - target[rows]
         size = np.abs(residual)
         clipped = np.minimum(size, delta)
         out.objective[rows] = (w * clipped * (size - 0.5 * clipped)).sum(-1)
@@ -64,7 +63,7 @@ def derivatives(bound: AnyBound, theta: Array, lny: Array, weight: Array, delta:
     return out
 
 
-def frozen_coordinates(bound: AnyBound, theta: Array, grad: Array) -> NDArrayBool:
+def frozen_coordinates(bound: BoundLaw, theta: Array, grad: Array) -> NDArrayBool:
     """Coordinates that do not move: fixed by the caller, or at a bound with the descent direction leading out."""
     return ~bound.free | ((theta <= bound.lower) & (grad > 0)) | ((theta >= bound.upper) & (grad < 0))
 
@@ -73,7 +72,7 @@ def _reduced(matrix: Array, frozen: NDArrayBool) -> Array:
     """The matrix with frozen rows and columns replaced by those of the identity."""
     live = ~frozen
     out = matrix * (live[:, :, None] & live[:, None, :])
-    i = np.arange(matrix.shape[1])
+    i = np.arange(int(matrix.shape[1]))
     out[:, i, i] += frozen
     return out
 
@@ -84,7 +83,7 @@ def unit_diagonal(major: Array) -> Array:
     return 1.0 / np.sqrt(np.maximum(d, 1e-30 * np.maximum(d.max(1, keepdims=True), 1e-300)))
 
 
-def newton_step(bound: AnyBound, theta: Array, local: Local, frozen: NDArrayBool, damping: Array) -> Array:
+def newton_step(bound: BoundLaw, theta: Array, local: Local, frozen: NDArrayBool, damping: Array) -> Array:
     """A descent step (R, p). A coordinate that would cross its bound stops there, and the others are solved for again:
     clipping it alone would leave the valley that it shares with its partners (E with A and alpha), and stall."""
     scale = unit_diagonal(_reduced(local.major, frozen))

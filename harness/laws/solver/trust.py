@@ -4,17 +4,17 @@ docs/conventions.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.laws.catalogue import AnyBound, bind
-from harness.laws.curve import Curve
-from harness.laws.forms import EXPONENT_BOUNDS, Array, Table
+from harness.laws.gram import Array
+from harness.laws.law import BoundLaw
 from harness.laws.refuse import MAX_COLLINEARITY
 from harness.laws.result import Certificate, Warn
-from harness.laws.solver.solve import cold_start, huber_sum, minimise, robust_delta, rounding_floor
+from harness.laws.solver.solve import huber_sum, minimise, robust_delta, rounding_floor
 
 FLAT = 1.05  # an objective within 5 % of the best is not told apart from it
 FLAT_WIDTH = 0.2  # of the smallest measured y: a floor that may move further is not pinned
@@ -25,19 +25,21 @@ MANY_BLOCKS = (
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------
-def profile(bound: AnyBound, table: Table, y: Array, theta: Array, name: str, values: Array, delta: float) -> Array:
+def profile(
+    bound: BoundLaw, table: Mapping[str, Array], y: Array, theta: Array, name: str, values: Array, delta: float
+) -> Array:
     """Objective with `name` held at each of `values` and everything else refitted (from the optimum and from a cold
     start).
     """
-    held = [bind(bound.law, table, y, bound.weight, {**bound.fixed, name: float(v)}) for v in values]
+    held = [bound.law.bind(table, y, bound.weight, {**bound.fixed, name: float(v)}) for v in values]
     i = bound.names.index(name)
     warm = np.repeat(theta[None], len(values), axis=0)
     warm[:, i] = [b.origin[i] for b in held]
-    cold = np.concatenate([cold_start(b, b.lny, b.weight) for b in held])
-    rough = minimise(held[0], np.concatenate([warm, cold]), bound.lny, bound.weight, 5 * delta, 40, 1e-6)
+    cold = np.concatenate([b.cold_start(b.target, b.weight) for b in held])
+    rough = minimise(held[0], np.concatenate([warm, cold]), bound.target, bound.weight, 5 * delta, 40, 1e-6)
     both = np.concatenate([rough.theta, warm])
-    most = 60 if isinstance(bound.law, Curve) else 200
-    result = minimise(held[0], both, bound.lny, bound.weight, delta, most, tolerance=1e-10)
+    most = 60 if bound.coarse else 200
+    result = minimise(held[0], both, bound.target, bound.weight, delta, most, tolerance=1e-10)
     return result.objective.reshape(3, len(values)).min(0)
 
 
@@ -47,7 +49,7 @@ def flat_range(values: Array, objectives: Array, best: float) -> tuple[float, fl
     inside = np.flatnonzero(objectives <= limit)
     if not len(inside):
         return None
-    ends = []
+    ends: list[float] = []
     for k, step in ((inside[0], -1), (inside[-1], 1)):
         v = values[k]
         if 0 <= k + step < len(values):
@@ -62,8 +64,8 @@ def flat_range(values: Array, objectives: Array, best: float) -> tuple[float, fl
 class Evidence:
     """What the warnings are drawn from."""
 
-    bound: AnyBound
-    table: Table  # rows of the fit
+    bound: BoundLaw
+    table: Mapping[str, Array]  # rows of the fit
     y: Array
     theta: Array
     objective: float
@@ -81,34 +83,33 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
     best = max(e.objective, float(rounding_floor(e.bound.weight)))
     identified: dict[str, bool] = {}
     warnings: list[Warn] = []
-    curve = isinstance(law, Curve)  # its values cost more, so its profiles are coarser
-    kinds = {p.name: p.kind for p in law.parameters} if isinstance(law, Curve) else {}
-    for name in law.params:
+    coarse = e.bound.coarse
+    for c in law.coordinates:
+        name, kind = c.name, c.kind
         if name in fixed:
             continue
         value, ends = e.params[name], e.interval.get(name)
         why: str | None = None
         if name in e.certificate.at_bound:
             why = f"its optimum is at a bound ({value:.4g})"
-        elif name == law.floor and e.y.min() > 0:
-            grid = np.unique(np.concatenate([np.linspace(0, 0.999 * e.y.min(), 9 if curve else 24), [value]]))
+        elif kind == "floor" and e.y.min() > 0:
+            grid = np.unique(np.concatenate([np.linspace(0, 0.999 * float(e.y.min()), 9 if coarse else 24), [value]]))
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
             if flat and flat[1] - flat[0] > FLAT_WIDTH * e.y.min():
                 why = f"any value from {flat[0]:.3g} to {flat[1]:.3g} is within 5 % of the best objective"
             elif ends and ends[0] <= 1e-6 * e.y.min():
                 why = f"its 95 % interval reaches down to 0 (up to {ends[1]:.3g})"
-        elif name in law.exponents:
-            grid = np.clip(value * np.geomspace(0.25, 4.0, 9 if curve else 17), *EXPONENT_BOUNDS)
-            grid = np.unique(grid)
+        elif kind == "exponent":
+            grid = np.unique(np.clip(value * np.geomspace(0.25, 4.0, 9 if coarse else 17), *c.limits))
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
             if flat and flat[1] / flat[0] > MAX_RATIO["exponent"]:
                 why = f"any value from {flat[0]:.3g} to {flat[1]:.3g} is within 5 % of the best objective"
             elif ends and ends[1] / ends[0] > MAX_RATIO["exponent"]:
                 why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}"
-        elif kinds.get(name) == "scale" and (side := _unbounded(e, name, best)):
+        elif kind == "scale" and (side := _unbounded(e, name, best)):
             why = side
             warnings.append(Warn(f"{name.upper()}_UNBOUNDED", f"{name} is bounded on one side only: {side}."))
-        elif kinds.get(name) == "level":
+        elif kind == "level":
             if ends and ends[1] - ends[0] > 0.5 * np.ptp(e.y):
                 why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}, over half the range of the data"
         elif ends and ends[1] > MAX_RATIO["coefficient"] * max(ends[0], 0.0):
@@ -116,11 +117,7 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
         identified[name] = why is None
         if why:
             warnings.append(Warn(f"{name.upper()}_NOT_PINNED", f"{name} is not pinned by these data: {why}."))
-        if (
-            ends
-            and name in law.exponents
-            and (ends[0] <= EXPONENT_BOUNDS[0] * 1.01 or ends[1] >= EXPONENT_BOUNDS[1] * 0.99)
-        ):
+        if ends and kind == "exponent" and (ends[0] <= c.limits[0] * 1.01 or ends[1] >= c.limits[1] * 0.99):
             warnings.append(
                 Warn("INTERVAL_UNBOUNDED", f"the 95 % interval of {name} runs to the bound of its search range.")
             )
@@ -156,7 +153,7 @@ def warn(e: Evidence) -> list[Warn]:
     if e.certificate.at_bound:
         named = ", ".join(f"{n} = {e.params[n]:.4g}" for n in e.certificate.at_bound)
         out.append(Warn("AT_BOUND", f"at a bound: {named}. The law's form, not the noise, is the usual reason."))
-    residual = bound.log_value(e.theta[None])[0] - bound.lny
+    residual = bound.model(e.theta[None])[0] - bound.target
     beyond = float((np.abs(residual) > e.delta).mean())
     if law.delta < 1 and beyond < 0.02 and np.abs(residual).max() > 1e-9:
         out.append(
@@ -166,16 +163,16 @@ def warn(e: Evidence) -> list[Warn]:
                 "outliers count in full.",
             )
         )
-    if not law.plain:
+    if law.residual == "log":
         out += _delta_warning(e, residual)
-    for t in law.powers:
-        if t.coef in e.draws and t.exponent in e.draws and len(e.draws[t.coef]) > 20:
-            a, b = np.log(np.maximum(e.draws[t.coef], 1e-300)), e.draws[t.exponent]
+    for coef, exponent in law.pairs:
+        if coef in e.draws and exponent in e.draws and len(e.draws[coef]) > 20:
+            a, b = np.log(np.maximum(e.draws[coef], 1e-300)), e.draws[exponent]
             if a.std() > 0 and b.std() > 0 and abs(corr := float(np.corrcoef(a, b)[0, 1])) > MAX_COLLINEARITY:
                 out.append(
                     Warn(
                         "STRONGLY_CORRELATED",
-                        f"ln {t.coef} and {t.exponent} correlate at {corr:.4f}: never quote {t.coef} alone.",
+                        f"ln {coef} and {exponent} correlate at {corr:.4f}: never quote {coef} alone.",
                     )
                 )
     return out + _influence(e)
@@ -186,7 +183,7 @@ def _delta_warning(e: Evidence, residual: Array) -> list[Warn]:
     robust = robust_delta(residual)
     if robust <= 1e-9:
         return []
-    moved = []
+    moved: list[str] = []
     for name, value in exponents_at(e.bound, e.theta, robust).items():
         limit = 0.25 * e.params[name]
         if name in e.interval:
@@ -204,9 +201,9 @@ def _delta_warning(e: Evidence, residual: Array) -> list[Warn]:
     ]
 
 
-def exponents_at(bound: AnyBound, theta: Array, delta: float) -> dict[str, float]:
+def exponents_at(bound: BoundLaw, theta: Array, delta: float) -> dict[str, float]:
     """The exponents refitted with another delta, from the optimum `theta`."""
-    other = minimise(bound, theta[None].copy(), bound.lny, bound.weight, delta)
+    other = minimise(bound, theta[None].copy(), bound.target, bound.weight, delta)
     values = bound.external(other.theta)
     return {n: float(values[n][0]) for n in bound.law.exponents}
 
@@ -225,15 +222,13 @@ def _influence(e: Evidence) -> list[Warn]:
     if blocks <= MANY_BLOCKS:
         for b in range(blocks):
             rows = np.flatnonzero(e.block == b)
-            place = ", ".join(
-                f"{s}={float(np.asarray(e.table[s])[rows[0]]):.4g}" for s in dict.fromkeys(e.bound.law.symbols)
-            )
+            place = ", ".join(f"{s}={float(np.asarray(e.table[s])[rows[0]]):.4g}" for s in e.bound.law.symbols)
             cases.append(
                 (f"the block of {len(rows)} rows at {place}" if len(rows) > 1 else f"the row {place}", e.block != b)
             )
     if e.bound.n >= 50:
         cases.append(("the top 2 % of losses", e.y <= np.quantile(e.y, 0.98)))
-    if e.bound.law.symbols[:2] == ["N", "D"]:
+    if e.bound.law.symbols[:2] == ("N", "D"):
         ratio = np.asarray(e.table["D"], dtype=np.float64) / np.asarray(e.table["N"], dtype=np.float64)
         cases.append(("the rows with D/N < 2", ratio >= 2))
     need = int(e.bound.free.sum())
@@ -244,10 +239,10 @@ def _influence(e: Evidence) -> list[Warn]:
         return []
     weight = np.stack([keep for _, keep in cases]) * e.bound.weight
     refit = minimise(
-        e.bound, np.repeat(e.theta[None], len(cases), axis=0), e.bound.lny, weight, e.delta, tolerance=1e-9
+        e.bound, np.repeat(e.theta[None], len(cases), axis=0), e.bound.target, weight, e.delta, tolerance=1e-9
     )
     values = e.bound.external(refit.theta)
-    out = []
+    out: list[Warn] = []
     for i, (label, _) in enumerate(cases):
         moved = [
             f"{n} {e.params[n]:.4g} -> {float(values[n][i]):.4g}"
@@ -261,6 +256,6 @@ def _influence(e: Evidence) -> list[Warn]:
     return out[:5] if len(out) <= 5 else [*out[:4], Warn("INFLUENTIAL", f"and {len(out) - 4} more blocks do the same.")]
 
 
-def objective_at(bound: AnyBound, theta: Array, delta: float) -> float:
+def objective_at(bound: BoundLaw, theta: Array, delta: float) -> float:
     """The unscaled Huber sum at one solver vector (p,)."""
-    return float(huber_sum(bound.log_value(theta[None])[0] - bound.lny, bound.weight, delta))
+    return float(huber_sum(bound.model(theta[None])[0] - bound.target, bound.weight, delta))
