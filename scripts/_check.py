@@ -37,8 +37,8 @@ from harness.config.schema import (
 from harness.data import corpora
 from harness.models import llama
 from harness.runtime import compiler, device
-from harness.train import optim
-from harness.train import step as train_step
+from harness.training import optim
+from harness.training import step as train_step
 
 Json = dict[str, Any]
 NOT_HERE = "this machine has no CUDA device"

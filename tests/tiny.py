@@ -76,7 +76,7 @@ def run_dir(run: RunConfig) -> Path:
 
 def train(run: RunConfig) -> RunState:
     """Train in this process, as `harness run` would in a worker."""
-    from harness.train import run as train_run
+    from harness.training import run as train_run
 
     return train_run.train(run)
 
@@ -166,8 +166,8 @@ def _serve() -> None:
     import torch
 
     from harness.runtime import device
-    from harness.train import run
-    from harness.train import step as train_step
+    from harness.training import run
+    from harness.training import step as train_step
 
     torch.set_num_threads(1)
     device.cpu_peak_flop_per_s(1)

@@ -35,7 +35,7 @@ def train_and_evaluate_job(config: DictConfig) -> str:
 def _train(run: RunConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
 
-    from harness.train.run import train
+    from harness.training.run import train
 
     overrides = identity.public_overrides([str(o) for o in HydraConfig.get().overrides.task])
     return _state(run, lambda: train(run, overrides=overrides, workers=_workers()))

@@ -29,7 +29,7 @@ from harness.laws.solver.trust import objective_at
 from harness.records import from_json, to_json
 from harness.report import paper
 from harness.runtime.device import choose
-from harness.train import validate
+from harness.training import validate
 
 ROWS: dict[str, list[str]] = {
     "M1 mean of Huber terms": ["test_a_general_solver_on_the_mean_stops_early_and_is_caught", "test_besiroglu"],

@@ -31,7 +31,7 @@ from harness.config.schema import (
     WsdConfig,
 )
 from harness.records import RunRecord, SpendRow
-from harness.train.run import train
+from harness.training.run import train
 
 WATTS = 300.0
 
@@ -79,8 +79,8 @@ def test_a_run_carries_the_joules_of_its_own_windows(
 
 STOPPED = """
 import base64, pickle, sys, time
-from harness.train import step
-from harness.train.run import train
+from harness.training import step
+from harness.training.run import train
 config = pickle.loads(base64.b64decode(sys.argv[1]))
 make, update = step.Trainer.__init__, step.Trainer._update
 def with_a_block(self, *args, **settings):

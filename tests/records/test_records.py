@@ -58,7 +58,7 @@ def test_round_trip(cls: type, data: st.DataObject) -> None:
 
 
 def test_dicts_of_dataclasses_are_read_back_as_such() -> None:
-    from harness.train.checkpoint import Position, Progress
+    from harness.training.checkpoint import Position, Progress
 
     progress = Progress(
         milestones={"trunk-1": Position("trunk", 1, [SpendRow(1, "train", "trunk", 0, 1, 84, 1.0, 0.5)])}

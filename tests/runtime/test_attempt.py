@@ -21,7 +21,7 @@ from harness.errors import BusyError, ConfigError, CorpusError, RecordError
 from harness.records import RunState
 from harness.runtime import attempt, lock, signals
 from harness.runtime.attempt import Attempt, Diverged, Interrupted
-from harness.train import run as train_run
+from harness.training import run as train_run
 from harness.ttc import run as ttc_run
 from tests.ttc import small
 

@@ -27,7 +27,7 @@ from harness.config.schema import (
 from harness.data.corpora import TaskCorpus
 from harness.models import llama
 from harness.tasks.task import NONE, Control, Grades, Problems, Task
-from harness.train.run import train
+from harness.training.run import train
 
 pytestmark = pytest.mark.slow
 ROWS = 128

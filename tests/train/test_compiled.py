@@ -32,8 +32,8 @@ from harness.models import llama
 from harness.runtime import compiler
 from harness.runtime import device as devices
 from harness.runtime.device import CudaClock, Device
-from harness.train import optim, validate
-from harness.train import step as train_step
+from harness.training import optim, validate
+from harness.training import step as train_step
 
 CPU = DeviceConfig(kind=DeviceKind.cpu, threads=1)
 COMPILED = DeviceConfig(kind=DeviceKind.cpu, threads=1, compile=Toggle.always)
@@ -415,7 +415,7 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches(tmp_pa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, batch, device)
 
-    from harness.train import trunk
+    from harness.training import trunk
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validate, "batch_losses", hungry)

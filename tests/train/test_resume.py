@@ -26,9 +26,9 @@ from harness.config.schema import (
 )
 from harness.runtime import attempt, signals
 from harness.sweep.status import describe
-from harness.train import checkpoint
-from harness.train import step as train_step
-from harness.train import trunk as paths
+from harness.training import checkpoint
+from harness.training import step as train_step
+from harness.training import trunk as paths
 
 COOLDOWNS = [0.5]  # branch points at steps 18 and 36, points at 24 and 48
 

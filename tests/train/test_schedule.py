@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config.schema import ConstantConfig, CosineConfig, ScheduleConfig, WsdConfig
-from harness.train.schedule import factor
+from harness.training.schedule import factor
 
 
 def rates(schedule: ScheduleConfig, warmup: int, branch: int | None, steps: int) -> list[float]:

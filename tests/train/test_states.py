@@ -22,8 +22,8 @@ from harness.errors import BusyError, DeviceError, RecordError
 from harness.records import RunState
 from harness.runtime import attempt, lock
 from harness.sweep.status import describe
-from harness.train import checkpoint, ledger, run
-from harness.train import step as train_step
+from harness.training import checkpoint, ledger, run
+from harness.training import step as train_step
 
 
 def failing_step(patch: pytest.MonkeyPatch, call: int, error: BaseException) -> None:
@@ -304,8 +304,8 @@ def test_a_rate_that_is_far_too_high_diverges_by_itself(tmp_path: Path) -> None:
 
 
 def test_a_validation_loss_that_is_not_a_number_is_a_divergence(tmp_path: Path) -> None:
-    from harness.train import trunk
-    from harness.train.validate import Evaluation
+    from harness.training import trunk
+    from harness.training.validate import Evaluation
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trunk, "evaluate", lambda *a: Evaluation(math.nan, math.nan, 630, 630))

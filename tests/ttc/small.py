@@ -55,7 +55,7 @@ def folder(run: RunConfig) -> Path:
 
 
 def train(runs: Path) -> Path:
-    from harness.train.run import train
+    from harness.training.run import train
 
     run = config(runs)
     state = train(run)

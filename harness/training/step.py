@@ -23,8 +23,8 @@ from harness.data.batches import Batch, Corpus
 from harness.models import llama
 from harness.runtime import compiler
 from harness.runtime.device import Device, out_of_memory
-from harness.train import optim
-from harness.train.validate import tensors
+from harness.training import optim
+from harness.training.validate import tensors
 
 T = TypeVar("T")
 WARM_UPS = 3  # of a compiled step: with CUDA graphs the first call compiles, the second records, the third replays

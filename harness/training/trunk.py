@@ -19,11 +19,11 @@ from harness.power.estimate import refuse, total
 from harness.records import Point, SpendRow, StepRow, read_rows
 from harness.runtime.attempt import Diverged, Interrupted
 from harness.runtime.device import out_of_memory
-from harness.train import checkpoint, schedule
-from harness.train.checkpoint import Position
-from harness.train.context import RunContext
-from harness.train.step import StepResult, Trainer
-from harness.train.validate import Evaluation, batch_losses, batch_sequences, evaluate
+from harness.training import checkpoint, schedule
+from harness.training.checkpoint import Position
+from harness.training.context import RunContext
+from harness.training.step import StepResult, Trainer
+from harness.training.validate import Evaluation, batch_losses, batch_sequences, evaluate
 from harness.units import NAT_PER_BIT, S_PER_NS
 
 MIRROR_EVERY_S = 1.0

@@ -14,7 +14,7 @@ from harness import records
 from harness.power.estimate import total
 from harness.power.meter import Meter
 from harness.records import Json, Measured, SpendRow, StepRow, append_row
-from harness.train.checkpoint import Progress
+from harness.training.checkpoint import Progress
 from harness.units import S_PER_NS
 
 

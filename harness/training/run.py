@@ -23,11 +23,11 @@ from harness.errors import CorpusError
 from harness.records import RunRecord, RunState
 from harness.runtime import attempt, provenance, signals
 from harness.runtime.attempt import Attempt
-from harness.train import optim
-from harness.train.checkpoint import Progress, load_progress
-from harness.train.context import RunContext, RunPlan, opened
-from harness.train.step import Trainer
-from harness.train.trunk import TrunkRunner, build_model
+from harness.training import optim
+from harness.training.checkpoint import Progress, load_progress
+from harness.training.context import RunContext, RunPlan, opened
+from harness.training.step import Trainer
+from harness.training.trunk import TrunkRunner, build_model
 
 
 def train(config: RunConfig, *, overrides: Sequence[str] = (), workers: int = 1) -> RunState:

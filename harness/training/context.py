@@ -22,8 +22,8 @@ from harness.runtime import device as devices
 from harness.runtime.attempt import Attempt
 from harness.runtime.compiler import CompilerReport
 from harness.track.wandb import Mirror
-from harness.train.checkpoint import Progress, save_progress
-from harness.train.ledger import Ledger
+from harness.training.checkpoint import Progress, save_progress
+from harness.training.ledger import Ledger
 
 
 @dataclass(frozen=True)
