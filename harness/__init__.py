@@ -13,9 +13,10 @@ a run leaves), `analysis.points` (records to arrays), `laws` (arrays to fits), `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers take it for true; importing `typing` would take half of this module's time
 if TYPE_CHECKING:
+    from typing import Any
+
     from harness.analysis.study import Study
     from harness.analysis.tables import read_table
     from harness.config.schema import (
