@@ -170,7 +170,7 @@ def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pyte
     def parsed(*_: object, **__: object) -> None:
         raise Parsed("understood")
 
-    monkeypatch.setattr(verbs, "_study", parsed)
+    monkeypatch.setattr(verbs, "find_study", parsed)
     monkeypatch.setattr(reproduce, "load_reference", parsed)
     monkeypatch.setattr("harness.track.wandb.fetch_records", parsed)
     verb, rest = arguments[0], arguments[1:]
