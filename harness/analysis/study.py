@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 
 
 def results_folder(folder: Path) -> Path:
-    """Where fits and pages of a study go: its own folder, or runs/<name> for a committed reference, which is never written to."""
-    return Path("runs") / folder.resolve().name if (folder / "records").is_dir() else folder
+    """Where fits and pages of a study go: its own folder, or for a committed reference, which is never written to, runs/<name>.
+
+    Where that holds runs of its own, a study whose fits are not the reference's, it is runs/<name>-reference.
+    """
+    if not (folder / "records").is_dir():
+        return folder
+    name = folder.resolve().name
+    own = Path("runs") / name
+    return own.with_name(f"{name}-reference") if records.holds_runs(own) else own
 
 
 @dataclass
@@ -32,7 +39,7 @@ class Study:
     """What the runs of one study left in `folder`, and its fits and answers, which are kept in `results`.
 
     The two are the same folder, but for a committed reference (a folder that holds `records/`): a reference is never written to, and
-    its results are kept in runs/<name>, or where the caller says.
+    its results are kept where `results_folder` or the caller says.
     """
 
     name: str

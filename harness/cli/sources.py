@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from harness import records
 from harness.errors import RecordError
 
 WANDB = "wandb:"
@@ -23,11 +24,7 @@ def find_study(source: str) -> Path:
         raise RecordError(
             f"study {source!r} is not a folder (looked for {places}). Run a ladder first: harness run +ladder=cpu."
         )
-    return next((f for f in folders if _holds_runs(f)), folders[0])
-
-
-def _holds_runs(folder: Path) -> bool:
-    return any(next(folder.glob(p), None) for p in ("records/*.json", "record.json", "*/state.json", "*/record.json"))
+    return next((f for f in folders if records.holds_runs(f)), folders[0])
 
 
 def fetch_study(source: str) -> Path:

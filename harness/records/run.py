@@ -316,6 +316,11 @@ def append_row(path: Path, row: StepRow | SpendRow) -> None:
         ) from e
 
 
+def holds_runs(folder: Path) -> bool:
+    """Whether a folder holds runs, or is one: not only fits and pages."""
+    return any(next(folder.glob(p), None) for p in ("records/*.json", "record.json", "*/state.json", "*/record.json"))
+
+
 def load(folder: Path) -> tuple[list[RunRecord], dict[str, int]]:
     """All finished records below a study folder, and how many runs are in each other state (excluded, counted).
 

@@ -52,6 +52,22 @@ def test_a_reference_is_read_only(name: str, clone: Path, capsys: pytest.Capture
     assert hashes(clone / "results") == before
 
 
+def test_a_reference_never_takes_the_results_of_a_study_of_its_name(clone: Path) -> None:
+    """`harness run +ladder=…` makes runs/NAME: its fits are of other records."""
+    own = clone / "runs" / "cpu_text"
+    for record in synthetic.ladder():
+        (own / record.run_id).mkdir(parents=True)
+        records.write_json(own / record.run_id / "record.json", record)
+    mine = Study.load(own)
+    mine.fit(bootstrap=60)
+    before = mine.save().read_bytes()
+    reference = Study.load(clone / "results" / "reference" / "cpu_text")
+    assert reference.fits["loss_nd"].n_points != mine.fits["loss_nd"].n_points
+    reference.save()
+    assert (own / "fits.json").read_bytes() == before
+    assert (clone / "runs" / "cpu_text-reference" / "fits.json").exists()
+
+
 def test_results_of_a_study_stay_in_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for record in synthetic.ladder():
