@@ -9,18 +9,17 @@ all others ("modelled"); without a meter joules are None, with the reason.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import records
-from harness.errors import RecordError
+from harness.records.packed import read_packed, write_packed
 from harness.records.run import SCHEMA_VERSION, Json, Measured
 
 FOLDER = "ttc"  # of an evaluation, inside its run's folder
-PACKED = "ttc.jsonl.gz"  # of all evaluations of a study, in a committed reference
+QUESTION_FILE = "asked.json"
+PACKED = "ttc.jsonl.xz"  # of all evaluations of a study, in a committed reference
+PACKED_GZIP = "ttc.jsonl.gz"  # of references made before
 
 
 @dataclass
@@ -143,31 +142,29 @@ class TtcRecord:
 
 
 def load(folder: Path) -> list[TtcRecord]:
-    """All evaluations below a study folder, or of a committed reference (`PACKED`), in a fixed order."""
-    packed = folder / PACKED
-    if packed.exists():
-        try:
-            lines = gzip.decompress(packed.read_bytes()).decode().splitlines()
-            return [records.from_json(TtcRecord, json.loads(x), f"{packed} line {i}") for i, x in enumerate(lines, 1)]
-        except (OSError, EOFError, zlib.error, ValueError) as e:
-            raise RecordError(f"{packed} cannot be read: {e}. Take it from the repository again.") from e
+    """All evaluations of a study folder or a committed reference (`PACKED`), in a fixed order."""
+    for packed in (folder / PACKED, folder / PACKED_GZIP):
+        if packed.exists():
+            return read_packed(packed, TtcRecord)
     paths = sorted(folder.glob("*/ttc/*/record.json"))
     return [records.from_json(TtcRecord, records.read_json(p), str(p)) for p in paths]
 
 
 def pack(folder: Path, evaluations: list[TtcRecord]) -> None:
-    """All evaluations of a study in one file of a reference: counts per problem make many lines, and shrink tenfold. The same
-    evaluations give the same bytes."""
-    lines = [json.dumps(records.to_json(e), separators=(",", ":"), allow_nan=False) + "\n" for e in evaluations]
-    records.write_bytes_atomic(folder / PACKED, gzip.compress("".join(lines).encode(), mtime=0))
+    """Write all evaluations of a reference into one file: counts per problem make many lines, and shrink to a thirtieth."""
+    write_packed(folder / PACKED, evaluations)
 
 
-def asked(resolved: Json, branches: list[str]) -> Json:
-    """What an evaluation was asked, as it stands in its `asked.json` once all of it is done: equal questions are not asked again."""
-    return {"ttc": resolved["ttc"], "corpus": resolved["corpus"], "power": resolved["power"], "points": branches}
+def question(resolved: Json, branches: list[str], scorer: Json) -> Json:
+    """What an evaluation is asked and what scores it, as its QUESTION_FILE keeps it once all of it is done.
+
+    An equal question is not asked again; with another scorer alone, stored samples are scored again.
+    """
+    settings = {name: resolved[name] for name in ("ttc", "corpus", "power")}
+    return {**settings, "points": branches, "scorer": scorer}
 
 
-def answered(run_dir: Path, resolved: Json, branches: list[str]) -> bool:
-    """Whether the evaluation of a run has all that is asked now."""
-    path = run_dir / FOLDER / "asked.json"
-    return path.exists() and records.read_json(path) == asked(resolved, branches)
+def answered(run_dir: Path, question: Json) -> bool:
+    """Whether the evaluation of a run has answered this question."""
+    path = run_dir / FOLDER / QUESTION_FILE
+    return path.exists() and records.read_json(path) == question

@@ -17,11 +17,12 @@ from harness.config import identity
 from harness.config.ladder import Rung
 from harness.config.schema import TtcPoints
 from harness.errors import ConfigError
-from harness.records.ttc import FOLDER, answered
+from harness.records.ttc import FOLDER, answered, question
 from harness.runtime import energy_budget, signals
 from harness.sweep.compose_sweep import CONF, Planned, split_flags, user_conf_dir
 from harness.sweep.status import Progress, describe, table
 from harness.sweep.worker import train_and_evaluate_job, train_job
+from harness.ttc.strategies import scorer
 from harness.units import duration
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _tested(planned: Planned, rung: Rung | None) -> bool:
         points = records.load_record(planned.run_dir).points
         branches = [p.branch for p in (points if planned.config.ttc.points is TtcPoints.all else points[-1:])]
     done = describe(planned.run_dir / FOLDER)[0] == "done"
-    return done and answered(planned.run_dir, identity.resolved(planned.config), branches)
+    return done and answered(planned.run_dir, question(identity.resolved(planned.config), branches, scorer()))
 
 
 def _make_folders(planned: list[Planned]) -> None:

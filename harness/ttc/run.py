@@ -23,7 +23,7 @@ from harness.errors import ConfigError
 from harness.models.flops import counts
 from harness.power.meter import Meter, open_meter
 from harness.records import Measured, RunState, SpendRow
-from harness.records.ttc import FOLDER, TtcRecord, Window, asked
+from harness.records.ttc import FOLDER, QUESTION_FILE, TtcRecord, Window, question
 from harness.runtime import attempt, energy_budget, provenance, signals
 from harness.runtime import device as devices
 from harness.runtime.attempt import Attempt, Interrupted
@@ -32,6 +32,7 @@ from harness.track.wandb import Mirror
 from harness.ttc import metering, sampling, score, wandb_rows, work_units
 from harness.ttc.decode import Decoder
 from harness.ttc.spend import Books
+from harness.ttc.strategies import scorer
 from harness.ttc.subjects import Subject, dtype, open_subjects
 from harness.ttc.work_units import Unit
 
@@ -134,7 +135,7 @@ class _Evaluation:
                 record.mirror = status.split(":", 1)[0]
                 records.write_json(self.folder / record.cell / "record.json", record)
         branches = [s.branch for s in subjects]
-        records.write_json(self.folder / "asked.json", asked(self.resolved, branches))
+        records.write_json(self.folder / QUESTION_FILE, question(self.resolved, branches, scorer()))
 
     # --- one cell
     def _cell(self, subject: Subject, control: Control, temperature: float, metered: Subject) -> TtcRecord:
@@ -262,17 +263,16 @@ class _Evaluation:
     def _record(self, subject: Subject, cell: Cell, drawn: score.Sampled, cost: metering.CostModel) -> TtcRecord:
         point, run, samples = subject.point, subject.record, drawn.samples
         ttc = self.ttc
-        rows = score.rows(
-            drawn,
-            subject.decoder.shape,
-            self.task.chance,
-            ttc.verifier_tpr,
-            ttc.verifier_fpr,
-            ttc.beam_width,
-            ttc.seed,
-            cost,
-            ttc.batch_rows,
+        scoring = score.Scoring(
+            shape=subject.decoder.shape,
+            chance=self.task.chance,
+            verifier_tpr=ttc.verifier_tpr,
+            verifier_fpr=ttc.verifier_fpr,
+            beam_width=ttc.beam_width,
+            batch_rows=ttc.batch_rows,
+            seed=ttc.seed,
         )
+        rows = score.rows(drawn, scoring, cost)
         return TtcRecord(
             cell=cell.key,
             study=self.config.study,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,9 +16,12 @@ from harness.models.flops import Shape, passes_flop, prefill_flop
 from harness.records.ttc import ProblemStats, Smooth, TtcRow
 from harness.tasks.task import NONE, Problems
 from harness.ttc.metering import CostModel, Load
+from harness.ttc.strategies import STRATEGIES, Scored, Strategy
 from harness.ttc.work_units import PROBLEMS, Arrays, side_by_side
 
-GUESSES = 0.1  # above so many right answers expected of a guesser in n_max samples, coverage counts verified traces
+MAX_LUCKY_GUESSES = (
+    0.1  # where a guesser is expected to get more of n_max samples right, coverage counts verified traces
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int, batch_rows: int) ->
 
 
 def accuracy_of(chance: float, samples: int) -> str:
-    return "trace" if chance * samples > GUESSES else "answer"
+    """What counts as right in coverage: "answer", or "trace" where few answers are possible and guesses are often right."""
+    return "trace" if chance * samples > MAX_LUCKY_GUESSES else "answer"
 
 
 def statistics(s: Sampled) -> ProblemStats:
@@ -96,65 +101,122 @@ def statistics(s: Sampled) -> ProblemStats:
     )
 
 
-def rows(
-    s: Sampled,
-    shape: Shape,
-    chance: float,
-    tpr: float,
-    fpr: float,
-    width: int,
-    seed: int,
-    cost: CostModel,
-    batch_rows: int,
-) -> list[TtcRow]:
-    """Every strategy at every n. Deterministic: the noisy verifier and the subsets of majority are seeded."""
-    stats = statistics(s)
-    m = s.samples["correct"].shape[1]
-    correct = s.samples["correct"]
-    drawn = np.full(len(correct), m)
-    right, traced = np.array(stats.correct), np.array(stats.trace_ok)
-    noise = np.random.default_rng([seed, 1]).random(correct.shape)  # (P, M); row-major, so it depends on M
-    accepted = noise < np.where(correct, tpr, fpr)
-    covered = traced if accuracy_of(chance, m) == "trace" else right
-    price = _Price(s, shape, cost, batch_rows)
+@dataclass(frozen=True)
+class Scoring:
+    """What scoring needs to know besides the samples."""
 
-    out = [price.row("greedy", 1, s.greedy["correct"][:, 0].astype(float), s.greedy, batch=1)]
-    for n in counts(m):
-        values = {
-            "majority": estimators.majority(stats.correct, stats.wrong, stats.unread, n, seed=seed),
-            "best_verified": estimators.best_of(correct, correct.astype(float), n),
-            "best_steps": estimators.best_of(correct, s.samples["verified"].astype(float), n),
-            "best_logprob": estimators.best_of(correct, s.samples["logprob"], n),
-            "best_noisy": estimators.best_of(correct, accepted.astype(float), n),
-            "pass": estimators.pass_at_k(covered, drawn, n),
-        }
-        if n == 1:
-            values = {"sample": right / m, **values}
-        for strategy, value in values.items():
-            for arm in ("batched", "sequential") if n > 1 else ("batched",):
-                out.append(price.row(strategy, n, value, s.samples, batch=n, arm=arm))
-        draws = estimators.first_verified_draws(right, drawn, n)
-        found = estimators.pass_at_k(right, drawn, n)
-        # At most one right sample is drawn, the last; right and wrong ones may differ in length
-        wrong = np.maximum(m - right, 1)[:, None]
-        drawn_of = np.where(correct, (found / np.maximum(right, 1))[:, None], (draws - found)[:, None] / wrong)
-        out.append(price.row("first_verified", n, found, s.samples, batch=n, arm="sequential", drawn=drawn_of))
+    shape: Shape
+    chance: float  # of a guess being right
+    verifier_tpr: float  # of the noisy verifier: the share of right answers that it accepts
+    verifier_fpr: float  # and of wrong ones
+    beam_width: int  # of the step search
+    batch_rows: int  # sequences decoded side by side
+    seed: int  # of the noisy verifier and of the subsets of a majority
+
+
+def rows(s: Sampled, scoring: Scoring, cost: CostModel) -> list[TtcRow]:
+    """Every strategy at every n, the step search last. Deterministic: what is drawn at random is seeded."""
+    samples = s.samples["correct"].shape[1]
+    scored = _scored(s, scoring, samples)
+    costs = _Costs(s, scoring, cost)
+    out: list[TtcRow] = []
+    for n in counts(samples):
+        for name, strategy in STRATEGIES.items():
+            max_n = 1 if strategy.uses == "greedy" else strategy.max_n or samples
+            if strategy.uses != "search" and n <= max_n:
+                out += costs.rows(name, strategy, n, scored)
     if s.search is not None:
-        value = s.search["correct"][:, 0].astype(float)
-        out.append(price.searched(width, value, s.search, lengths=s.search["length"]))
+        for name, strategy in STRATEGIES.items():
+            if strategy.uses == "search":
+                out += costs.rows(name, strategy, scoring.beam_width, scored)
     return out
 
 
-class _Price:
-    """Costs per query of rows of one cell."""
+def _scored(s: Sampled, scoring: Scoring, samples: int) -> Scored:
+    stats, correct = statistics(s), s.samples["correct"]
+    noise = np.random.default_rng([scoring.seed, 1]).random(correct.shape)  # (P, M); row-major, so it depends on M
+    by_trace = accuracy_of(scoring.chance, samples) == "trace"
+    return Scored(
+        greedy_correct=s.greedy["correct"][:, 0],
+        search_correct=None if s.search is None else s.search["correct"][:, 0],
+        correct=correct,
+        steps=s.samples["verified"],
+        logprob=s.samples["logprob"],
+        accepted=noise < np.where(correct, scoring.verifier_tpr, scoring.verifier_fpr),
+        covered=np.array(stats.trace_ok if by_trace else stats.correct),
+        stats=stats,
+        seed=scoring.seed,
+    )
 
-    def __init__(self, s: Sampled, shape: Shape, cost: CostModel, batch_rows: int) -> None:
-        self._s, self._shape, self._cost, self._batch_rows = s, shape, cost, batch_rows
-        self._loads: dict[tuple[int, int], tuple[Load, float]] = {}
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What the decoding of a query costs, means over the queries of a cell."""
+
+    tokens: float
+    forced: float
+    flop: float
+    load: Load
+    passes: float  # of a batch
+    metered_n: int | None  # samples side by side, where a window of that shape may have been metered
+
+
+class _Costs:
+    """Costs per query of the strategies of one cell."""
+
+    def __init__(self, s: Sampled, scoring: Scoring, cost: CostModel) -> None:
+        self._s, self._cost = s, cost
+        self._shape, self._batch_rows = scoring.shape, scoring.batch_rows
+        self._loads: dict[tuple[str, int], tuple[Load, float]] = {}
         # `flops.sample_flop` of thousands of rows at once: it is linear in the rows fed and the positions they attend to
-        self._per_row, self._per_position = passes_flop(shape, 1, 0), passes_flop(shape, 0, 1)
-        self._last: tuple[np.ndarray, tuple[float, float]] | None = None
-        self.prefill = float(np.mean([prefill_flop(shape, n, last_head=True) for n in s.prompt.tolist()]))
+        self._per_row, self._per_position = passes_flop(self._shape, 1, 0), passes_flop(self._shape, 0, 1)
+        self.prefill = float(np.mean([prefill_flop(self._shape, n, last_head=True) for n in s.prompt.tolist()]))
+
+    def rows(self, name: str, strategy: Strategy, n: int, scored: Scored) -> list[TtcRow]:
+        """A row per arm of a strategy; with one sample there is nothing to draw side by side or in turn."""
+        value = strategy.accuracy(scored, n)
+        interval = estimators.interval(value, self._s.problems.cluster)
+        arms = strategy.arms[:1] if n == 1 else strategy.arms
+        if strategy.uses == "search":
+            return [self._row(name, n, arm, value, interval, self._searched()) for arm in arms]
+        draws = None if strategy.draws is None else strategy.draws(scored, n)
+        uses: Literal["samples", "greedy"] = strategy.uses
+        return [self._row(name, n, arm, value, interval, self._sampled(uses, n, arm, draws)) for arm in arms]
+
+    def _sampled(self, uses: Literal["samples", "greedy"], n: int, arm: str, draws: np.ndarray | None) -> _Decoded:
+        """`draws` (P, M): how often each row is expected to be drawn; None: n / M."""
+        table = self._s.greedy if uses == "greedy" else self._s.samples
+        length = table["length"]
+        fed = np.maximum(length - 1, 0)
+        attended = fed * self._s.prompt[:, None] + fed * (fed + 1) // 2
+        flop = fed * self._per_row + attended * self._per_position
+        draws = np.full(length.shape, n / length.shape[1]) if draws is None else draws
+        turns = 1.0 if arm == "batched" else float(draws.sum(1).mean())
+        key = (uses, n if arm == "batched" else 1)
+        if key not in self._loads:
+            self._loads[key] = load_of(self._s.prompt, length, key[1], self._batch_rows)
+        load, passes = self._loads[key]
+        return _Decoded(
+            tokens=float((draws * length).sum(1).mean()),
+            forced=float((draws * table["forced"]).sum(1).mean()),
+            flop=float((draws * flop).sum(1).mean()),
+            load=load.times(turns),
+            passes=passes * turns,
+            metered_n=n if arm == "batched" and uses == "samples" else None,
+        )
+
+    def _searched(self) -> _Decoded:
+        table = self._s.search
+        assert table is not None
+        passes = [table["passes"][i : i + PROBLEMS].sum() for i in range(0, len(table["passes"]), PROBLEMS)]
+        return _Decoded(
+            tokens=float(table["length"].mean()),
+            forced=float(table["forced"].mean()),
+            flop=float(table["flop"].mean()),
+            load=Load(*(float(table[k].mean()) for k in ("passes", "row_passes", "context"))),
+            passes=float(np.mean(passes)),
+            metered_n=None,
+        )
 
     def _dense(self, n: int) -> float:
         """Executed FLOP of a query's prefill, padded to the longest prompt beside it."""
@@ -163,107 +225,34 @@ class _Price:
         each = [prefill_flop(self._shape, n, causal=False, last_head=True) for n in longest]
         return float(np.average(each, weights=[len(p) for p in parts]))
 
-    def _load(self, table: Arrays, n: int) -> tuple[Load, float]:
-        key = (id(table["length"]), n)
-        if key not in self._loads:
-            self._loads[key] = load_of(self._s.prompt, table["length"], n, self._batch_rows)
-        return self._loads[key]
-
-    def row(
-        self,
-        strategy: str,
-        n: int,
-        value: np.ndarray,
-        table: Arrays,
-        *,
-        batch: int,
-        arm: str = "batched",
-        drawn: np.ndarray | None = None,
+    def _row(
+        self, name: str, n: int, arm: str, value: np.ndarray, interval: tuple[float, float], decoded: _Decoded
     ) -> TtcRow:
-        """`drawn` (P, M): how often each sample is expected to be drawn, where that is not n / M."""
-        length, forced = table["length"], table["forced"]
-        fed = np.maximum(length - 1, 0)
-        attended = fed * self._s.prompt[:, None] + fed * (fed + 1) // 2
-        flop = fed * self._per_row + attended * self._per_position
-        drawn = np.full(length.shape, n / length.shape[1]) if drawn is None else drawn
-        turns = 1.0 if arm == "batched" else float(drawn.sum(1).mean())
-        load, passes = self._load(table, batch if arm == "batched" else 1)
-        return self._finish(
-            strategy,
-            n,
-            value,
-            arm,
-            tokens=float((drawn * length).sum(1).mean()),
-            forced=float((drawn * forced).sum(1).mean()),
-            decode=float((drawn * flop).sum(1).mean()),
-            load=load.times(turns),
-            passes=passes * turns,
-            metered=n if arm == "batched" and strategy != "greedy" else None,
-        )
-
-    def _interval(self, value: np.ndarray) -> tuple[float, float]:
-        """The two arms of a strategy share their answers, so their interval too."""
-        if self._last is None or self._last[0] is not value:
-            self._last = value, estimators.interval(value, self._s.problems.cluster)
-        return self._last[1]
-
-    def searched(self, width: int, value: np.ndarray, table: Arrays, lengths: np.ndarray) -> TtcRow:
-        load = Load(*(float(table[k].mean()) for k in ("passes", "row_passes", "context")))
-        forced = float(table["forced"].mean())
-        passes = np.mean([table["passes"][i : i + PROBLEMS].sum() for i in range(0, len(value), PROBLEMS)])
-        decode = float(table["flop"].mean())
-        return self._finish(
-            "step_search",
-            width,
-            value,
-            "batched",
-            float(lengths.mean()),
-            forced,
-            decode,
-            load,
-            float(passes),
-            metered=None,
-        )
-
-    def _finish(
-        self,
-        strategy: str,
-        n: int,
-        value: np.ndarray,
-        arm: str,
-        tokens: float,
-        forced: float,
-        decode: float,
-        load: Load,
-        passes: float,
-        metered: int | None,
-    ) -> TtcRow:
-        low, high = self._interval(value)
-        undefined = not np.isfinite(value).all()
-        seconds = self._cost.seconds(load, metered)
-        energy, energy_se, basis = self._cost.joules(load, metered)
+        load, undefined = decoded.load, not np.isfinite(value).all()
+        wall_s, wall_basis = self._cost.seconds(load, decoded.metered_n)
+        energy_j, energy_se_j, energy_basis = self._cost.joules(load, decoded.metered_n)
         return TtcRow(
-            strategy=strategy,
+            strategy=name,
             n=n,
             accuracy=None if undefined else float(value.mean()),
-            accuracy_low=None if undefined else low,
-            accuracy_high=None if undefined else high,
+            accuracy_low=None if undefined else interval[0],
+            accuracy_high=None if undefined else interval[1],
             reason="fewer samples than n were drawn" if undefined else None,
-            tokens=tokens,
-            forced_tokens=forced,
+            tokens=decoded.tokens,
+            forced_tokens=decoded.forced,
             prefill_flop=self.prefill,
-            decode_flop=decode,
+            decode_flop=decoded.flop,
             verify_flop=0.0,
             executed_flop=self._dense(n if arm == "batched" else 1)
             + self._per_row * load.row_passes
             + self._per_position * load.context,
-            passes=passes,
-            wall_s=seconds[0],
-            wall_basis=seconds[1],
-            energy_j=energy,
-            energy_se_j=energy_se,
-            energy_basis=basis,
-            energy_reason=self._cost.energy_reason if energy is None else None,
+            passes=decoded.passes,
+            wall_s=wall_s,
+            wall_basis=wall_basis,
+            energy_j=energy_j,
+            energy_se_j=energy_se_j,
+            energy_basis=energy_basis,
+            energy_reason=self._cost.energy_reason if energy_j is None else None,
             arm=arm,
         )
 

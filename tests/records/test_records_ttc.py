@@ -25,5 +25,5 @@ def test_a_torn_reference_is_told_in_words(tmp_path: Path) -> None:
     ttc_records.pack(tmp_path, synthetic_ttc.exchange_ladder(1.7, seeds=1, problems=20))
     path = tmp_path / ttc_records.PACKED
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(RecordError, match=r"ttc\.jsonl\.gz cannot be read"):
+    with pytest.raises(RecordError, match=r"ttc\.jsonl\.xz cannot be read"):
         ttc_records.load(tmp_path)

@@ -21,7 +21,7 @@ from harness.records import SpendRow
 from harness.records import ttc as ttc_records
 from harness.sweep.compose_sweep import enumerate_runs
 from harness.sweep.plan import check_tests
-from harness.ttc import sampling, work_units
+from harness.ttc import sampling, strategies, work_units
 from tests.ttc import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,6 +299,36 @@ def test_the_verb_trains_tests_fits_and_reports(
     before = {p: p.stat().st_mtime_ns for p in study.glob("*/ttc/**/*") if p.is_file()}
     assert launched(["ttc", *TINY], monkeypatch) == 0
     assert {p: p.stat().st_mtime_ns for p in study.glob("*/ttc/**/*") if p.is_file()} == before, "nothing is done twice"
+
+
+def test_a_new_strategy_reaches_an_evaluated_study_without_new_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a corrected one, whose SCORER_VERSION is raised; neither draws, meters or trains anything."""
+    monkeypatch.chdir(tmp_path)
+    assert launched(["ttc", *TINY], monkeypatch) == 0
+    study = tmp_path / "runs" / "tiny"
+    kept = {p: p.stat().st_mtime_ns for p in study.glob("*/ttc/**/*") if p.suffix == ".npz" or "meter-" in p.name}
+    assert kept
+    before = ttc_records.load(study)
+    last_half = strategies.Strategy(lambda s, n: s.correct[:, -n:].all(1).astype(float))
+    monkeypatch.setitem(strategies.STRATEGIES, "all_right", last_half)
+    assert launched(["ttc", *TINY], monkeypatch) == 0
+    after = ttc_records.load(study)
+    for old, new in zip(before, after, strict=True):
+        added = [r for r in new.rows if r.strategy == "all_right"]
+        assert {(r.n, r.arm) for r in added} >= {(1, "batched"), (2, "batched"), (2, "sequential")}
+        assert [r for r in new.rows if r not in added] == old.rows
+        (at_1,) = (r for r in added if r.n == 1)
+        assert at_1.decode_flop == next(r.decode_flop for r in old.rows if r.strategy == "sample")
+
+    monkeypatch.setitem(strategies.STRATEGIES, "majority", strategies.Strategy(lambda s, n: np.zeros(len(s.correct))))
+    assert launched(["ttc", *TINY], monkeypatch) == 0
+    assert ttc_records.load(study) == after, "a correction that does not say so is not looked for"
+    monkeypatch.setattr(strategies, "SCORER_VERSION", strategies.SCORER_VERSION + 1)
+    assert launched(["ttc", *TINY], monkeypatch) == 0
+    assert {r.accuracy for e in ttc_records.load(study) for r in e.rows if r.strategy == "majority"} == {0.0}
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
 
 
 @pytest.mark.parametrize(

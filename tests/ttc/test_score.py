@@ -39,7 +39,8 @@ def sampled(correct: np.ndarray, answer: np.ndarray, verified: np.ndarray) -> sc
 
 
 def rows(s: score.Sampled, chance: float = 0.0, batch_rows: int = 4096) -> dict[tuple[str, int, str], TtcRow]:
-    found = score.rows(s, SHAPE, chance, 0.95, 0.05, 0, 0, UNMETERED, batch_rows)
+    scoring = score.Scoring(SHAPE, chance, 0.95, 0.05, beam_width=0, batch_rows=batch_rows, seed=0)
+    found = score.rows(s, scoring, UNMETERED)
     return {(r.strategy, r.n, r.arm): r for r in found}
 
 
