@@ -46,9 +46,9 @@ def check_tests(planned: list[Planned]) -> list[Rung]:
         else:
             try:
                 if isinstance(corpus, QaConfig):  # its tokenizer comes with the model, which is not loaded here
-                    check_controls(corpus, ttc.strides, ttc.max_states, ttc.min_states, ttc.max_new_tokens)
+                    check_controls(corpus, ttc, ttc.max_new_tokens)
                 else:
-                    open_task(corpus).controls(ttc.strides, ttc.max_states, ttc.min_states)
+                    open_task(corpus).controls(ttc)
             except ConfigError as e:
                 problems += e.problems
     pretrained = {isinstance(p.config.model, PretrainedConfig) for p in planned}

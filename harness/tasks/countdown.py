@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.schema import Arm, CountdownConfig
+from harness.config.schema import Arm, CountdownConfig, TtcConfig
 from harness.errors import ConfigError
 from harness.tasks.task import (
     NONE,
@@ -167,8 +167,8 @@ class CountdownTask:
         return tokens, mask.astype(np.float32), None
 
     # --- as a test
-    def controls(self, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
-        return only_free(self.name, strides, max_states, min_states)
+    def controls(self, ttc: TtcConfig) -> list[Control]:
+        return only_free(self.name, ttc)
 
     def _prompt(self, payload: np.ndarray) -> np.ndarray:
         n = len(payload)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.schema import Arm, GroupConfig, GroupFormat
+from harness.config.schema import Arm, GroupConfig, GroupFormat, TtcConfig
 from harness.errors import ConfigError, CorpusError
 from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace, first_distinct, hashes, held_out_side
 
@@ -219,7 +219,8 @@ class GroupTask:
         return size if control.max_states is None else np.minimum(size, control.max_states)
 
     # --- as a test
-    def controls(self, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
+    def controls(self, ttc: TtcConfig) -> list[Control]:
+        strides, max_states, min_states = ttc.strides, ttc.max_states, ttc.min_states
         problems = []
         if self.budget:
             if strides not in ([], [1]):
@@ -235,7 +236,7 @@ class GroupTask:
                 problems.append(f"ttc.min_states={min_states} is above one of ttc.max_states={max_states}.")
             if min_states is not None and not 0 <= min_states <= self.steps:
                 problems.append(f"ttc.min_states={min_states} lies outside 0 to corpus.steps={self.steps}.")
-            found = [Control(max_states=m, min_states=min_states) for m in max_states] or [
+            controls = [Control(max_states=m, min_states=min_states) for m in max_states] or [
                 Control(min_states=min_states)
             ]
         else:
@@ -248,10 +249,10 @@ class GroupTask:
             unknown = [s for s in strides if s not in known]
             if unknown:
                 problems.append(f"ttc.strides={unknown} was never trained on: the strides of this task are {known}.")
-            found = [Control(stride=s) for s in strides or known]
+            controls = [Control(stride=s) for s in strides or known]
         if problems:
             raise ConfigError(problems)
-        return found
+        return controls
 
     def _prompt(self, problems: Problems, control: Control) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and positions (P, L); all prompts of a format are equally long."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.schema import Arm, MultiplyConfig
+from harness.config.schema import Arm, MultiplyConfig, TtcConfig
 from harness.tasks.task import (
     NONE,
     Control,
@@ -120,8 +120,8 @@ class MultiplyTask:
         return np.concatenate(out, 1)
 
     # --- as a test
-    def controls(self, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
-        return only_free(self.name, strides, max_states, min_states)
+    def controls(self, ttc: TtcConfig) -> list[Control]:
+        return only_free(self.name, ttc)
 
     def _prompt(self, problems: Problems) -> np.ndarray:
         a, b = problems.payload.T

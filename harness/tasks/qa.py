@@ -25,7 +25,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from harness.config.schema import Arm, QaConfig
+from harness.config.schema import Arm, QaConfig, TtcConfig
 from harness.errors import ConfigError, CorpusError
 from harness.tasks.qa_data import COUNTDOWN, Record, open_source
 from harness.tasks.qa_text import MARK, answer_id, expression, last_number, reaches, strict_number, verified_steps
@@ -187,8 +187,9 @@ class QaTask:
         size = np.array([len(self.records[i].numbers) for i in index.tolist()], dtype=np.int64)
         return Problems(self._ids[index], np.arange(len(index)), size, index)
 
-    def controls(self, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
-        check_controls(self.config, strides, max_states, min_states, self._free)
+    def controls(self, ttc: TtcConfig) -> list[Control]:
+        check_controls(self.config, ttc, self._free)
+        max_states, min_states = ttc.max_states, ttc.min_states
         if self.config.arm is Arm.filler and self._fillers is None and not max_states:
             raise ConfigError(
                 "corpus.arm=filler with corpus.shots=0 has no rationale to take its length from. Use ttc.max_states=[64], or exemplars."
@@ -302,10 +303,9 @@ class QaTask:
         return None
 
 
-def check_controls(
-    config: QaConfig, strides: list[int], max_states: list[int], min_states: int | None, max_new_tokens: int
-) -> None:
+def check_controls(config: QaConfig, ttc: TtcConfig, max_new_tokens: int) -> None:
     """ConfigError for controls that the arm does not have; all that can be said without a tokenizer."""
+    strides, max_states, min_states = ttc.strides, ttc.max_states, ttc.min_states
     problems = []
     if strides:
         problems.append(f"ttc.strides={strides}: corpus=qa has no strides. Use [].")

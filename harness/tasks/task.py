@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from harness.config.schema import TtcConfig
 from harness.errors import ConfigError, CorpusError
 
 HELD_OUT = 8  # one problem in so many, by its hash, is never trained on
@@ -64,14 +65,13 @@ def concatenated(parts: list[Problems]) -> Problems:
     return Problems(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("ids", "cluster", "size", "payload")))
 
 
-def only_free(task: str, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
-    """The controls of a task that knows none. ConfigError names each that was asked for."""
-    asked = {"strides": strides not in ([], [1]), "max_states": bool(max_states), "min_states": min_states is not None}
-    values = {"strides": strides, "max_states": max_states, "min_states": min_states}
+def only_free(task: str, ttc: TtcConfig) -> list[Control]:
+    """The controls of a task that has none of its own. ConfigError for each one that is set."""
+    values = {"strides": ttc.strides, "max_states": ttc.max_states, "min_states": ttc.min_states}
     problems = [
-        f"ttc.{key}={values[key]}: corpus={task} has no such control. Use {'null' if key == 'min_states' else '[]'}."
-        for key, wrong in asked.items()
-        if wrong
+        f"ttc.{key}={value}: corpus={task} has no such control. Use {'null' if key == 'min_states' else '[]'}."
+        for key, value in values.items()
+        if value not in (None, []) and (key, value) != ("strides", [1])
     ]
     if problems:
         raise ConfigError(problems)
@@ -183,8 +183,11 @@ class Task(Protocol):
         """`count` distinct problems of the test side (or of the training side), fewer where no more exist. Same arguments, same problems."""
         ...
 
-    def controls(self, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
-        """The controls of an evaluation, in a fixed order. ConfigError for one that this task does not have."""
+    def controls(self, ttc: TtcConfig) -> list[Control]:
+        """The controls that `ttc.strides`, `max_states` and `min_states` ask for, in a fixed order.
+
+        ConfigError for one that this task does not have.
+        """
         ...
 
     def prompts(self, problems: Problems, control: Control) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -98,7 +98,7 @@ class _Evaluation:
                 "or show fewer of them as exemplars (corpus.shots)."
             )
         self.seen = self.task.problems(min(SEEN, self.ttc.problems), self.ttc.seed, held_out=False)
-        controls = self.task.controls(self.ttc.strides, self.ttc.max_states, self.ttc.min_states)
+        controls = self.task.controls(self.ttc)
         # One W&B run per evaluation, as it is launched, locked and resumed as one; its rows carry end point and control
         mirror = Mirror(
             self.config.tracker,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.config.schema import Arm, CountdownConfig, MultiplyConfig
+from harness.config.schema import Arm, CountdownConfig, MultiplyConfig, TtcConfig
 from harness.errors import ConfigError
 from harness.tasks import open_task
 from harness.tasks.countdown import CountdownTask
@@ -143,10 +143,14 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match=r"corpus.arm=filler does not exist for countdown.*Use cot or direct"):
         open_task(CountdownConfig(arm=Arm.filler))
     for task in (CountdownTask(CountdownConfig()), MultiplyTask(MultiplyConfig())):
-        assert task.controls([], [], None) == task.controls([1], [], None) == [Control()]
-        for arguments, words in ((([2], [], None), "strides"), (([], [1], None), "max_states"), (([], [], 1), "min_")):
+        assert task.controls(TtcConfig()) == task.controls(TtcConfig(strides=[1])) == [Control()]
+        for ttc, words in (
+            (TtcConfig(strides=[2]), "strides"),
+            (TtcConfig(max_states=[1]), "max_states"),
+            (TtcConfig(min_states=1), "min_"),
+        ):
             with pytest.raises(ConfigError, match=words):
-                task.controls(*arguments)
+                task.controls(ttc)
 
 
 def test_multiply_format() -> None:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from harness.config.schema import Arm, GroupConfig, GroupFormat
+from harness.config.schema import Arm, GroupConfig, GroupFormat, TtcConfig
 from harness.errors import ConfigError
 from harness.tasks.group import GroupTask, table
 from harness.tasks.task import NONE, Control, held_out_side
@@ -190,7 +190,7 @@ def test_decoding_the_right_tokens_gives_the_trace(form: GroupFormat, arm: Arm) 
     """A perfect model under `rule` writes `trace`, at the positions of a training row, and is graded right."""
     t = task(format=form, arm=arm)
     problems = t.problems(100)
-    for control in t.controls([], [], None) if arm is Arm.direct else CONTROLS[form]:
+    for control in t.controls(TtcConfig()) if arm is Arm.direct else CONTROLS[form]:
         trace = t.trace(problems, control)
         generated = np.zeros((100, 0), np.int64)
         for place in range(t.max_new(control)):
@@ -274,18 +274,18 @@ def test_forcing_and_banning() -> None:
 
 def test_controls_are_refused() -> None:
     stride, budget = task(), task(format=GroupFormat.budget)
-    assert [c.stride for c in stride.controls([], [], None)] == [1, 2, 3, 12]
-    assert budget.controls([], [], None) == [Control()]
-    assert [c.max_states for c in budget.controls([], [0, 4], None)] == [0, 4]
-    assert task(arm=Arm.direct).controls([], [], None) == [Control(stride=12)]
-    for made, arguments, words in [
-        (stride, ([4], [], None), "never trained on"),
-        (stride, ([], [3], None), "no answer mark"),
-        (budget, ([2], [], None), "writes every state"),
-        (budget, ([], [13], None), "outside 0 to corpus.steps=12"),
-        (budget, ([], [2], 3), "above one of ttc.max_states"),
-        (task(arm=Arm.direct), ([1], [], None), "never trained on"),
-        (task(arm=Arm.filler, format=GroupFormat.budget), ([], [], 2), "only corpus.arm=cot decides"),
+    assert [c.stride for c in stride.controls(TtcConfig())] == [1, 2, 3, 12]
+    assert budget.controls(TtcConfig()) == [Control()]
+    assert [c.max_states for c in budget.controls(TtcConfig(max_states=[0, 4]))] == [0, 4]
+    assert task(arm=Arm.direct).controls(TtcConfig()) == [Control(stride=12)]
+    for made, ttc, words in [
+        (stride, TtcConfig(strides=[4]), "never trained on"),
+        (stride, TtcConfig(max_states=[3]), "no answer mark"),
+        (budget, TtcConfig(strides=[2]), "writes every state"),
+        (budget, TtcConfig(max_states=[13]), "outside 0 to corpus.steps=12"),
+        (budget, TtcConfig(max_states=[2], min_states=3), "above one of ttc.max_states"),
+        (task(arm=Arm.direct), TtcConfig(strides=[1]), "never trained on"),
+        (task(arm=Arm.filler, format=GroupFormat.budget), TtcConfig(min_states=2), "only corpus.arm=cot decides"),
     ]:
         with pytest.raises(ConfigError, match=words):
-            made.controls(*arguments)
+            made.controls(ttc)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.config.schema import Arm, CountdownConfig, QaConfig
+from harness.config.schema import Arm, CountdownConfig, QaConfig, TtcConfig
 from harness.errors import ConfigError, CorpusError
 from harness.tasks.countdown import CountdownTask
 from harness.tasks.qa import ANSWER_TOKENS, check_controls
@@ -171,7 +171,7 @@ def test_thoughts_that_are_cut_or_wrong(tmp_path: Path) -> None:
 def test_a_forced_maximum_cuts_the_thought_and_asks_for_the_answer(tmp_path: Path, budget: int) -> None:
     task = qa_small.task(tmp_path)
     _, answer = gold(task)
-    control = task.controls([], [budget], None)[0]
+    control = task.controls(TtcConfig(max_states=[budget]))[0]
     thought = " think of it at length"[:budget]
     tokens, forced, grades = qa_small.play(task, task.problems(1), control, f"{thought} {answer}\nmore")
     assert qa_small.written(task, tokens) == f"{thought}{MARK} {answer}\n"
@@ -199,7 +199,7 @@ def test_rows_are_cut_each_for_itself(tmp_path: Path) -> None:
 def test_a_forced_minimum_puts_a_word_in_the_place_of_the_end(tmp_path: Path) -> None:
     task = qa_small.task(tmp_path)
     _, answer = gold(task)
-    (control,) = task.controls([], [], 12)
+    (control,) = task.controls(TtcConfig(min_states=12))
     wait = task.codec.encode(" Wait")
     assert len(wait) == 1
     tokens, forced, grades = qa_small.play(task, task.problems(1), control, "\n#### 5\n")
@@ -230,7 +230,7 @@ def test_the_engine_swaps_ends_and_counts_them_as_forced() -> None:
 def test_fillers_and_the_mark_are_forced_then_the_model_answers(tmp_path: Path, budget: int | None) -> None:
     task = qa_small.task(tmp_path, Arm.filler)
     _, answer = gold(task)
-    (control,) = task.controls([], [] if budget is None else [budget], None)
+    (control,) = task.controls(TtcConfig(max_states=[] if budget is None else [budget]))
     count = task.info["filler_tokens"] if budget is None else budget
     tokens, forced, grades = qa_small.play(task, task.problems(1), control, f" {answer}\n")
     assert qa_small.written(task, tokens) == " ." * count + f"{MARK} {answer}\n"
@@ -257,28 +257,28 @@ def test_positions_go_on_from_the_prompt(tmp_path: Path) -> None:
 
 # --- controls ----------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("arm", "asked", "said"),
+    ("arm", "ttc", "said"),
     [
-        (Arm.cot, ([2], [], None), r"ttc\.strides=\[2\]: corpus=qa has no strides"),
-        (Arm.direct, ([], [4], None), r"corpus\.arm=direct has no thought to cut"),
-        (Arm.direct, ([], [], 4), r"only corpus\.arm=cot decides when to end"),
-        (Arm.filler, ([], [], 4), r"only corpus\.arm=cot decides when to end"),
-        (Arm.cot, ([], [4], 8), r"ttc\.min_states=8 is above one of ttc\.max_states=\[4\]"),
-        (Arm.cot, ([], [], 400), r"leaves no room to answer within ttc\.max_new_tokens=400"),
+        (Arm.cot, TtcConfig(strides=[2]), r"ttc\.strides=\[2\]: corpus=qa has no strides"),
+        (Arm.direct, TtcConfig(max_states=[4]), r"corpus\.arm=direct has no thought to cut"),
+        (Arm.direct, TtcConfig(min_states=4), r"only corpus\.arm=cot decides when to end"),
+        (Arm.filler, TtcConfig(min_states=4), r"only corpus\.arm=cot decides when to end"),
+        (Arm.cot, TtcConfig(max_states=[4], min_states=8), r"ttc\.min_states=8 is above one of ttc\.max_states=\[4\]"),
+        (Arm.cot, TtcConfig(min_states=400), r"leaves no room to answer within ttc\.max_new_tokens=400"),
     ],
 )
-def test_controls_that_an_arm_does_not_have(arm: Arm, asked: tuple[Any, Any, Any], said: str) -> None:
+def test_controls_that_an_arm_does_not_have(arm: Arm, ttc: TtcConfig, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check_controls(QaConfig(arm=arm), *asked, 400)
+        check_controls(QaConfig(arm=arm), ttc, 400)
 
 
 def test_words_that_are_no_single_token_are_told(tmp_path: Path) -> None:
     task = qa_small.task(tmp_path, words=())
-    assert len(task.controls([], [3, 5], None)) == 2
+    assert len(task.controls(TtcConfig(max_states=[3, 5]))) == 2
     with pytest.raises(ConfigError, match=r"ttc\.min_states=3: none of .* is a single token of this tokenizer"):
-        task.controls([], [], 3)
+        task.controls(TtcConfig(min_states=3))
     with pytest.raises(ConfigError, match=r"arm=filler with corpus\.shots=0 has no rationale"):
-        qa_small.task(tmp_path, Arm.filler, shots=0).controls([], [], None)
+        qa_small.task(tmp_path, Arm.filler, shots=0).controls(TtcConfig())
 
 
 # --- countdown in words --------------------------------------------------------------------------------------------------------

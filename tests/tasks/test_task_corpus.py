@@ -20,7 +20,6 @@ from harness.config.schema import (
     RunConfig,
     TaskConfig,
 )
-from harness.data.batches import Batch
 from harness.data.corpora import TaskCorpus, open_corpus, save_tokenizer, sizes
 from harness.errors import ConfigError
 from harness.tasks.task import held_out_side
@@ -32,43 +31,6 @@ TASKS: dict[str, TaskConfig] = {
     "countdown": CountdownConfig(val_tokens=3_000),
     "multiply": MultiplyConfig(digits=3, val_tokens=3_700),
 }
-
-
-def equal(a: Batch, b: Batch) -> bool:
-    same = np.array_equal(a.tokens, b.tokens) and np.array_equal(a.mask, b.mask)
-    if a.positions is None or b.positions is None:
-        return same and a.positions is b.positions
-    return same and np.array_equal(a.positions, b.positions)
-
-
-@pytest.mark.parametrize("config", TASKS.values(), ids=TASKS.keys())
-def test_batches(config: TaskConfig) -> None:
-    corpus, again = TaskCorpus(config), TaskCorpus(config)
-    first = [corpus.train_batch(3, step, 16) for step in range(4)]
-    for step in (3, 1, 0, 2):  # random access, in another object
-        assert equal(again.train_batch(3, step, 16), first[step])
-    assert not equal(first[0], first[1])
-    assert not equal(first[0], corpus.train_batch(4, 0, 16))
-    batch = first[0]
-    assert (batch.tokens.dtype, batch.mask.dtype) == (np.int64, np.float32)
-    assert batch.tokens.shape == (16, corpus.context + 1)
-    assert batch.mask.shape == (16, corpus.context)
-    assert batch.tokens.min() >= 0
-    assert batch.tokens.max() < corpus.vocab
-    assert (batch.mask.sum(1) > 0).all()
-    assert sizes(config) == (corpus.vocab, corpus.context)
-
-
-@pytest.mark.parametrize("config", TASKS.values(), ids=TASKS.keys())
-def test_validation(config: TaskConfig) -> None:
-    corpus = TaskCorpus(config)
-    parts, whole = list(corpus.val_batches(64)), list(corpus.val_batches(10_000))
-    assert len(whole) == 1
-    assert np.array_equal(np.concatenate([b.tokens for b in parts]), whole[0].tokens)
-    assert np.array_equal(np.concatenate([b.mask for b in parts]), whole[0].mask)
-    assert whole[0].tokens.size - len(whole[0].tokens) == corpus.info["val_tokens"]
-    trained = {tuple(r) for r in corpus.train_batch(0, 0, 2_000).tokens.tolist()}
-    assert not trained & {tuple(r) for r in whole[0].tokens.tolist()}
 
 
 def test_validation_is_of_the_held_out_side() -> None:

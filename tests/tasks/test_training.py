@@ -22,6 +22,7 @@ from harness.config.schema import (
     LlamaConfig,
     RunConfig,
     TaskConfig,
+    TtcConfig,
     WsdConfig,
 )
 from harness.data.corpora import TaskCorpus
@@ -125,7 +126,7 @@ def test_budget_format(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_baselines(tmp_path: Path, arm: Arm, seed: int) -> None:
     model, task = trained(tmp_path, GroupConfig(arm=arm), 400, seed)
-    (control, *_) = task.controls([], [], None)
+    (control, *_) = task.controls(TtcConfig())
     accuracy = graded(model, task, task.problems(600), control).correct.mean()
     assert accuracy <= 0.05  # .020 to .025 in both arms; chance .017
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.schema import TtcConfig
 from harness.models.flops import Shape
 from harness.tasks.task import NONE, Control, Grades, Problems, Rule, Trace
 
@@ -47,7 +48,7 @@ class CopyTask:
         ids = np.arange(count, dtype=np.uint64)
         return Problems(ids, np.arange(count), size, [rng.integers(DIGITS, size=k) for k in size.tolist()])
 
-    def controls(self, strides: list[int], max_states: list[int], min_states: int | None) -> list[Control]:
+    def controls(self, ttc: TtcConfig) -> list[Control]:
         return [Control()]
 
     def prompts(self, problems: Problems, control: Control) -> tuple[list[np.ndarray], list[np.ndarray]]:
