@@ -1,14 +1,17 @@
-"""`harness reproduce LADDER`: run a ladder afresh and compare what it says with the committed reference.
+"""`harness reproduce NAME`: run a ladder afresh and compare its results with those of a committed reference.
 
-The reference of a ladder is `results/reference/<study>/reference.json`: for each quantity its value at the reference seed, the standard
-deviation over the reference's seeds, and the bound, three of those. Without git the reference is looked for in the working directory.
+`reference.json` of a committed study holds quantities at one seed, each with its standard deviation (over the reference's seeds; with one
+seed, over the bootstrap draws of its law) and the bound of three of those. Joules and seconds belong to a machine and are not compared.
+An installed package ships the file of every reference; in a checkout, those below `results/reference` are read.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 
@@ -17,17 +20,24 @@ from harness.analysis import study_laws
 from harness.errors import RecordError
 from harness.laws.result import Fit
 from harness.records import RunRecord
+from harness.records.ttc import TtcRecord
 from harness.units import sci
 
-ROOT = Path(__file__).resolve().parents[2]
-SEED_DEVIATIONS = 3.0
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
+FILE = "reference.json"
+MAX_DEVIATIONS = 3.0
+Z95 = 1.959964  # half a 95 % interval in standard deviations of a normal law
 
 
 @dataclass
 class Quantity:
+    """A value at the reference's seed, and how far a run at that seed may lie from it."""
+
     value: float
-    seed_sd: float
-    bound: float  # three seed standard deviations
+    sd: float
+    sd_over: str  # seeds | bootstrap | problems (an accuracy, from their finite number)
+    bound: float  # three standard deviations
 
 
 @dataclass
@@ -35,79 +45,141 @@ class Reference:
     """What a ladder's run at one seed is compared with."""
 
     ladder: str
+    verb: str  # run | ttc: what runs the ladder
     seed: int
     seeds: list[int]
     device: str
     bootstrap: int
+    corpora: list[str]  # corpus ids, which hold the hash of a text
     quantities: dict[str, Quantity] = field(default_factory=dict)
     schema_version: int = records.SCHEMA_VERSION
 
 
-def load_reference(ladder: str) -> Reference:
-    """The committed reference of a ladder. RecordError lists the ladders that have one."""
-    found: dict[str, Path] = {}
-    for base in (ROOT, Path.cwd()):
-        for path in sorted(base.glob("results/reference/*/reference.json")):
-            found.setdefault(str(records.read_json(path).get("ladder")), path)
-    if ladder not in found:
-        raise RecordError(
-            f"ladder {ladder!r} has no committed reference. Ladders with one: {', '.join(sorted(found)) or 'none'}."
-        )
-    return records.from_json(Reference, records.read_json(found[ladder]), str(found[ladder]))
+def reference_files() -> dict[str, Path]:
+    """Name of each committed study -> its reference.json: of the working directory, the checkout, or the installed package."""
+    paths: dict[str, Path] = {}
+    for base in (Path.cwd(), ROOT):
+        for path in sorted(base.glob(f"results/reference/*/{FILE}")):
+            paths.setdefault(path.parent.name, path)
+    for path in sorted((PACKAGE / "references").glob("*.json")):
+        paths.setdefault(path.stem, path)
+    return paths
 
 
-def quantities(found: list[RunRecord], fits: dict[str, Fit]) -> dict[str, float]:
-    """Exponents and floor of L(N, D), and the loss on its compute-optimal frontier at three budgets inside the measured range."""
-    if "loss_nd" not in fits:
-        return {}
-    fit = fits["loss_nd"]
-    values = {f"L(N,D) {k}": fit.params[k] for k in ("alpha", "beta", "E")}
-    flop = [p.train_flop for r in found if r.role == "fit" for p in r.points]
-    budgets = np.geomspace(min(flop), max(flop), 5)[1:-1]
-    for budget, loss in zip(budgets, laws.frontier(fit, budgets, force=True).L, strict=True):
-        values[f"frontier loss at {sci(float(budget))} FLOP"] = float(loss)
-    return values
+def load_reference(name: str) -> Reference:
+    """The reference of a committed study, by the study's name or by its ladder's. RecordError lists those that there are."""
+    paths = reference_files()
+    if name not in paths:
+        ladders = {str(records.read_json(path).get("ladder")): study for study, path in reversed(paths.items())}
+        if name not in ladders:
+            raise RecordError(
+                f"ladder {name!r} has no committed reference. Ladders with one: {', '.join(sorted({*paths, *ladders})) or 'none'}."
+            )
+        name = ladders[name]
+    return records.from_json(Reference, records.read_json(paths[name]), str(paths[name]))
 
 
-def make_reference(ladder: str, found: list[RunRecord], seed: int, bootstrap: int = 1000) -> Reference:
-    """A reference from the records of one study with several seeds; each seed is fitted by itself for its deviation."""
-    seeds = sorted({r.seed for r in found if r.role == "fit"})
-    if len(seeds) < 2 or seed not in seeds:
-        raise RecordError(f"a reference needs two seeds or more, {seed} among them; the records have seeds {seeds}.")
-    per_seed = {}
-    for s in seeds:
-        mine = [r for r in found if r.role == "fit" and r.seed == s]
-        per_seed[s] = quantities(mine, study_laws.fit_study(mine, {}, bootstrap=bootstrap))
-    out = Reference(ladder, seed, seeds, str(found[0].provenance["device"]), bootstrap)
-    for name, value in per_seed[seed].items():
-        values = [per_seed[s][name] for s in seeds]
-        mean = sum(values) / len(values)
-        sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-        out.quantities[name] = Quantity(value, sd, SEED_DEVIATIONS * sd)
+def quantities(
+    runs: Sequence[RunRecord], fits: dict[str, Fit], evaluations: Sequence[TtcRecord] = ()
+) -> dict[str, tuple[float, float, str]]:
+    """What a study's results are compared by: name -> (value, standard deviation within the study, what that is over).
+
+    With a law L(N, D): its exponents and floor, and the loss on its compute-optimal frontier at three budgets, where that lies inside
+    the measured N and D. With a law L(C): its loss at the same budgets. With evaluations: greedy accuracy of each run's longest point
+    under each control. A parameter that one seed does not pin has no standard deviation (NaN).
+    """
+    out: dict[str, tuple[float, float, str]] = {}
+    flop = [p.train_flop for r in runs if r.role == "fit" for p in r.points]
+    budgets = np.geomspace(min(flop), max(flop), 5)[1:-1] if flop else np.array([])
+    if fit := fits.get("loss_nd"):
+        for name in ("alpha", "beta", "E"):
+            sd = _sd(*fit.interval[name]) if fit.identified.get(name) and name in fit.interval else math.nan
+            out[f"L(N,D) {name}"] = (fit.params[name], sd, "bootstrap")
+        curve = laws.frontier(fit, budgets, level=0.95, force=True)
+        intervals = np.full((2, len(budgets)), np.nan) if curve.L_interval is None else curve.L_interval
+        for i, budget in enumerate(budgets):
+            if all(low <= x[i] <= high for x, (low, high) in ((curve.N, fit.span["N"]), (curve.D, fit.span["D"]))):
+                value = (float(curve.L[i]), _sd(*intervals[:, i]), "bootstrap")
+                out[f"frontier loss at {sci(float(budget))} FLOP"] = value
+    if fit := fits.get("loss_compute"):
+        losses = laws.predict(fit, {"C": budgets}, force=True)
+        intervals = np.full((2, len(budgets)), np.nan)
+        if fit.draws:
+            intervals = np.array(laws.predict_interval(fit, {"C": budgets}, force=True))
+        for i, budget in enumerate(budgets):
+            out[f"L(C) at {sci(float(budget))} FLOP"] = (float(losses[i]), _sd(*intervals[:, i]), "bootstrap")
+    longest = {r.run_id: f"d{max(p.tokens for p in r.points)}" for r in runs if r.points}
+    for e in evaluations:
+        greedy = next((row.accuracy for row in e.rows if row.strategy == "greedy"), None)
+        if greedy is not None and e.branch == longest.get(e.run_id, e.branch):
+            right, wrong = greedy * e.problems + 0.5, (1 - greedy) * e.problems + 0.5  # Jeffreys: never 0 of 0 spread
+            sd = math.sqrt(right * wrong / (right + wrong) ** 2 / (right + wrong + 1))
+            name = e.name.removesuffix(f" s{e.seed}")
+            temperature = f", T={e.temperature:g}" if e.temperature != 1 else ""
+            out[f"greedy accuracy, {name}, {e.label}{temperature}"] = (greedy, sd, "problems")
     return out
 
 
-def compare(reference: Reference, measured: dict[str, float]) -> tuple[str, bool]:
-    """A table of differences, and whether every quantity lies within its bound."""
-    rows = [("quantity", "reference", "measured", "difference", "bound", "")]
+def _sd(low: float, high: float) -> float:
+    """The standard deviation of a normal law whose 95 % interval this is."""
+    return float(high - low) / 2 / Z95
+
+
+def make_reference(
+    ladder: str, runs: Sequence[RunRecord], evaluations: Sequence[TtcRecord], seed: int, bootstrap: int = 1000
+) -> Reference:
+    """A reference from the records of one study; each of its seeds is fitted by itself.
+
+    RecordError where the seed is none of the study's, or where nothing of the study can be compared.
+    """
+    seeds = sorted({r.seed for r in runs if r.role == "fit"})
+    if seed not in seeds:
+        raise RecordError(f"a reference at seed {seed} needs runs at it; the records have seeds {seeds}.")
+    per_seed = {}
+    for s in seeds:
+        of_seed = [r for r in runs if r.role == "fit" and r.seed == s]
+        ids = {r.run_id for r in of_seed}
+        fits = study_laws.fit_study(of_seed, {}, bootstrap=bootstrap)
+        per_seed[s] = quantities(of_seed, fits, [e for e in evaluations if e.run_id in ids])
+    corpora = sorted({str(r.corpus["corpus_id"]) for r in runs if r.role == "fit"})
+    device, verb = str(runs[0].provenance["device"]), "ttc" if evaluations else "run"
+    out = Reference(ladder, verb, seed, seeds, device, bootstrap, corpora)
+    for name, (value, sd, sd_over) in per_seed[seed].items():
+        if len(values := [q[name][0] for q in per_seed.values() if name in q]) > 1:
+            over_seeds = stdev(values)
+            if sd_over == "bootstrap" or over_seeds > sd:
+                sd, sd_over = over_seeds, "seeds"
+        if sd > 0:  # false for NaN too
+            out.quantities[name] = Quantity(value, sd, sd_over, MAX_DEVIATIONS * sd)
+    if not out.quantities:
+        raise RecordError(f"ladder {ladder!r}: no quantity of these records has a spread to compare by.")
+    return out
+
+
+def compare(
+    reference: Reference, runs: Sequence[RunRecord], fits: dict[str, Fit], evaluations: Sequence[TtcRecord] = ()
+) -> tuple[str, bool]:
+    """A table of differences, and whether every quantity lies within its bound. RecordError where another corpus was trained on."""
+    corpora = sorted({str(r.corpus["corpus_id"]) for r in runs if r.role == "fit"})
+    if runs and corpora != reference.corpora:
+        raise RecordError(
+            f"corpus {', '.join(corpora)} is not the reference's ({', '.join(reference.corpora)}): their losses cannot be compared. "
+            "Train on the same text."
+        )
+    measured = quantities(runs, fits, evaluations)
+    rows = [("quantity", "reference", "measured", "difference", "bound", "over", "")]
     same = True
     for name, q in reference.quantities.items():
         if name not in measured:
-            rows.append((name, f"{q.value:.5g}", "–", "–", f"{q.bound:.2g}", "MISSING"))
+            rows.append((name, f"{q.value:.5g}", "–", "–", f"{q.bound:.2g}", q.sd_over, "MISSING"))
             same = False
             continue
-        difference = measured[name] - q.value
-        inside = abs(difference) <= q.bound
+        value = measured[name][0]
+        inside = abs(value - q.value) <= q.bound
         same = same and inside
+        verdict = "" if inside else "OUTSIDE"
         rows.append(
-            (
-                name,
-                f"{q.value:.5g}",
-                f"{measured[name]:.5g}",
-                f"{difference:+.2g}",
-                f"{q.bound:.2g}",
-                "" if inside else "OUTSIDE",
-            )
+            (name, f"{q.value:.5g}", f"{value:.5g}", f"{value - q.value:+.2g}", f"{q.bound:.2g}", q.sd_over, verdict)
         )
-    widths = [max(len(r[i]) for r in rows) for i in range(6)]
+    widths = [max(len(r[i]) for r in rows) for i in range(7)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows), same

@@ -27,7 +27,7 @@ def results_folder(folder: Path) -> Path:
 
     Where that holds runs of its own, a study whose fits are not the reference's, it is runs/<name>-reference.
     """
-    if not (folder / "records").is_dir():
+    if not records.is_reference(folder):
         return folder
     name = folder.resolve().name
     own = Path("runs") / name
@@ -38,7 +38,7 @@ def results_folder(folder: Path) -> Path:
 class Study:
     """What the runs of one study left in `folder`, and its fits and answers, which are kept in `results`.
 
-    The two are the same folder, but for a committed reference (a folder that holds `records/`): a reference is never written to, and
+    The two are the same folder, but for a committed reference (`records.is_reference`): a reference is never written to, and
     its results are kept where `results_folder` or the caller says.
     """
 

@@ -248,30 +248,36 @@ def reproduce(arguments: list[str]) -> int:
     """Run a ladder into a fresh folder and compare it with the committed reference; exit code 1 where they differ."""
     parser = _help(
         "reproduce",
-        "Run a ladder afresh, fit it, and compare exponents, floor and frontier with the committed reference.",
+        "Run a ladder into a fresh folder and compare its losses and accuracies with its committed reference.",
     )
-    parser.add_argument("ladder", help="a ladder with a committed reference, such as cpu")
-    parser.add_argument("--runs", type=Path, help="folder for the fresh runs (default: a new one under runs/)")
+    parser.add_argument(
+        "ladder", help="a ladder that has a reference, or the name of the reference, such as cpu or cpu_cot"
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="what the ladder needs besides, such as corpus.train=TRAIN.txt"
+    )
+    parser.add_argument("--runs", type=Path, help="where to run it (default: runs/reproduce-<ladder>-<time>)")
     given = parser.parse_args(arguments)
     import time
 
-    from harness.analysis.reproduce import compare, load_reference, quantities
+    from harness.analysis.reproduce import compare, load_reference
     from harness.analysis.study import Study
     from harness.sweep.compose_sweep import enumerate_runs, quoted
 
     reference = load_reference(given.ladder)
     runs = given.runs or Path("runs") / f"reproduce-{given.ladder}-{time.strftime('%Y%m%d-%H%M%S')}"
-    settings = [f"+ladder={given.ladder}", f"paths.runs={quoted(str(runs))}", f"seed={reference.seed}"]
-    if code := run(settings):
+    settings = [f"+ladder={reference.ladder}", f"paths.runs={quoted(str(runs))}", f"seed={reference.seed}"]
+    settings += given.settings
+    if code := (ttc if reference.verb == "ttc" else run)(settings):
         return code
-    folder = enumerate_runs(settings)[0][0].run_dir.parent
-    study = Study.load(folder)
+    study = Study.load(enumerate_runs(settings)[0][0].run_dir.parent)
     study.fit(bootstrap=reference.bootstrap)
     study.save()
-    text, same = compare(reference, quantities(study.records, study.fits))
+    text, same = compare(reference, study.records, study.fits, study.evaluations)
     print(text)
     print(
-        f"reference: seed {reference.seed} of {given.ladder} on {reference.device}; bounds are three standard deviations over seeds {reference.seeds}"
+        f"reference: seed {reference.seed} of {reference.ladder} on {reference.device}; a bound is three standard deviations, over "
+        f"seeds {reference.seeds} or, where so marked, the law's bootstrap draws or the finite number of problems"
     )
     print("reproduced" if same else "NOT reproduced")
     return 0 if same else 1

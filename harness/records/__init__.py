@@ -1,5 +1,9 @@
-"""What is on disk: `run` (records of training), `ttc` (of evaluations), `fits`. The names of `run` are imported from here."""
+"""What is on disk: `run` (records of training), `ttc` (of evaluations), `fits`; `study_folder` reads all records of a study.
 
+The names of `run`, `packed` and `study_folder` are imported from here.
+"""
+
+from harness.records.packed import read_packed, write_packed
 from harness.records.run import (
     SCHEMA_VERSION,
     Counts,
@@ -12,8 +16,6 @@ from harness.records.run import (
     StepRow,
     append_row,
     from_json,
-    holds_runs,
-    load,
     load_record,
     load_state,
     read_json,
@@ -23,8 +25,10 @@ from harness.records.run import (
     write_json,
     write_text_atomic,
 )
+from harness.records.study_folder import PACKED_RECORDS, holds_runs, is_reference, load, pack_records
 
 __all__ = [
+    "PACKED_RECORDS",
     "SCHEMA_VERSION",
     "Counts",
     "Json",
@@ -37,13 +41,17 @@ __all__ = [
     "append_row",
     "from_json",
     "holds_runs",
+    "is_reference",
     "load",
     "load_record",
     "load_state",
+    "pack_records",
     "read_json",
+    "read_packed",
     "read_rows",
     "to_json",
     "write_bytes_atomic",
     "write_json",
+    "write_packed",
     "write_text_atomic",
 ]

@@ -1,8 +1,18 @@
-"""Files of fits: {schema_version, fits: {name: Fit}}, as a study's `fits.json`, and a file that holds one Fit."""
+"""Files of fits: {schema_version, fits: {name: Fit}}, as a study's `fits.json`, and a file that holds one Fit.
+
+A file of several fits keeps their bootstrap draws beside it, packed: `fits.draws.npz`, an array of 9 digits per fit and parameter
+("loss_nd/alpha"). Its hash stands in the file of fits, so that draws of other fits are never taken for these. A file of one fit holds
+its draws itself.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import zipfile
 from pathlib import Path
+
+import numpy as np
 
 from harness import records
 from harness.errors import RecordError
@@ -10,29 +20,44 @@ from harness.laws.catalogue import LAWS
 from harness.laws.result import Fit
 
 STUDY_FILE = "fits.json"
+DRAWS_SUFFIX = ".draws.npz"
 
 
 def write_fits(folder: Path, fits: dict[str, Fit]) -> None:
-    """Write a study's fits.json."""
+    """Write a study's fits.json and its draws."""
     write_all(folder / STUDY_FILE, fits)
 
 
 def write_all(path: Path, fits: dict[str, Fit]) -> None:
-    """Write several Fits by name, as a study's fits.json has them."""
-    value = {name: _json(one) for name, one in fits.items()}
-    records.write_json(path, {"schema_version": records.SCHEMA_VERSION, "fits": value})
+    """Write several Fits by name, as a study's fits.json has them, and their draws beside it. Equal fits give equal bytes."""
+    value: records.Json = {"schema_version": records.SCHEMA_VERSION}
+    arrays = {
+        f"{name}/{parameter}": np.array(_digits(values))
+        for name, fit in fits.items()
+        for parameter, values in fit.draws.items()
+    }
+    side_file = path.with_suffix(DRAWS_SUFFIX)
+    if arrays:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        records.write_bytes_atomic(side_file, buffer.getvalue())
+        value["draws_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    else:
+        side_file.unlink(missing_ok=True)
+    value["fits"] = {name: records.to_json(fit) | {"draws": {}} for name, fit in fits.items()}
+    records.write_json(path, value)
 
 
 def write_fit(path: Path, fit: Fit) -> None:
-    """Write one Fit, with `schema_version` beside its fields."""
-    records.write_json(path, {"schema_version": records.SCHEMA_VERSION, **_json(fit)})
-
-
-def _json(fit: Fit) -> records.Json:
-    """Bootstrap draws keep 9 digits; everything else keeps all of them."""
+    """Write one Fit with its draws, and `schema_version` beside its fields."""
     value = records.to_json(fit)
-    value["draws"] = {k: [float(f"{x:.9g}") for x in v] for k, v in value["draws"].items()}
-    return value
+    value["draws"] = {k: _digits(v) for k, v in value["draws"].items()}
+    records.write_json(path, {"schema_version": records.SCHEMA_VERSION, **value})
+
+
+def _digits(values: list[float]) -> list[float]:
+    """Bootstrap draws keep 9 digits; everything else keeps all of them."""
+    return [float(f"{x:.9g}") for x in values]
 
 
 def load_fits(folder: Path) -> dict[str, Fit]:
@@ -48,15 +73,29 @@ def load_file(path: Path) -> dict[str, Fit]:
         fits = value.get("fits")
         if not isinstance(fits, dict):
             raise RecordError(f"{path}: expected an object `fits`, found {type(fits).__name__}. Run harness fit again.")
-        return {
-            name: _whole(records.from_json(Fit, one, f"{path}: {name}"), f"{path}: {name}")
-            for name, one in fits.items()
-        }
+        loaded = {name: records.from_json(Fit, fit, f"{path}: {name}") for name, fit in fits.items()}
+        if sha256 := value.get("draws_sha256"):
+            for key, draws in _read_draws(path.with_suffix(DRAWS_SUFFIX), sha256).items():
+                name, _, parameter = key.rpartition("/")
+                loaded[name].draws[parameter] = draws
+        return {name: _whole(fit, f"{path}: {name}") for name, fit in loaded.items()}
     value.pop("schema_version", None)
     if "law" not in value:
         raise RecordError(f"{path} holds no fit. Files of fits come from harness fit, as fits.json or with --out.")
     fit = _whole(records.from_json(Fit, value, str(path)), str(path))
     return {fit.law: fit}
+
+
+def _read_draws(path: Path, sha256: object) -> dict[str, list[float]]:
+    """The draws in a side file, by "fit/parameter". RecordError where it is missing or is not the one that was written with the fits."""
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise RecordError(f"{path} does not belong to the fits beside it. Run harness fit again.")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {key: arrays[key].tolist() for key in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise RecordError(f"{path} cannot be read: {e}. Run harness fit again.") from e
 
 
 def _whole(fit: Fit, where: str) -> Fit:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from harness.errors import DeviceError, RecordError
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
+_NUMBERS = re.compile(r'\[([^\[\]{}"]+)\](?=,?\n)')  # a list of numbers, over several lines
 Json = dict[str, Any]
 
 
@@ -256,7 +258,9 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text_atomic(path, json.dumps(to_json(value), indent=1, allow_nan=False) + "\n")
+    """Write indented JSON, a list of numbers on one line."""
+    text = json.dumps(to_json(value), indent=1, allow_nan=False)
+    write_text_atomic(path, _NUMBERS.sub(lambda m: f"[{' '.join(m[1].split())}]", text) + "\n")
 
 
 def read_json(path: Path) -> Json:
@@ -314,32 +318,3 @@ def append_row(path: Path, row: StepRow | SpendRow) -> None:
         raise DeviceError(
             f"cannot write {path.name}: {e.strerror}. Free disk space or choose another folder (paths.runs); the run resumes where it stood."
         ) from e
-
-
-def holds_runs(folder: Path) -> bool:
-    """Whether a folder holds runs, or is one: not only fits and pages."""
-    return any(next(folder.glob(p), None) for p in ("records/*.json", "record.json", "*/state.json", "*/record.json"))
-
-
-def load(folder: Path) -> tuple[list[RunRecord], dict[str, int]]:
-    """All finished records below a study folder, and how many runs are in each other state (excluded, counted).
-
-    A folder of committed reference records (`records/*.json` or `*/record.json`) reads the same way.
-    """
-    if not folder.is_dir():
-        raise RecordError(
-            f"{folder} is not a folder. Give a study folder such as runs/cpu, or results/reference/cpu_full."
-        )
-    records: list[RunRecord] = []
-    excluded: dict[str, int] = {}
-    for path in sorted(folder.glob("records/*.json")):
-        records.append(from_json(RunRecord, read_json(path), str(path)))
-    for run_dir in sorted(p for p in folder.iterdir() if (p / "state.json").exists() or (p / "record.json").exists()):
-        state = load_state(run_dir)
-        if (run_dir / "record.json").exists() and (state is None or state.state == "done"):
-            records.append(load_record(run_dir))
-        else:
-            key = state.state if state else "unknown"
-            key += " without record.json" if key == "done" else ""
-            excluded[key] = excluded.get(key, 0) + 1
-    return records, excluded

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,10 @@ from harness.analysis.reproduce import Quantity, Reference
 from harness.analysis.study import Study
 from harness.errors import RecordError
 from harness.records import RunRecord
+from harness.records import ttc as ttc_records
 from tests import synthetic
+
+REFERENCES = reproduce.ROOT / "results" / "reference"
 
 
 @pytest.fixture(scope="module")
@@ -23,54 +31,119 @@ def found() -> list[RunRecord]:
 
 @pytest.fixture(scope="module")
 def reference(found: list[RunRecord]) -> Reference:
-    return reproduce.make_reference("cpu", found, seed=0, bootstrap=0)
+    return reproduce.make_reference("cpu", found, [], seed=0, bootstrap=60)
 
 
 def test_bounds_are_three_standard_deviations_over_seeds(reference: Reference) -> None:
     assert set(reference.quantities) >= {"L(N,D) alpha", "L(N,D) beta", "L(N,D) E"}
-    assert sum(name.startswith("frontier loss at") for name in reference.quantities) == 3
+    assert sum(name.startswith("L(C) at") for name in reference.quantities) == 3
     for q in reference.quantities.values():
-        assert q.seed_sd > 0
-        assert q.bound == pytest.approx(3 * q.seed_sd)
+        assert (q.sd > 0, q.sd_over) == (True, "seeds")
+        assert q.bound == pytest.approx(3 * q.sd)
     assert reference.quantities["L(N,D) E"].value == pytest.approx(synthetic.TRUTH.E, rel=0.05)
 
 
 def test_the_same_records_reproduce_and_others_do_not(found: list[RunRecord], reference: Reference) -> None:
-    mine = [r for r in found if r.seed == 0]
-    text, same = reproduce.compare(reference, reproduce.quantities(mine, study_laws.fit_study(mine, bootstrap=0)))
+    of_seed = [r for r in found if r.seed == 0]
+    text, same = reproduce.compare(reference, of_seed, study_laws.fit_study(of_seed, bootstrap=0))
     assert same
     assert "OUTSIDE" not in text
     worse = synthetic.ladder()
     for record in worse:
         for point in record.points:
             point.loss_nat *= 1.05
-    text, same = reproduce.compare(reference, reproduce.quantities(worse, study_laws.fit_study(worse, bootstrap=0)))
+    text, same = reproduce.compare(reference, worse, study_laws.fit_study(worse, bootstrap=0))
     assert not same
     assert "OUTSIDE" in text
 
 
+def test_one_seed_is_compared_within_the_spread_of_its_own_fit(found: list[RunRecord]) -> None:
+    of_seed = [r for r in found if r.seed == 0]
+    one_seed = reproduce.make_reference("cpu", of_seed, [], seed=0, bootstrap=200)
+    assert {q.sd_over for q in one_seed.quantities.values()} == {"bootstrap"}
+    fits = study_laws.fit_study(of_seed, bootstrap=200)
+    for name, q in one_seed.quantities.items():
+        if (parameter := name.removeprefix("L(N,D) ")) in fits["loss_nd"].params:
+            low, high = fits["loss_nd"].interval[parameter]
+            assert fits["loss_nd"].identified[parameter], "a parameter that the seed does not pin has no bound"
+            assert q.sd == pytest.approx((high - low) / 3.92, rel=1e-3)
+    assert reproduce.compare(one_seed, of_seed, fits)[1]
+    for record in (worse := synthetic.ladder()):
+        for point in record.points:
+            point.loss_nat *= 1.2
+    assert not reproduce.compare(one_seed, worse, study_laws.fit_study(worse, bootstrap=0))[1]
+
+
+def test_records_without_a_law_of_n_and_d_are_compared_by_loss_against_compute(found: list[RunRecord]) -> None:
+    of_seed = [r for r in found if r.seed == 0]
+    fits = study_laws.fit_study(of_seed, bootstrap=60)
+    assert {name.split()[0] for name in reproduce.quantities(of_seed, {"loss_compute": fits["loss_compute"]})} == {
+        "L(C)"
+    }
+    assert reproduce.quantities(of_seed, {}) == {}
+
+
+def test_another_text_is_refused(found: list[RunRecord], reference: Reference) -> None:
+    other = copy.deepcopy([r for r in found if r.seed == 0])
+    for record in other:
+        record.corpus["corpus_id"] = "text-mine-0123"
+    with pytest.raises(RecordError, match="corpus text-mine-0123 is not the reference's"):
+        reproduce.compare(reference, other, {})
+
+
 def test_a_missing_quantity_is_a_difference() -> None:
-    text, same = reproduce.compare(Reference("cpu", 0, [0, 1], "x", 0, {"L(N,D) E": Quantity(1.0, 0.1, 0.3)}), {})
+    lonely = Reference("cpu", "run", 0, [0, 1], "x", 0, [], {"L(N,D) E": Quantity(1.0, 0.1, "seeds", 0.3)})
+    text, same = reproduce.compare(lonely, [], {})
     assert not same
     assert "MISSING" in text
 
 
-def test_a_reference_needs_seeds_and_a_ladder_needs_a_reference(found: list[RunRecord]) -> None:
-    with pytest.raises(RecordError, match="two seeds or more"):
-        reproduce.make_reference("cpu", [r for r in found if r.seed == 0], seed=0)
+def test_a_reference_needs_its_seed_and_a_ladder_needs_a_reference(found: list[RunRecord]) -> None:
+    with pytest.raises(RecordError, match="a reference at seed 7 needs runs at it"):
+        reproduce.make_reference("cpu", found, [], seed=7)
     with pytest.raises(RecordError, match="'nonesuch' has no committed reference"):
         reproduce.load_reference("nonesuch")
 
 
-def test_the_committed_reference_is_what_its_records_say() -> None:
-    """The shipped `cpu` reference: its values follow from the records beside it, and nothing in it was edited by hand."""
-    folder = reproduce.ROOT / "results" / "reference" / "cpu_full"
-    shipped = reproduce.load_reference("cpu")
-    stored, excluded = records.load(folder)
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in REFERENCES.glob("*/records.jsonl.xz")))
+def test_a_committed_reference_is_what_its_records_say(name: str) -> None:
+    """Its values follow from the records beside it, and nothing in it was edited by hand."""
+    reference = reproduce.load_reference(name)
+    runs, excluded = records.load(REFERENCES / name)
     assert not excluded
-    mine = [r for r in stored if r.role == "fit" and r.seed == shipped.seed]
-    values = reproduce.quantities(mine, study_laws.fit_study(mine, bootstrap=0))
-    assert values == pytest.approx({k: q.value for k, q in shipped.quantities.items()}, rel=1e-6)
+    of_seed = [r for r in runs if r.role == "fit" and r.seed == reference.seed]
+    ids = {r.run_id for r in of_seed}
+    evaluations = [e for e in ttc_records.load(REFERENCES / name) if e.run_id in ids]
+    values = reproduce.quantities(of_seed, study_laws.fit_study(of_seed, bootstrap=0), evaluations)
+    assert reference.quantities
+    for quantity, q in reference.quantities.items():
+        assert values[quantity][0] == pytest.approx(q.value, rel=1e-6), quantity
+        assert q.bound == pytest.approx(3 * q.sd)
+        if q.sd_over == "problems":
+            assert q.sd == pytest.approx(values[quantity][1])
+
+
+def test_an_accuracy_of_one_has_a_spread_of_its_problems() -> None:
+    """Equal accuracies of all seeds would else allow no difference at all."""
+    q = reproduce.load_reference("cpu_cot_full").quantities["greedy accuracy, w64 cot stride, free"]
+    assert q.value > 0.99
+    assert 1e-4 < q.sd < 0.02
+
+
+def test_an_installed_package_ships_every_reference(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=reproduce.ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    names = sorted(p.parent.name for p in REFERENCES.glob("*/reference.json"))
+    code = (
+        "from harness.analysis.reproduce import load_reference, reference_files\n"
+        f"assert sorted(reference_files()) == {names}, reference_files()\n"
+        f"for name in {names}: assert load_reference(name).quantities\n"
+        "from harness.cli.main import main; raise SystemExit(main(['plan', '+ladder=cpu']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
 
 
 def test_the_summary_run_carries_points_curves_and_fits(

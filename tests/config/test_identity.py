@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import records
 from harness.config import identity, schema
 from harness.config.schema import RunConfig
+from harness.records import RunRecord
 from harness.sweep.compose_sweep import enumerate_runs
 
 REFERENCES = Path(__file__).resolve().parents[2] / "results" / "reference"
-RECORDS = sorted(REFERENCES.glob("*/records/*.json"))
 
 
-def by_study() -> dict[str, list[dict[str, Any]]]:
-    studies: dict[str, list[dict[str, Any]]] = {}
-    for path in RECORDS:
-        studies.setdefault(path.parts[-3], []).append(json.loads(path.read_text()))
-    return studies
+def by_study() -> dict[str, list[RunRecord]]:
+    return {path.parent.name: records.load(path.parent)[0] for path in REFERENCES.glob(f"*/{records.PACKED_RECORDS}")}
 
 
 @pytest.mark.parametrize("study", sorted(by_study()))
 def test_committed_records_keep_their_ids(study: str) -> None:
     """A run with another id would be trained again, and stand twice in a fit."""
     for record in by_study()[study]:
-        assert identity.id_of(record["config"]) == record["run_id"]
+        assert identity.id_of(record.config) == record.run_id
 
 
 def test_a_shipped_ladder_still_means_its_committed_runs() -> None:
-    assert {p.run_id for p in enumerate_runs(["+ladder=cpu_full"])[0]} == {r["run_id"] for r in by_study()["cpu_full"]}
+    assert {p.run_id for p in enumerate_runs(["+ladder=cpu_full"])[0]} == {r.run_id for r in by_study()["cpu_full"]}
 
 
 @dataclasses.dataclass

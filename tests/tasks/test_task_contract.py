@@ -16,7 +16,6 @@ from harness.config.schema import (
     GroupConfig,
     GroupFormat,
     MultiplyConfig,
-    QaConfig,
     TaskConfig,
     TtcConfig,
 )
