@@ -64,6 +64,7 @@ ONLY_IN = {
         "training/validate.py",
     },
     "altair": {"report/*.py"},
+    "jinja2": {"report/page.py"},
     "pyarrow": {"power/table.py", "analysis/tables.py", "analysis/export.py", "data/text.py", "data/text_corpus.py"},
 }
 

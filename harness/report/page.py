@@ -6,16 +6,14 @@ the bundle that ships with vl-convert. Charts draw in `currentColor`, so one dra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import altair as alt
 import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness import __version__
 from harness.analysis.study import Study
@@ -35,6 +33,26 @@ from harness.report.study import StudyView, view
 VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 ASSETS = Path(__file__).parent / "assets"
 INK = "#1b1d21"
+
+
+@cache
+def _environment() -> Environment:
+    """Templates of `assets/`. Text is escaped; in JSON, "<" and "&" are, so that no record can close the script element."""
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment
+
+
+def _asset(name: str) -> str:
+    """A style sheet or script of this package, which goes into the page as it is."""
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 @cache
@@ -96,75 +114,51 @@ def html(
     evaluations: Sequence[TtcRecord] = (),
     answers: StudyAnswers | None = None,
 ) -> str:
-    """The whole page as text."""
-    title = " and ".join(v.name for v in views)
-    charts = {f.key: spec(f, static=False) for f in drawn if f.spec is not None}
+    """The whole page as text, from `assets/page.html`; the template escapes all text that it shows."""
     single = len(views) == 1
-    lead = (
-        _lead(views[0], ttc_sentences.findings(evaluations, answers))
-        if single
-        else "".join(f"<h2>{escape(v.name)}</h2>{_lead(v)}" for v in views)
-    )
-    compare = "" if single else tables.comparison(views).html()
-    body = "".join(_details(v, heading=not single) for v in views)
-    if evaluations:
-        body = ttc_curves.cells(evaluations).html() + body
-    template = Template((ASSETS / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(title),
-        style=(ASSETS / "page.css").read_text(encoding="utf-8"),
-        lead=lead + compare,
-        figures=_figures(drawn),
-        body=body,
-        not_shown="".join(f"<li>{escape(line)}</li>" for line in NOT_SHOWN if not (evaluations and line == ABILITIES)),
-        version=escape(__version__),
-        vega=_vega(),
-        # "<" is escaped so that no text inside a record can close the script element
-        charts=json.dumps(charts, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        script=(ASSETS / "page.js").read_text(encoding="utf-8"),
+    tested = ttc_sentences.findings(evaluations, answers) if single else []
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=" and ".join(v.name for v in views),
+            style=_asset("page.css"),
+            studies=[_sections(v, tested) for v in views],
+            comparison=None if single else tables.comparison(views),
+            figures=[f for f in drawn if f.spec is not None],
+            absent=_absent(drawn),
+            evaluations=ttc_curves.cells(evaluations) if evaluations else None,
+            not_shown=[line for line in NOT_SHOWN if not (evaluations and line == ABILITIES)],
+            version=__version__,
+            vega=_vega(),
+            charts={f.key: spec(f, static=False) for f in drawn if f.spec is not None},
+            script=_asset("page.js"),
+        )
     )
 
 
-def _lead(v: StudyView, tested: Sequence[str] = ()) -> str:
-    """First screen: one-line summary, findings (those of `tested` answers first), warnings."""
-    first, *rest = [*tested, *findings(v)]
-    runs = f"{len(v.records):,} runs, {len(v.table):,} points in the fits"
+def _sections(v: StudyView, tested: Sequence[str]) -> dict[str, Any]:
+    """What the page shows of one study; the findings of its evaluations (`tested`) come first."""
+    headline, *rest = [*tested, *findings(v)]
     corpora = ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})) or "none"
     devices = ", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "none"
-    facts = f"<p class='facts'>{escape(runs)} · corpus {escape(corpora)} · device {escape(devices)}</p>"
-    items = "".join(f"<li>{escape(line)}</li>" for line in rest)
-    bad = "".join(f"<li>{escape(line)}</li>" for line in warnings(v))
-    warned = f"<aside class='warnings'><h3>Before you read the numbers</h3><ul>{bad}</ul></aside>" if bad else ""
-    return f"{facts}<p class='headline'>{escape(first)}</p><ul class='findings'>{items}</ul>{warned}"
+    counts = f"{len(v.records):,} runs, {len(v.table):,} points in the fits"
+    return {
+        "name": v.name,
+        "facts": f"{counts} · corpus {corpora} · device {devices}",
+        "headline": headline,
+        "findings": rest,
+        "warnings": warnings(v),
+        "tables": tables.tables(v),
+        "fit_warnings": fit_warnings(v, all_of_them=True),
+        "not_measured": not_measured(v),
+    }
 
 
-def _figures(drawn: Sequence[Figure]) -> str:
-    """Numbered figures, then a line for each reason why others have nothing to draw."""
-    there = "".join(_figure(i, f) for i, f in enumerate((f for f in drawn if f.spec is not None), start=1))
+def _absent(drawn: Sequence[Figure]) -> dict[str, list[str]]:
+    """Reason -> titles of the figures that have nothing to draw for it."""
     titles: dict[str, list[str]] = {}
     for f in drawn:
         if f.spec is None:
             titles.setdefault((f.reason or "no data").rstrip("."), []).append(f.title)
-    absent = "".join(
-        f"<li><strong>{escape('; '.join(names))}.</strong> Not drawn: {escape(reason)}.</li>"
-        for reason, names in titles.items()
-    )
-    return f"<div class='figures'>{there}</div>" + (f"<ul class='absent'>{absent}</ul>" if absent else "")
-
-
-def _figure(number: int, f: Figure) -> str:
-    label = escape(f"{f.title}. {f.caption}", quote=True)
-    chart = f"<div class='chart' id='{f.key}' role='img' aria-label=\"{label}\"></div>"
-    caption = f"<strong>Figure {number}. {escape(f.title)}.</strong> {escape(f.caption)}"
-    return f"<figure>{chart}<figcaption>{caption}</figcaption></figure>"
-
-
-def _details(v: StudyView, *, heading: bool) -> str:
-    missing = "".join(f"<li>{escape(line)}</li>" for line in not_measured(v)) or "<li>Nothing that was asked for.</li>"
-    title = f"<h2>{escape(v.name)}: tables</h2>" if heading else "<h2>Tables</h2>"
-    listed = "".join(t.html() for t in tables.tables(v))
-    notes = "".join(f"<li>{escape(line)}</li>" for line in fit_warnings(v, all_of_them=True)) or "<li>None.</li>"
-    return (
-        f"{title}{listed}<section><h3>Warnings of all fits</h3><ul>{notes}</ul></section>"
-        f"<section><h3>Not measured, and why</h3><ul>{missing}</ul></section>"
-    )
+    return titles

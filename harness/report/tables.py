@@ -1,11 +1,10 @@
-"""The tables of a report: rows of text from views, and their HTML. Cells are escaped here and nowhere else."""
+"""The tables of a report: rows of text from views. The page's template draws and escapes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 
 from harness.analysis import energy as study_energy
 from harness.analysis.study_laws import FIT_NAMES
@@ -26,21 +25,17 @@ class Table:
     note: str = ""
     text: bool = False
 
-    def html(self) -> str:
-        head = "".join(f"<th scope='col'>{escape(h)}</th>" for h in self.head)
-        shown = self.rows[:MAX_ROWS]
-        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in shown)
-        more = ""
-        if len(self.rows) > MAX_ROWS:
-            more = f"{MAX_ROWS} of {len(self.rows):,} rows; all are in the parquet export."
-        note = " ".join(t for t in (self.note, more) if t)
-        kind = "text" if self.text else "numbers"
-        return (
-            f"<section class='table'><h3>{escape(self.title)}</h3><div class='scroll' tabindex='0'>"
-            f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-            + (f"<p class='note'>{escape(note)}</p>" if note else "")
-            + "</section>"
-        )
+    @property
+    def shown_rows(self) -> list[list[str]]:
+        """The rows that the page shows: the first `MAX_ROWS`."""
+        return self.rows[:MAX_ROWS]
+
+    @property
+    def remark(self) -> str:
+        """The note, and how many rows the page leaves out."""
+        cut = len(self.rows) > MAX_ROWS
+        more = f"{MAX_ROWS} of {len(self.rows):,} rows; all are in the parquet export." if cut else ""
+        return " ".join(text for text in (self.note, more) if text)
 
 
 def laws(v: StudyView) -> Table | None:
