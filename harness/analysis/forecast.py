@@ -10,10 +10,10 @@ from pathlib import Path
 from harness import records
 from harness.config.ladder import Rung
 from harness.errors import RecordError
+from harness.laws.estimators import Z95
 from harness.records import RunRecord
 
 NEAR = 4.0  # a size further than this factor from every measured one is not forecast
-Z95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def predict(rung: Rung, rates: Iterable[Rate]) -> Forecast:
     half = Z95 * max(se for _, se in known)
     if len(known) > 1:
         sd = math.sqrt(sum((j - mean) ** 2 for j, _ in known) / (len(known) - 1))
-        half = math.hypot(half, _student(len(known) - 1) * sd)  # of one more run, not of the mean
+        from scipy import stats
+
+        half = math.hypot(half, stats.t.ppf(0.975, len(known) - 1) * sd)  # of one more run, not of the mean
     low, high = mean - half, mean + half
     if closest > 1e-9:
         others = [r.j_per_flop for r in near if r.j_per_flop is not None and r not in chosen]
@@ -98,14 +100,3 @@ def predict(rung: Rung, rates: Iterable[Rate]) -> Forecast:
             beyond = max(abs(j - mean) for j in others)
             low, high = min(low, mean - beyond), max(high, mean + beyond)
     return Forecast(seconds, rung.spent_flop * mean, rung.spent_flop * max(0.0, low), rung.spent_flop * high)
-
-
-def _student(freedom: int) -> float:
-    """97.5 % quantile of Student's t: tabulated up to 6 degrees, then the expansion of Abramowitz and Stegun, 26.7.5 (within 0.4 %)."""
-    if freedom <= len(_T975):
-        return _T975[freedom - 1]
-    z = Z95
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)

@@ -18,6 +18,7 @@ from harness.analysis.costs import Prices
 from harness.analysis.optimal import outside
 from harness.errors import FitError
 from harness.laws.catalogue import law_of
+from harness.laws.estimators import Z95
 from harness.laws.gram import Array
 from harness.laws.result import Fit
 
@@ -75,7 +76,7 @@ def target_at(fit: Fit, prices: Prices, flop: float | None, *, extrapolate: bool
     best = laws.frontier(fit, [flop], prices.flop_per_token, extrapolate=extrapolate)
     n, d = float(best.N[0]), float(best.D[0])
     spread = _log_losses(fit, best.N, best.D)[:, 0].std(ddof=1)
-    return Target(n, d, flop, float(best.L[0]), 1.96 * float(spread), outside(fit, 6 * n * d))
+    return Target(n, d, flop, float(best.L[0]), Z95 * float(spread), outside(fit, 6 * n * d))
 
 
 def plan_next(fit: Fit, prices: Prices, target: Target, count: int, min_shrink: float = MIN_SHRINK) -> Plan:
@@ -132,7 +133,7 @@ def plan_next(fit: Fit, prices: Prices, target: Target, count: int, min_shrink: 
         if any((r.n, r.d) == (float(n[k]), float(d[k])) for r in runs):
             notes.append("the same run with another seed")
         cov = cov - np.outer(cov[:, k], cov[k]) / (noise + cov[k, k])
-        width = 1.96 * float(np.sqrt(max(cov[-1, -1], 0.0)))
+        width = Z95 * float(np.sqrt(max(cov[-1, -1], 0.0)))
         runs.append(proposal(k, float(shrink[k]), width, "; ".join(notes) or None))
     return Plan(target, runs, strongest)
 

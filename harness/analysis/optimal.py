@@ -18,8 +18,8 @@ from harness.errors import FitError
 from harness.laws.catalogue import LAWS, law_of
 from harness.laws.gram import Array
 from harness.laws.result import Fit
+from harness.laws.solver.golden import golden_section
 
-GOLDEN = (math.sqrt(5.0) - 1) / 2
 LOG_REACH = math.log(1e3)  # below the smallest N of a fit, where the search along a contour begins
 BISECTION_REACH = 100.0  # of ln x on both sides of the data
 BISECTIONS = 64
@@ -174,11 +174,7 @@ def cheapest(
         k = np.clip(costs.argmin(1), 1, len(grid) - 2)
         ok &= np.isfinite(costs.min(1))
         left, right = grid[k - 1][:, None], grid[k + 1][:, None]
-        for _ in range(60):
-            one, two = right - GOLDEN * (right - left), left + GOLDEN * (right - left)
-            lower = cost(one) < cost(two)
-            left, right = np.where(lower, left, one), np.where(lower, two, right)
-        n, d = at((left + right) / 2)
+        n, d = at(golden_section(cost, left, right, steps=60))
         # The last midpoint may lie just beyond the measured N, where there is no price: then the grid's own best point
         edge = ~np.isfinite(price(n, d)[:, 0])
         n0, d0 = at(grid[costs.argmin(1)][:, None])

@@ -18,6 +18,7 @@ import numpy as np
 from harness import laws, records
 from harness.analysis import study_laws
 from harness.errors import RecordError
+from harness.laws.estimators import Z95
 from harness.laws.result import Fit
 from harness.records import RunRecord
 from harness.records.ttc import TtcRecord
@@ -27,7 +28,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 FILE = "reference.json"
 MAX_DEVIATIONS = 3.0
-Z95 = 1.959964  # half a 95 % interval in standard deviations of a normal law
 
 
 @dataclass
@@ -108,12 +108,14 @@ def quantities(
             intervals = np.array(laws.predict_interval(fit, {"C": budgets}, force=True))
         for i, budget in enumerate(budgets):
             out[f"L(C) at {sci(float(budget))} FLOP"] = (float(losses[i]), _sd(*intervals[:, i]), "bootstrap")
+    from scipy import stats
+
     longest = {r.run_id: f"d{max(p.tokens for p in r.points)}" for r in runs if r.points}
     for e in evaluations:
         greedy = next((row.accuracy for row in e.rows if row.strategy == "greedy"), None)
         if greedy is not None and e.branch == longest.get(e.run_id, e.branch):
-            right, wrong = greedy * e.problems + 0.5, (1 - greedy) * e.problems + 0.5  # Jeffreys: never 0 of 0 spread
-            sd = math.sqrt(right * wrong / (right + wrong) ** 2 / (right + wrong + 1))
+            # Jeffreys' posterior: it has a spread even where all answers are right
+            sd = float(stats.beta.std(greedy * e.problems + 0.5, (1 - greedy) * e.problems + 0.5))
             name = e.name.removesuffix(f" s{e.seed}")
             temperature = f", T={e.temperature:g}" if e.temperature != 1 else ""
             out[f"greedy accuracy, {name}, {e.label}{temperature}"] = (greedy, sd, "problems")

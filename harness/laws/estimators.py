@@ -6,11 +6,15 @@ form where there is one, else by seeded draws. P problems, M samples each. Undef
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 from harness.laws.gram import Array, Column
+
+Z95 = NormalDist().inv_cdf(0.975)  # standard deviations of a normal law in half its 95 % interval
 
 
 def pass_at_k(correct: Column, samples: Column, k: int) -> Array:
@@ -101,14 +105,34 @@ def interval(values: Column, cluster: Column, *, draws: int = 1000, seed: int = 
     kept = np.isfinite(values)
     if not kept.any():
         return float("nan"), float("nan")
-    _, member = np.unique(cluster[kept], return_inverse=True)
-    sums, sizes = np.bincount(member, weights=values[kept]), np.bincount(member)
-    groups = len(sizes)
     low_end, high_end = (values[kept] == 0).all(), (values[kept] == 1).all()
     if low_end or high_end:
-        edge = min(1.0, 3 / groups)
+        edge = min(1.0, 3 / len(np.unique(cluster[kept])))
         return (0.0, edge) if low_end else (1 - edge, 1.0)
-    weight = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    member, weight = resample_clusters(cluster[kept], draws, seed)
+    sums, sizes = np.bincount(member, weights=values[kept]), np.bincount(member)
     means = (weight @ sums) / (weight @ sizes)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def resample_clusters(cluster: Column, draws: int, seed: int) -> tuple[Column, Column]:
+    """Clusters drawn whole, with replacement: the index of each row's cluster (P,), and how often each is drawn (draws, clusters)."""
+    _, member = np.unique(cluster, return_inverse=True)
+    groups = int(member.max()) + 1
+    rng = np.random.default_rng(seed)
+    return member, rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+
+
+def cluster_weights(cluster: Sequence[int], draws: int, seed: int) -> Array:
+    """The weight of each row (draws, P) in means over resampled clusters; the rows of the result sum to 1. Read-only."""
+    return _cluster_weights(tuple(cluster), draws, seed)
+
+
+@functools.lru_cache(maxsize=16)  # the cells of a study hold the same problems
+def _cluster_weights(cluster: tuple[int, ...], draws: int, seed: int) -> Array:
+    member, counts = resample_clusters(np.asarray(cluster), draws, seed)
+    weight = counts[:, member].astype(float)
+    weight /= weight.sum(1, keepdims=True)
+    weight.flags.writeable = False
+    return weight

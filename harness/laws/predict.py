@@ -13,9 +13,9 @@ from harness.errors import FitError
 from harness.laws.catalogue import law_of
 from harness.laws.gram import Array
 from harness.laws.result import Fit
+from harness.laws.solver.golden import golden_section
 from harness.laws.table import Table
 
-GOLDEN = (np.sqrt(5.0) - 1) / 2
 LOG_REACH = float(np.log(1e3))  # of the search for the best N
 GRID = 200  # points of ln N where there is no closed form
 
@@ -176,9 +176,5 @@ def _optimum(
         losses = np.stack([loss(np.full((rows, len(budget)), float(g))) for g in grid])
         k = np.clip(losses.argmin(0), 1, GRID - 2)
         low, high = grid[k - 1], grid[k + 1]
-    for _ in range(70):  # 13.8 in ln N shrinks below 1e-13
-        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-        lower = loss(left) < loss(right)
-        low, high = np.where(lower, low, left), np.where(lower, right, high)
-    n = np.exp((low + high) / 2)
+    n = np.exp(golden_section(loss, low, high, steps=70))  # 13.8 in ln N shrinks below 1e-13
     return n, budget / per_token(n)

@@ -69,9 +69,14 @@ def test_what_was_not_measured_is_unknown(rates: list[Rate]) -> None:
     assert forecast.predict(RUNG, rates).energy_j is None
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (4, 2.776), (7, 2.365), (10, 2.228), (30, 2.042)])
-def test_student(freedom: int, quantile: float) -> None:
-    assert forecast._student(freedom) == pytest.approx(quantile, rel=0.004)
+@pytest.mark.parametrize(("runs", "quantile"), [(2, 12.706), (5, 2.776), (8, 2.365), (31, 2.042)])
+def test_repeated_runs_have_the_quantiles_of_student_s_t(runs: int, quantile: float) -> None:
+    joules = [2e-9 * (1 + 0.01 * i) for i in range(runs)]
+    out = forecast.predict(RUNG, [replace(MEASURED, j_per_flop=j, j_per_flop_se=0.0) for j in joules])
+    assert out.high_j is not None
+    assert out.energy_j is not None
+    sd = float(np.std(joules, ddof=1))
+    assert (out.high_j - out.energy_j) / RUNG.spent_flop == pytest.approx(quantile * sd, rel=3e-4)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,15 @@ def test_interval_resamples_clusters_and_knows_the_ends() -> None:
     assert estimators.interval(np.zeros(30), np.arange(30)) == (0.0, pytest.approx(0.1))
 
 
+def test_interval_equals_the_percentiles_of_weighted_means() -> None:
+    rng = np.random.default_rng(5)
+    cluster, value = rng.integers(0, 30, 200), rng.random(200)
+    weight = estimators.cluster_weights(cluster.tolist(), 500, 3)
+    assert weight.sum(1) == pytest.approx(np.ones(500))
+    ends = np.percentile(weight @ value, [2.5, 97.5])
+    assert estimators.interval(value, cluster, draws=500, seed=3) == pytest.approx(tuple(ends), rel=1e-12)
+
+
 def test_interval_covers_the_truth() -> None:
     rng = np.random.default_rng(1)
     hits = 0

@@ -11,6 +11,7 @@ from harness.laws.catalogue import LAWS
 from harness.laws.gram import nnls_gram
 from harness.laws.law import BoundLaw
 from harness.laws.solver.bootstrap import draw_residuals, resample
+from harness.laws.solver.golden import golden_section
 from harness.laws.solver.solve import multistart
 
 TRUTH = {"E": 1.03, "A": 8e3**0.45, "alpha": 0.45, "B": 2.6e5**0.40, "beta": 0.40}
@@ -212,6 +213,12 @@ def test_closed_form_non_negative_least_squares_equals_scipys() -> None:
     assert x[1] == 0.7
     rest = nnls(phi[:, [0, 2]], t - 0.7 * phi[:, 1])[0]
     assert x[[0, 2]] == pytest.approx(rest, abs=1e-9)
+
+
+def test_golden_section_finds_the_minimum_of_each_row() -> None:
+    lowest = np.array([[0.2], [1.7], [3.0]])
+    x = golden_section(lambda u: np.abs(u - lowest), np.array(0.0), np.full((3, 1), 3.0), steps=70)
+    assert x == pytest.approx(lowest, abs=1e-13)
 
 
 @pytest.mark.slow

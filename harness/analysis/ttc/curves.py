@@ -6,7 +6,6 @@ count); a missing number is None with a reason. Formulas: `docs/conventions.md`,
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from harness import laws
 from harness.errors import FitError
 from harness.laws import estimators, pass_at_k
 from harness.laws.catalogue import law_named
+from harness.laws.estimators import cluster_weights
 from harness.laws.fitting import percentiles
 from harness.laws.gram import Array
 from harness.laws.result import Fit
@@ -68,22 +68,6 @@ def hits(r: TtcRecord) -> Array:
 
 def ladder(n_max: int) -> list[int]:
     return [2**i for i in range(n_max.bit_length()) if 2**i <= n_max]
-
-
-def cluster_weights(cluster: Sequence[int], draws: int, seed: int) -> Array:
-    """How often each problem counts (draws, P), rows sum to 1: clusters are drawn whole, with replacement. Read-only."""
-    return _cluster_weights(tuple(cluster), draws, seed)
-
-
-@functools.lru_cache(maxsize=16)  # the cells of a study were asked the same problems
-def _cluster_weights(cluster: tuple[int, ...], draws: int, seed: int) -> Array:
-    _, member = np.unique(np.asarray(cluster), return_inverse=True)
-    groups = int(member.max()) + 1
-    rng = np.random.default_rng(seed)
-    weight = rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)[:, member].astype(float)
-    weight /= weight.sum(1, keepdims=True)
-    weight.flags.writeable = False
-    return weight
 
 
 def fit_curve(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.analysis.ttc.curves import cluster_weights
+from harness.laws.estimators import cluster_weights
 from harness.laws.gram import Array
 from harness.records.ttc import TtcRecord
 

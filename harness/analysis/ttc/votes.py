@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.analysis.ttc.curves import COSTS, Estimate, cell_name, cluster_weights, cost, voting_curve
+from harness.analysis.ttc.curves import COSTS, Estimate, cell_name, cost, voting_curve
+from harness.laws.estimators import cluster_weights
 from harness.records.ttc import TtcRecord, TtcRow
 
 
