@@ -144,10 +144,10 @@ def steady(b: Bench, load: Load, seconds: float) -> Json:
 
     s = b.during(again, seconds + 2)
     origin = s.origin_ns * 1e-9
-    kept = [(t - origin, c) for t, c in marks if s.hi_s and s.hi_s[0] + 1.5 * b.scale < t - origin < s.hi_s[-1]]
-    if len(kept) < 2:
+    inside = [(t - origin, c) for t, c in marks if s.hi_s and s.hi_s[0] + 1.5 * b.scale < t - origin < s.hi_s[-1]]
+    if len(inside) < 2:
         return {"power_w": None, "reason": "too short"}
-    (t0, c0), (t1, c1) = kept[0], kept[-1]
+    (t0, c0), (t1, c1) = inside[0], inside[-1]
     joules = float(np.interp(t1, s.hi_s, s.joule) - np.interp(t0, s.hi_s, s.joule))
     rate = (c1 - c0) / (t1 - t0)
     return {

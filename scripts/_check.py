@@ -244,7 +244,7 @@ def gradients(qkv: list[torch.Tensor], how: Json, fused: bool = True) -> tuple[t
 
 
 def one_attention(s: Setup, qkv: list[torch.Tensor], how: Json, exact: tuple[torch.Tensor, ...]) -> Json:
-    found = gradients(qkv, how)
+    gradient = gradients(qkv, how)
     s.sync()
     began = time.perf_counter()
     for _ in range(10):
@@ -256,7 +256,7 @@ def one_attention(s: Setup, qkv: list[torch.Tensor], how: Json, exact: tuple[tor
     return {
         "backend": device.BACKENDS.get(int(torch._fused_sdp_choice(qkv[0], qkv[1], qkv[2], **how))),  # type: ignore[attr-defined]
         "ms": 1e3 * seconds,
-        "max_error": largest(float((g.float() - e).abs().max()) / scale for g, e in zip(found, exact, strict=True)),
+        "max_error": largest(float((g.float() - e).abs().max()) / scale for g, e in zip(gradient, exact, strict=True)),
     }
 
 
@@ -280,16 +280,16 @@ def speed(s: Setup, width: int) -> Json:
     """Seconds to compile, of the first updates and of later ones; MFU, CUDA graphs, synchronisations, memory; the clock of rows."""
     if s.cuda:
         torch.cuda.reset_peak_memory_stats()
-    with compiler.watched() as report, synchronisations(s) as found:
+    with compiler.watched() as report, synchronisations(s) as synchronisation:
         rung, t = s.trainer(width)
         began = time.perf_counter()
         t.warm_up()
         compile_s = time.perf_counter() - began
         first_s = timed(s, t, 0, 2)
         timed(s, t, 2, 2 + s.steps // 2)
-        replays, found.counting = report.graph_replays, True
+        replays, synchronisation.counting = report.graph_replays, True
         step_s = timed(s, t, 2 + s.steps // 2, 2 + s.steps // 2 + s.steps)
-        found.counting = False
+        synchronisation.counting = False
         replays = report.graph_replays - replays
         last = run(t, 0, s.steps)[-1].time_ns
         s.sync()
@@ -305,8 +305,8 @@ def speed(s: Setup, width: int) -> Json:
         "graph_replays_per_step": replays / s.steps if s.cuda else None,
         "graph_skips": report.graph_skips,
         "recompilations": report.recompilations,
-        "synchronisations_per_step": found.count / s.steps if s.cuda else None,
-        "synchronised_by": sorted(found.where),
+        "synchronisations_per_step": synchronisation.count / s.steps if s.cuda else None,
+        "synchronised_by": sorted(synchronisation.where),
         "last_row_before_host_s": late_s,
         "memory_bytes": torch.cuda.max_memory_allocated() if s.cuda else None,
     }
@@ -324,22 +324,22 @@ class Synchronisations:
 @contextlib.contextmanager
 def synchronisations(s: Setup) -> Iterator[Synchronisations]:
     """Count the calls that wait for the device while `counting`, and where they are made."""
-    found = Synchronisations()
+    report = Synchronisations()
     if not s.cuda:
-        yield found
+        yield report
         return
 
     def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        if found.counting and "synchroniz" in str(message):
-            found.count += 1
-            found.where.add(f"{filename.rsplit('/', 1)[-1]}:{lineno}")
+        if report.counting and "synchroniz" in str(message):
+            report.count += 1
+            report.where.add(f"{filename.rsplit('/', 1)[-1]}:{lineno}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield report
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

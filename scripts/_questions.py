@@ -264,8 +264,8 @@ def q11(b: Bench) -> Json:
     """E = P t + e FLOP + m bytes: matmuls of several sizes and copies; one matmul and a transformer's step are held out."""
     named = {f"matmul {n}": matmul(b, n) for n in (512, 1024, 2048, 8192)} | {"copy": copy(b)}
     rows = {name: steady(b, load, 6) for name, load in named.items()}
-    held = {"matmul 4096": steady(b, matmul(b, 4096), 6), "transformer step": steady(b, transformer(b), 8)}
-    out: Json = {"rows": rows, "held_out": held}
+    held_out = {"matmul 4096": steady(b, matmul(b, 4096), 6), "transformer step": steady(b, transformer(b), 8)}
+    out: Json = {"rows": rows, "held_out": held_out}
     known = [r for r in rows.values() if r["power_w"]]
     if len(known) < 4:
         return {**out, "p_w": None, "reason": "too few loads were measured"}
@@ -278,7 +278,7 @@ def q11(b: Bench) -> Json:
     solved, *_ = np.linalg.lstsq(a / scale / power[:, None], np.ones(len(known)), rcond=None)
     law = solved / scale
     out |= dict(zip(("p_w", "j_per_flop", "j_per_byte"), law.tolist(), strict=True))
-    for name, r in held.items():
+    for name, r in held_out.items():
         if r["power_w"]:
             out[f"residual, {name}"] = float(np.dot(design(r), law) / r["power_w"] - 1)
     return out
