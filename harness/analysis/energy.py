@@ -1,7 +1,8 @@
-"""What the joules of a study say rung by rung: per token, per FLOP, how much of them is idle, and how far from the card's floor.
+"""The joules of a study by rung: per token, per FLOP, the idle share, and the ratio to the card's floor.
 
-All gross and over the fit points of a rung, unless a name says net. The floor is the vendor's board power over its dense bf16
-peak (`harness.hardware`). No training on random data at full power can lie below it, so a value below it is flagged with what to check first.
+All values are gross and over the fit points of a rung, unless a name says net. The floor is the
+vendor's board power over its dense bf16 peak (`harness.hardware`). No training on random data at
+full power lies below it, so a lower value is flagged with what to check first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from harness.laws.result import Fit
 from harness.laws.sentences import balance
 from harness.units import si
 
-SUSPICIOUS = 15.0  # times the floor, on a rung that idle power does not dominate
+MAX_FLOOR_RATIO = 15.0  # on a rung that idle power does not dominate
 
 
 @dataclass(frozen=True)
@@ -39,36 +40,36 @@ class RungJoules:
 
 
 def by_rung(t: PointTable) -> list[RungJoules]:
-    """One row per rung with measured joules, smallest first; none where they are of several devices."""
+    """One row per rung with measured joules, smallest first; none where several devices were used."""
     measured = t.where(np.isfinite(t.energy_j))
     if len(set(measured.device)) != 1:
         return []
-    found = measured_idle_w(measured)
-    idle_w = None if isinstance(found, str) else found
+    idle = measured_idle_w(measured)
+    idle_w = None if isinstance(idle, str) else idle
     floor = floor_j_per_flop(str(measured.device[0]))
     return [_rung(measured.where(measured.rung == rung), rung, idle_w, floor) for rung in measured.rungs()]
 
 
-def _rung(own: PointTable, rung: str, idle_w: float | None, floor: float | None) -> RungJoules:
-    joules, flop, seconds = (float(a.sum()) for a in (own.energy_j, own.train_flop, own.wall_s))
+def _rung(points: PointTable, rung: str, idle_w: float | None, floor: float | None) -> RungJoules:
+    joules, flop, seconds = (float(a.sum()) for a in (points.energy_j, points.train_flop, points.wall_s))
     idle = None if idle_w is None else idle_w * seconds / joules
-    bare_w = float(own.idle_bare_w.mean())  # NaN where one is unknown
+    bare_w = float(points.idle_bare_w.mean())  # NaN where one is unknown
     bare = None if idle is None or not np.isfinite(bare_w) else bare_w * seconds / joules
     ratio = None if floor is None else joules / flop / floor
     flag = ""
     if ratio is not None and ratio < 1:
         flag = "below the card's floor: check the precision (below bf16), constant data, a lowered power limit, then the FLOP count"
-    elif ratio is not None and ratio > SUSPICIOUS and idle is not None and idle < 0.5:
-        flag = f"above {SUSPICIOUS:g} times the floor though idle power does not explain it"
+    elif ratio is not None and ratio > MAX_FLOOR_RATIO and idle is not None and idle < 0.5:
+        flag = f"above {MAX_FLOOR_RATIO:g} times the floor though idle power does not explain it"
     elif idle is not None and idle > 1:
         flag = "less than idle power: the idle baseline does not belong to these runs"
     return RungJoules(
         rung=rung,
-        n_total=float(own.n_total[0]),
-        points=len(own),
+        n_total=float(points.n_total[0]),
+        points=len(points),
         flop_per_s=flop / seconds,
         power_w=joules / seconds,
-        j_per_token=joules / float(own.tokens.sum()),
+        j_per_token=joules / float(points.tokens.sum()),
         j_per_flop=joules / flop,
         net_j_per_flop=None if idle is None else (1 - idle) * joules / flop,
         bare_share=bare,
@@ -80,28 +81,28 @@ def _rung(own: PointTable, rung: str, idle_w: float | None, floor: float | None)
 
 
 def crossover(rows: Sequence[RungJoules], fits: dict[str, Fit]) -> str:
-    """Where idle power stops dominating (P t = e C), in words: the throughput, and the size whose rung reaches it."""
+    """Where idle power stops dominating (P t = e C): the throughput, and the size that reaches it."""
     trusted = [f for n in ("energy_idle_fixed", "energy_idle") if (f := fits.get(n)) and f.certificate.passed]
-    found = next(((f, b) for f in trusted if (b := balance(f)) is not None), None)
-    if found is None or not rows:
-        return "where idle power stops dominating is not known: no trusted fit of energy = P t + e C"
-    fit, (at, interval) = found
+    balanced = next(((f, b) for f in trusted if (b := balance(f)) is not None), None)
+    if balanced is None or not rows:
+        return "where idle power stops dominating is unknown: no trusted fit of energy = P t + e C"
+    fit, (flop_per_s, interval) = balanced
     band = "" if interval is None else f" [{interval[0]:.3g}, {interval[1]:.3g}]"
-    which = "measured" if fit.fixed else "fitted"
-    head = f"idle power ({fit.params['P_idle']:.4g} W, {which}) equals e x FLOP/s at {at:.3g} FLOP/s{band}"
-    n = [_size_at(rows, x) for x in (at, *(interval or []))]
+    origin = "measured" if fit.fixed else "fitted"
+    head = f"idle power ({fit.params['P_idle']:.4g} W, {origin}) equals e x FLOP/s at {flop_per_s:.3g} FLOP/s{band}"
+    n = [_size_at(rows, x) for x in (flop_per_s, *(interval or []))]
     if isinstance(n[0], str):
         return f"{head}: {n[0]}"
-    ends = "" if interval is None else f" [{' to '.join(x if isinstance(x, str) else si(x) for x in n[1:])}]"
-    return f"{head}: about N = {si(n[0])}{ends}; idle dominates below"
+    sizes = "" if interval is None else f" [{' to '.join(x if isinstance(x, str) else si(x) for x in n[1:])}]"
+    return f"{head}: about N = {si(n[0])}{sizes}; idle dominates below"
 
 
 def _size_at(rows: Sequence[RungJoules], flop_per_s: float) -> float | str:
-    """N at which the rungs, joined by lines in log-log, first reach that throughput."""
+    """N at which the rungs, joined by straight lines in log-log, first reach this throughput."""
     if all(r.flop_per_s < flop_per_s for r in rows):
-        return "beyond the largest rung, idle dominates all"
+        return "beyond the largest rung: idle dominates all"
     if rows[0].flop_per_s >= flop_per_s:
-        return "below the smallest rung, idle dominates none"
+        return "below the smallest rung: idle dominates none"
     k = next(i for i, r in enumerate(rows) if r.flop_per_s >= flop_per_s)
     low, high = rows[k - 1], rows[k]
     share = np.log(flop_per_s / low.flop_per_s) / np.log(high.flop_per_s / low.flop_per_s)
@@ -123,24 +124,24 @@ HEAD = [
 
 
 def cells(r: RungJoules) -> list[str]:
-    """A row under `HEAD`; a dash is not measured."""
+    """A row of text below `HEAD`; a dash is not measured."""
 
-    def shown(value: float | None, style: str) -> str:
+    def formatted(value: float | None, style: str) -> str:
         return "–" if value is None else format(value, style)
 
     pico = [None if x is None else 1e12 * x for x in (r.j_per_flop, r.net_j_per_flop)]
     return [
-        r.rung, f"{r.flop_per_s:.3g}", f"{r.power_w:.4g}", f"{r.j_per_token:.3g}", *(shown(x, ".3g") for x in pico),
-        shown(r.idle_share, ".0%"), shown(r.context_share, ".0%"), shown(r.of_floor, ".3g"), r.flag or "–",
+        r.rung, f"{r.flop_per_s:.3g}", f"{r.power_w:.4g}", f"{r.j_per_token:.3g}", *(formatted(x, ".3g") for x in pico),
+        formatted(r.idle_share, ".0%"), formatted(r.context_share, ".0%"), formatted(r.of_floor, ".3g"), r.flag or "–",
     ]  # fmt: skip
 
 
 def context(t: PointTable, rows: Sequence[RungJoules], fits: dict[str, Fit]) -> list[str]:
-    """What a reader needs beside the table: the card's floor, and where idle power stops dominating."""
+    """The lines that go with the table: the card's floor, and where idle power stops dominating."""
     device = str(t.device[np.isfinite(t.energy_j)][0])
     floor = floor_j_per_flop(device)
-    known = "none known" if floor is None else f"{1e12 * floor:.3g} pJ/FLOP, board power over dense bf16 peak"
-    return [f"floor of {device}: {known}", crossover(rows, fits)]
+    value = "none known" if floor is None else f"{1e12 * floor:.3g} pJ/FLOP, board power over dense bf16 peak"
+    return [f"floor of {device}: {value}", crossover(rows, fits)]
 
 
 def text(t: PointTable, fits: dict[str, Fit]) -> str:

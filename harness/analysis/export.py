@@ -1,4 +1,4 @@
-"""`harness export`: a run's end point as a plain Hugging Face checkpoint, or a study as one table row per point."""
+"""`harness export`: an end point as a plain Hugging Face checkpoint, or a study as a table of points."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def to_parquet(study: Path, out: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found, _ = records.load(study)
-    rows = study_points.study_table(found)
+    runs, _ = records.load(study)
+    rows = study_points.study_table(runs)
     if not rows:
         raise RecordError(f"{study} has no finished run, so there is no point to export. See harness status {study}.")
     temporary = out.with_name(f".{out.name}.tmp")
@@ -36,13 +36,17 @@ def choose_point(record: RunRecord, tokens: int | None) -> Point:
         return max(record.points, key=lambda p: p.tokens)
     chosen = next((p for p in record.points if p.tokens == tokens), None)
     if chosen is None:
-        have = ", ".join(str(p.tokens) for p in record.points)
-        raise RecordError(f"--tokens {tokens}: run {record.run_id} has no such point; it has {have}.")
+        available = ", ".join(str(p.tokens) for p in record.points)
+        raise RecordError(f"--tokens {tokens}: run {record.run_id} has no such point. Choose one of: {available}.")
     return chosen
 
 
 def to_hf(run_dir: Path, out: Path, tokens: int | None = None) -> Point:
-    """Write config, weights and tokenizer of a run's end point; `AutoModelForCausalLM.from_pretrained(out)` gives the same logits."""
+    """Write config, weights and tokenizer of a run's end point.
+
+    `AutoModelForCausalLM.from_pretrained(out)` gives the same logits. Raises RecordError where the
+    point has no weights, or `out` cannot be written.
+    """
     from safetensors.torch import load_file
     from transformers.utils import logging as transformers_logging
 

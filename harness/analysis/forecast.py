@@ -1,4 +1,4 @@
-"""What a rung will cost on this machine, from what earlier runs measured on it; unknown where nothing was measured."""
+"""What a rung will cost on this machine, from earlier runs on it; unknown where nothing was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.errors import RecordError
 from harness.laws.estimators import Z95
 from harness.records import RunRecord
 
-NEAR = 4.0  # a size further than this factor from every measured one is not forecast
+MAX_SIZE_RATIO = 4.0  # in N, between a rung and a measured run that can stand for it
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class Rate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds and joules of a run; None where nothing near it was measured. `low_j`, `high_j`: 95 %, the card's common gain not in it."""
+    """Seconds and joules of a run; None where no run of similar size was measured.
+
+    `low_j` and `high_j` are the 95 % interval, without the error of the card's gain, which all runs
+    share.
+    """
 
     seconds: float | None = None
     energy_j: float | None = None
@@ -37,7 +41,7 @@ class Forecast:
 
 
 def measured_rates(runs: Path, device: str) -> list[Rate]:
-    """Rates of all finished runs below `runs` on a device of this name. Unreadable records are passed over: this is a forecast."""
+    """Rates of all finished runs below `runs` on a device of this name; unreadable records are skipped."""
     rates = []
     for path in sorted(runs.glob("*/*/record.json")):
         try:
@@ -64,39 +68,40 @@ def _rate(record: RunRecord) -> Rate:
     )
 
 
-def predict(rung: Rung, rates: Iterable[Rate]) -> Forecast:
-    """Cost of training a rung, from the measured runs nearest in ln N; unknown where there is none within a factor of 4.
+def estimate_cost(rung: Rung, rates: Iterable[Rate]) -> Forecast:
+    """Cost of training a rung, from the measured runs that are nearest in ln N.
 
-    Interval: at a size that was measured, the scatter of its runs (Student's t) and the meter's error; at another one, joules per FLOP may be
-    anything between those of the nearest sizes on both sides, or beyond the one side that there is by as much as their spread.
+    The cost is unknown without a run within a factor of 4 in N. The interval at a measured size is the
+    scatter of its runs (Student's t) and the meter's error. At another size it spans the joules per
+    FLOP of the nearest sizes on both sides; with one side only, it extends beyond that side by their
+    spread.
     """
     size = math.log(rung.counts.n_total)
-    near = [r for r in rates if abs(math.log(r.n_total) - size) <= math.log(NEAR)]
+    near = [r for r in rates if abs(math.log(r.n_total) - size) <= math.log(MAX_SIZE_RATIO)]
     if not near:
         return Forecast()
     closest = min(abs(math.log(r.n_total) - size) for r in near)
     chosen = [r for r in near if abs(math.log(r.n_total) - size) <= closest + 1e-9]
     seconds = rung.spent_flop / (sum(r.flop_per_s for r in chosen) / len(chosen))
-    known = [(r.j_per_flop, r.j_per_flop_se or 0.0) for r in chosen if r.j_per_flop is not None]
-    if not known:
+    metered = [(r.j_per_flop, r.j_per_flop_se or 0.0) for r in chosen if r.j_per_flop is not None]
+    if not metered:
         return Forecast(seconds)
-    mean = sum(j for j, _ in known) / len(known)
-    half = Z95 * max(se for _, se in known)
-    if len(known) > 1:
-        sd = math.sqrt(sum((j - mean) ** 2 for j, _ in known) / (len(known) - 1))
+    mean = sum(j for j, _ in metered) / len(metered)
+    half = Z95 * max(se for _, se in metered)
+    if len(metered) > 1:
+        sd = math.sqrt(sum((j - mean) ** 2 for j, _ in metered) / (len(metered) - 1))
         from scipy import stats
 
-        half = math.hypot(half, stats.t.ppf(0.975, len(known) - 1) * sd)  # of one more run, not of the mean
+        half = math.hypot(half, stats.t.ppf(0.975, len(metered) - 1) * sd)  # of one more run, not of the mean
     low, high = mean - half, mean + half
     if closest > 1e-9:
-        others = [r.j_per_flop for r in near if r.j_per_flop is not None and r not in chosen]
-        if not others:
-            return Forecast(
-                seconds, rung.spent_flop * mean
-            )  # one size alone says nothing about another's joules per FLOP
-        low, high = min(low, *others), max(high, *others)
+        further = [r.j_per_flop for r in near if r.j_per_flop is not None and r not in chosen]
+        if not further:
+            # One size says nothing about the joules per FLOP of another
+            return Forecast(seconds, rung.spent_flop * mean)
+        low, high = min(low, *further), max(high, *further)
         sides = {r.n_total > rung.counts.n_total for r in near if r.j_per_flop is not None}
-        if len(sides) == 1:  # nothing measured beyond: it may go on as it went so far
-            beyond = max(abs(j - mean) for j in others)
+        if len(sides) == 1:  # the trend between the measured sizes may continue beyond them
+            beyond = max(abs(j - mean) for j in further)
             low, high = min(low, mean - beyond), max(high, mean + beyond)
     return Forecast(seconds, rung.spent_flop * mean, rung.spent_flop * max(0.0, low), rung.spent_flop * high)

@@ -1,10 +1,13 @@
-"""Which runs would shrink the interval of a prediction most per joule, or per FLOP where joules were not measured.
+"""Which runs would narrow the interval of a prediction most per joule.
 
-With parameters estimated to a covariance H^-1, the variance of a prediction with gradient g is g'H^-1 g; one more run with
-gradient h and noise sigma makes it g'(H + h h'/sigma^2)^-1 g = g'H^-1 g - (g'H^-1 h)^2 / (sigma^2 + h'H^-1 h). All three
-products are covariances of predictions, so they are taken over the fit's bootstrap draws, of ln L at the target and at
-each candidate: no linearisation of the law, and the intervals are those that the fit reports. After each choice the
-covariances are updated in the same way, so that the second run is chosen knowing the first.
+Where joules were not measured, the runs are chosen per FLOP.
+
+With parameters estimated to a covariance H^-1, the variance of a prediction with gradient g is
+g'H^-1 g. One more run with gradient h and noise sigma makes it g'(H + h h'/sigma^2)^-1 g =
+g'H^-1 g - (g'H^-1 h)^2 / (sigma^2 + h'H^-1 h). All three products are covariances of predictions,
+so they are taken over the fit's bootstrap draws, of ln L at the target and at each candidate: the
+law is not linearised, and the intervals are those that the fit reports. Each choice updates the
+covariances in the same way, so the second run is chosen with the first one in mind.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness import laws
-from harness.analysis.costs import Prices
+from harness.analysis.costs import Costs
 from harness.analysis.optimal import outside
 from harness.errors import FitError
 from harness.laws.catalogue import law_of
@@ -25,12 +28,12 @@ from harness.laws.result import Fit
 PER_AXIS = 16  # candidates in N and in D
 MIN_SHRINK = 0.05
 TARGET_FACTOR = 10.0  # the default target: ten times the largest compute that the fit has seen
-DEAREST = 2.0  # a candidate costs at most this times the largest run fitted
+MAX_COST_RATIO = 2.0  # of a candidate to the largest run fitted
 
 
 @dataclass
 class Target:
-    """The prediction that is to become sharper; `width` is its half 95 % interval as a share of the loss."""
+    """The prediction to sharpen; `width` is half its 95 % interval, as a share of the loss."""
 
     n: float
     d: float
@@ -42,7 +45,7 @@ class Target:
 
 @dataclass
 class NextRun:
-    """A proposed run; `width` is the target's half interval once it and the ones before it are done."""
+    """A proposed run; `width` is half the target's interval after it and the runs before it."""
 
     n: float
     d: float
@@ -56,14 +59,14 @@ class NextRun:
 
 @dataclass
 class Plan:
-    """`runs` in the order in which to do them; `strongest` narrows the interval most at any price, done alone."""
+    """`runs` in the order to do them; `strongest` alone narrows the interval most at any cost."""
 
     target: Target
     runs: list[NextRun]
     strongest: NextRun
 
 
-def target_at(fit: Fit, prices: Prices, flop: float | None, *, extrapolate: bool = False) -> Target:
+def target_at(fit: Fit, costs: Costs, flop: float | None, *, extrapolate: bool = False) -> Target:
     """The best run for `flop` FLOP; by default for ten times the largest compute fitted."""
     if law_of(fit).questions != "run":
         raise FitError(
@@ -73,30 +76,36 @@ def target_at(fit: Fit, prices: Prices, flop: float | None, *, extrapolate: bool
         raise FitError("--next needs bootstrap draws, and this fit has none. Fit again with --bootstrap 1000.")
     if flop is None:
         flop = TARGET_FACTOR * fit.span["C"][1]
-    best = laws.frontier(fit, [flop], prices.flop_per_token, extrapolate=extrapolate)
+    best = laws.frontier(fit, [flop], costs.flop_per_token, extrapolate=extrapolate)
     n, d = float(best.N[0]), float(best.D[0])
     spread = _log_losses(fit, best.N, best.D)[:, 0].std(ddof=1)
     return Target(n, d, flop, float(best.L[0]), Z95 * float(spread), outside(fit, 6 * n * d))
 
 
-def plan_next(fit: Fit, prices: Prices, target: Target, count: int, min_shrink: float = MIN_SHRINK) -> Plan:
-    """Choose `count` runs, greedily: of the candidates that narrow the target's interval by `min_shrink` or more, the one with
-    the largest reduction of variance per joule (per FLOP where joules are not known).
+def plan_next(fit: Fit, costs: Costs, target: Target, count: int, min_shrink: float = MIN_SHRINK) -> Plan:
+    """Choose `count` runs greedily.
 
-    Per joule alone, the cheapest run always wins by a hair; hence the least shrink. Where no candidate reaches it the
-    run that narrows most is taken, and its note says so. Candidates: a log grid over the N and D of the data and twice
-    as far, at most twice the compute of the largest run. A run's noise is the residual scatter of the fit.
+    Each is the one with the largest reduction of variance per joule (per FLOP where joules are
+    unknown) among the candidates that narrow the target's interval by `min_shrink` or more. Without
+    this threshold the cheapest run always wins by a hair. Where no candidate reaches it, the run
+    that narrows most is taken, and its note says so. The candidates are a log grid over the N and D
+    of the data and twice as far, at most twice the compute of the largest run. The noise of a run is
+    the residual scatter of the fit.
+
+    Raises FitError where no candidate can be run, or where the draws give the target no interval.
     """
     sizes = [np.geomspace(fit.span[s][0], 2 * fit.span[s][1], PER_AXIS) for s in ("N", "D")]
     n, d = (m.ravel() for m in np.meshgrid(*sizes, indexing="ij"))
-    by_joule = prices.j_per_flop is not None
-    price = prices.joules(n, d) if by_joule else prices.flop(n, d)
-    allowed = np.isfinite(price) & (6 * n * d <= min(DEAREST * fit.span["C"][1], 6 * target.n * target.d))
+    by_joule = costs.j_per_flop is not None
+    cost = costs.joules(n, d) if by_joule else costs.flop(n, d)
+    allowed = np.isfinite(cost) & (6 * n * d <= min(MAX_COST_RATIO * fit.span["C"][1], 6 * target.n * target.d))
     if not allowed.any():
-        raise FitError("no candidate run is both affordable and priced: the target lies below every run of the data.")
-    n, d, price = n[allowed], d[allowed], price[allowed]
-    drawn = _log_losses(fit, np.append(n, target.n), np.append(d, target.d))
-    cov = np.cov(drawn, rowvar=False)  # candidates, then the target
+        raise FitError(
+            "no candidate run has a known cost within the limit: the target lies below every run of the data."
+        )
+    n, d, cost = n[allowed], d[allowed], cost[allowed]
+    draws = _log_losses(fit, np.append(n, target.n), np.append(d, target.d))
+    cov = np.cov(draws, rowvar=False)  # candidates, then the target
     if cov[-1, -1] <= 0:
         raise FitError("the draws of this fit agree on the target exactly: there is no interval to narrow.")
     dof = max(fit.n_points - (len(fit.params) - len(fit.fixed)), 1)
@@ -108,13 +117,13 @@ def plan_next(fit: Fit, prices: Prices, target: Target, count: int, min_shrink: 
         return gain, 1 - np.sqrt(np.maximum(cov[-1, -1] - gain, 0.0) / cov[-1, -1])
 
     def proposal(k: int, shrink: float, width: float, note: str | None = None) -> NextRun:
-        one, tokens = n[k : k + 1], d[k : k + 1]
-        seconds = float(prices.seconds(one, tokens)[0])
+        size, tokens = n[k : k + 1], d[k : k + 1]
+        seconds = float(costs.seconds(size, tokens)[0])
         return NextRun(
             n=float(n[k]),
             d=float(d[k]),
-            flop=float(prices.flop(one, tokens)[0]),
-            joules=float(price[k]) if by_joule else None,
+            flop=float(costs.flop(size, tokens)[0]),
+            joules=float(cost[k]) if by_joule else None,
             seconds=seconds if np.isfinite(seconds) else None,
             width=width,
             shrink=shrink,
@@ -128,7 +137,7 @@ def plan_next(fit: Fit, prices: Prices, target: Target, count: int, min_shrink: 
     for _ in range(count):
         gain, shrink = gains()
         enough = shrink >= min_shrink
-        k = int(np.where(enough, gain / price, -1.0).argmax() if enough.any() else gain.argmax())
+        k = int(np.where(enough, gain / cost, -1.0).argmax() if enough.any() else gain.argmax())
         notes = [] if enough.any() else [f"no candidate narrows the interval by {min_shrink:.0%}; this one does most"]
         if any((r.n, r.d) == (float(n[k]), float(d[k])) for r in runs):
             notes.append("the same run with another seed")

@@ -1,9 +1,10 @@
-"""Records to arrays: the table that the laws are fitted to, its frontier, its noise, what is known of its floor.
+"""Records to arrays: the table that the laws are fitted to, its frontier, its noise and its floor.
 
-Loss in nat per scored token, compute in FLOP (causal count), energy in joule, sizes in parameters. Inside arrays a
-missing number is NaN, because numpy has no None; it leaves this module as None with a reason. A row enters the loss
-laws when its run is done, its role is `fit`, and the point is annealed; it enters the energy laws when its joules were
-measured too and the meter's verdict is not `invalid`. Whatever is left out is counted by reason.
+Loss is in nat per scored token, compute in FLOP (causal count), energy in joule, size in parameters.
+A missing number is NaN in arrays, because numpy has no None, and None with a reason outside of them.
+A row enters the loss laws when its run is done, its role is `fit` and the point is annealed. It
+enters the energy laws when its joules were measured too and the meter's verdict is not `invalid`.
+Rows that are left out are counted by reason.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ N_DEFAULT = "n_total"
 
 @dataclass
 class PointTable:
-    """One row per point that enters the loss laws, in arrays of one length; `excluded`: reason -> points left out."""
+    """One row per point that enters the loss laws, as arrays of equal length.
+
+    `excluded` and `energy_excluded`: reason -> points that are left out.
+    """
 
     run_id: Array
     name: Array
@@ -40,16 +44,16 @@ class PointTable:
     unique_tokens: Array
     epochs: Array
     train_flop: Array  # causal count
-    matmul_flop: Array  # other counts of the same training: without attention; with dense attention and the embedding as a product
-    full_emb_flop: Array
+    matmul_flop: Array  # of the same training, counted without attention
+    full_emb_flop: Array  # counted with dense attention and the embedding as a product
     loss_nat: Array
     loss_se_nat: Array
     bits_per_byte: Array  # NaN where the corpus has no bytes
     oracle_nat: Array  # NaN where unknown
     energy_j: Array  # NaN where unmeasured or invalid
     energy_se_j: Array
-    energy_net_j: Array  # minus idle_power_w over the point's windows; NaN where no idle power was measured
-    energy_net_se_j: Array  # the reading's error and that of the idle power, which grows with the time
+    energy_net_j: Array  # minus idle_power_w over the point's windows; NaN without a measured idle power
+    energy_net_se_j: Array  # error of the reading and of the idle power, which grows with time
     idle_power_w: Array  # of the device with a context resident and no work
     idle_bare_w: Array  # of the device without a context
     verdict: Array
@@ -82,13 +86,13 @@ _ENERGY = ("energy_j", "energy_se_j", "energy_net_j", "idle_power_w")
 
 
 def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
-    """n_total -> label. The width names a rung; where two rungs share it, the depth, then n_total, is added."""
+    """n_total -> label: the width, with the depth where two rungs share it; else n_total."""
     rungs = {r.counts.n_total: (r.shape.get("width"), r.shape.get("depth")) for r in records}
     widths = Counter(w for w, _ in rungs.values())
-    both = Counter(rungs.values())
+    shapes = Counter(rungs.values())
     labels = {}
     for n, (width, depth) in sorted(rungs.items()):
-        if width is None or both[(width, depth)] > 1:
+        if width is None or shapes[(width, depth)] > 1:
             labels[n] = f"N {n:,}"
         else:
             labels[n] = f"width {width}" + (f", depth {depth}" if widths[width] > 1 else "")
@@ -96,21 +100,22 @@ def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
 
 
 def baselines(r: RunRecord) -> tuple[float | None, float | None]:
-    """Idle power of the run's cards without a CUDA context, and the standard error of that with one, W; from their sensor
-    cards, added up. None where a card was not measured.
+    """Idle power of the run's cards without a CUDA context, and the standard error of that with one, W.
+
+    Both are sums over the sensor cards; None where one of the cards was not measured.
     """
     cards = r.meter.get("sensor_cards") or [None]
 
-    def known(name: str) -> list[float] | None:
+    def of_cards(name: str) -> list[float] | None:
         values = [None if c is None else c.get(name) for c in cards]
         return None if None in values else [float(v) for v in values if v is not None]
 
-    bare, sd = known("idle_bare_w"), known("idle_context_sd_w")
+    bare, sd = of_cards("idle_bare_w"), of_cards("idle_context_sd_w")
     return None if bare is None else math.fsum(bare), None if sd is None else math.hypot(*sd)
 
 
 def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> PointTable:
-    """The table of fit points. `excluded` (state -> runs, from `records.load`) is carried into the counts."""
+    """The table of fit points; `excluded` (state -> runs, from `records.load`) enters its counts."""
     labels = rung_labels(records)
     out: Counter[str] = Counter({f"runs {state}": n for state, n in (excluded or {}).items()})
     no_energy: Counter[str] = Counter()
@@ -146,7 +151,7 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
 
 # --- frontier, noise, checks -----------------------------------------------------------------------------------------
 def seed_means(t: PointTable) -> PointTable:
-    """One row per (rung, budget): loss and energy as geometric means over seeds, other columns from the first seed."""
+    """One row per (rung, budget): geometric means over seeds of loss and energy; else the first seed."""
     groups: dict[tuple[str, float], list[int]] = {}
     for i in range(len(t)):
         groups.setdefault((str(t.rung[i]), float(t.tokens[i])), []).append(i)
@@ -158,11 +163,11 @@ def seed_means(t: PointTable) -> PointTable:
 
 
 def frontier_points(t: PointTable, x: str = "train_flop") -> tuple[PointTable, Array]:
-    """Points on the lower envelope of loss against `x`, and for each whether its rung is neither smallest nor largest.
+    """Points on the lower envelope of loss against `x`, and whether each lies on an interior rung.
 
-    Each rung's seed-mean points are joined by straight lines in log-log space. A point is on the frontier when at least
-    one other rung was run at that `x` and none lies below it, there or at less: without a rival nothing says that the
-    point is the best.
+    The seed means of each rung are joined by straight lines in log-log space. A point is on the
+    frontier when at least one other rung was run at its `x` and no other rung has a lower loss at that
+    `x` or at less. Without another rung nothing shows that the point is the best.
     """
     m = seed_means(t)
     m = m.where(np.isfinite(getattr(m, x)) & (getattr(m, x) > 0))
@@ -171,12 +176,11 @@ def frontier_points(t: PointTable, x: str = "train_flop") -> tuple[PointTable, A
     ln_x, ln_loss = np.log(getattr(m, x)), np.log(m.loss_nat)
     rivals, compared = np.full((len(m.rungs()), len(m)), np.nan), np.zeros(len(m), dtype=bool)
     for k, rung in enumerate(m.rungs()):
-        own = np.flatnonzero(m.rung == rung)
-        own = own[np.argsort(ln_x[own])]
-        rivals[k] = np.interp(ln_x, ln_x[own], ln_loss[own], left=np.nan)  # past its last point a rung keeps its loss
-        rivals[k, own] = np.nan
-        run_there = (ln_x >= ln_x[own[0]]) & (ln_x <= ln_x[own[-1]]) & (m.rung != rung)
-        compared |= run_there
+        rows = np.flatnonzero(m.rung == rung)
+        rows = rows[np.argsort(ln_x[rows])]
+        rivals[k] = np.interp(ln_x, ln_x[rows], ln_loss[rows], left=np.nan)  # beyond its last point, its last loss
+        rivals[k, rows] = np.nan
+        compared |= (ln_x >= ln_x[rows[0]]) & (ln_x <= ln_x[rows[-1]]) & (m.rung != rung)
     lowest = np.where(compared, np.nanmin(np.where(np.isfinite(rivals), rivals, np.inf), axis=0), -np.inf)
     front = m.where(ln_loss <= lowest)
     front = front.where(np.argsort(getattr(front, x), kind="stable"))
@@ -207,7 +211,7 @@ def seed_noise(t: PointTable) -> SeedNoise | None:
 
 @dataclass(frozen=True)
 class RateCheck:
-    """Losses of one rung at one budget and seed under scaled learning rates; `relative[s]` = loss(s) / loss(1) - 1."""
+    """Losses of one rung, budget and seed at scaled learning rates: `relative[s]` = loss(s)/loss(1) - 1."""
 
     rung: str
     n_total: int
@@ -216,11 +220,11 @@ class RateCheck:
     relative: dict[float, float]
     best: float
     at_edge: bool  # the best rate tried is the smallest or the largest
-    resolved: bool  # the edge wins by more than two seed standard deviations, where those are known
+    resolved: bool  # the edge is lower by more than two standard deviations over seeds, if known
 
 
 def rate_check(records: Sequence[RunRecord], noise: SeedNoise | None = None) -> list[RateCheck]:
-    """Compare runs that differ in `optim.lr_scale` alone, at the largest budget that they share with scale 1."""
+    """Compare runs that differ in `optim.lr_scale` alone, at the largest budget shared with scale 1."""
     labels = rung_labels(records)
     losses: dict[tuple[int, int, int], dict[float, float]] = {}
     for r in records:
@@ -243,7 +247,7 @@ def rate_check(records: Sequence[RunRecord], noise: SeedNoise | None = None) -> 
 
 @dataclass(frozen=True)
 class Floor:
-    """What is known about the best possible loss, nat per scored token; None with the reason where nothing is."""
+    """The best possible loss, nat per scored token; both are None where it is unknown, for `reason`."""
 
     entropy_nat: float | None  # of the source, in closed form
     oracle_nat: float | None  # mean over points of the best loss on their own validation tokens
@@ -262,25 +266,28 @@ def floor(records: Sequence[RunRecord]) -> Floor:
 
 
 def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
-    """Exponents expected on the facts corpus, Zipf a: a for N, a / (1 + a) for D (arXiv:2303.13506, 2102.04074)."""
-    found = {
+    """Exponents expected on the facts corpus with Zipf exponent a: a for N, a / (1 + a) for D.
+
+    Sources: arXiv:2303.13506 for N, arXiv:2102.04074 for D. None for other corpora.
+    """
+    exponents = {
         r.config.get("corpus", {}).get("zipf_a") for r in records if r.config.get("corpus", {}).get("kind") == "facts"
     }
-    if len(found) != 1 or None in found:
+    if len(exponents) != 1 or None in exponents:
         return None
-    (a,) = found
+    (a,) = exponents
     return {"alpha": float(a), "beta": float(a) / (1 + float(a))}
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
 def study_table(records: Sequence[RunRecord]) -> list[dict[str, str | int | float | bool | None]]:
-    """One flat row per point, probes and un-annealed points included, for parquet and for people."""
+    """One flat row per point, with probes and points that are not annealed."""
     rows = []
     for r in records:
         head = {"run_id": r.run_id, "study": r.study, "name": r.name, "role": r.role, "state": r.state, "seed": r.seed}
         shape = {k: r.shape.get(k) for k in ("width", "depth", "heads", "head_dim", "vocab", "context")}
         hyper = {k: r.hyper.get(k) for k in ("lr", "batch_tokens", "weight_decay", "beta2", "warmup_tokens", "rule")}
-        where = {
+        setting = {
             "corpus": r.corpus.get("corpus_id"),
             "tokenizer": r.corpus.get("tokenizer"),
             "schedule": r.config.get("schedule", {}).get("kind"),
@@ -295,5 +302,5 @@ def study_table(records: Sequence[RunRecord]) -> list[dict[str, str | int | floa
             energy["energy_reason"], energy["energy_source"] = energy.pop("reason"), energy.pop("source")
             energy["energy_verdict"], energy["energy_codes"] = energy.pop("verdict"), energy.pop("codes")
             energy["energy_notes"] = "; ".join(energy.pop("notes"))
-            rows.append(head | shape | vars(r.counts) | hyper | where | point | energy)
+            rows.append(head | shape | vars(r.counts) | hyper | setting | point | energy)
     return rows

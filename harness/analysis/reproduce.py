@@ -1,8 +1,9 @@
-"""`harness reproduce NAME`: run a ladder afresh and compare its results with those of a committed reference.
+"""`harness reproduce NAME`: run a ladder again and compare its results with a committed reference.
 
-`reference.json` of a committed study holds quantities at one seed, each with its standard deviation (over the reference's seeds; with one
-seed, over the bootstrap draws of its law) and the bound of three of those. Joules and seconds belong to a machine and are not compared.
-An installed package ships the file of every reference; in a checkout, those below `results/reference` are read.
+`reference.json` of a committed study holds quantities at one seed, each with its standard deviation
+(over the seeds of the reference; with one seed, over the bootstrap draws of its law) and a bound of
+three standard deviations. Joules and seconds belong to a machine and are not compared. An installed
+package ships the file of every reference; in a checkout, those below `results/reference` are read.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Quantity:
 
     value: float
     sd: float
-    sd_over: str  # seeds | bootstrap | problems (an accuracy, from their finite number)
+    sd_over: str  # seeds | bootstrap | problems (of an accuracy, from their finite number)
     bound: float  # three standard deviations
 
 
 @dataclass
 class Reference:
-    """What a ladder's run at one seed is compared with."""
+    """The quantities that a ladder's run at one seed is compared with."""
 
     ladder: str
     verb: str  # run | ttc: what runs the ladder
@@ -56,7 +57,10 @@ class Reference:
 
 
 def reference_files() -> dict[str, Path]:
-    """Name of each committed study -> its reference.json: of the working directory, the checkout, or the installed package."""
+    """Name of each committed study -> its reference.json.
+
+    The working directory comes before the checkout, and the checkout before the installed package.
+    """
     paths: dict[str, Path] = {}
     for base in (Path.cwd(), ROOT):
         for path in sorted(base.glob(f"results/reference/*/{FILE}")):
@@ -67,7 +71,10 @@ def reference_files() -> dict[str, Path]:
 
 
 def load_reference(name: str) -> Reference:
-    """The reference of a committed study, by the study's name or by its ladder's. RecordError lists those that there are."""
+    """The reference of a committed study, by the name of the study or of its ladder.
+
+    Raises RecordError, with the names that exist, for any other name.
+    """
     paths = reference_files()
     if name not in paths:
         ladders = {str(records.read_json(path).get("ladder")): study for study, path in reversed(paths.items())}
@@ -82,11 +89,12 @@ def load_reference(name: str) -> Reference:
 def quantities(
     runs: Sequence[RunRecord], fits: dict[str, Fit], evaluations: Sequence[TtcRecord] = ()
 ) -> dict[str, tuple[float, float, str]]:
-    """What a study's results are compared by: name -> (value, standard deviation within the study, what that is over).
+    """The compared results of a study: name -> (value, its standard deviation, what that is over).
 
-    With a law L(N, D): its exponents and floor, and the loss on its compute-optimal frontier at three budgets, where that lies inside
-    the measured N and D. With a law L(C): its loss at the same budgets. With evaluations: greedy accuracy of each run's longest point
-    under each control. A parameter that one seed does not pin has no standard deviation (NaN).
+    With a law L(N, D): its exponents and floor, and the loss on its compute-optimal frontier at three
+    budgets, where that lies inside the measured N and D. With a law L(C): its loss at the same budgets.
+    With evaluations: greedy accuracy of the longest point of each run under each control. A parameter
+    that one seed does not pin has no standard deviation (NaN).
     """
     out: dict[str, tuple[float, float, str]] = {}
     flop = [p.train_flop for r in runs if r.role == "fit" for p in r.points]
@@ -123,7 +131,7 @@ def quantities(
 
 
 def _sd(low: float, high: float) -> float:
-    """The standard deviation of a normal law whose 95 % interval this is."""
+    """The standard deviation of a normal law with this 95 % interval."""
     return float(high - low) / 2 / Z95
 
 
@@ -132,7 +140,7 @@ def make_reference(
 ) -> Reference:
     """A reference from the records of one study; each of its seeds is fitted by itself.
 
-    RecordError where the seed is none of the study's, or where nothing of the study can be compared.
+    Raises RecordError for a seed without runs, or for a study without a quantity to compare.
     """
     seeds = sorted({r.seed for r in runs if r.role == "fit"})
     if seed not in seeds:
@@ -161,7 +169,10 @@ def make_reference(
 def compare(
     reference: Reference, runs: Sequence[RunRecord], fits: dict[str, Fit], evaluations: Sequence[TtcRecord] = ()
 ) -> tuple[str, bool]:
-    """A table of differences, and whether every quantity lies within its bound. RecordError where another corpus was trained on."""
+    """A table of differences, and whether every quantity lies within its bound.
+
+    Raises RecordError for runs on another corpus.
+    """
     corpora = sorted({str(r.corpus["corpus_id"]) for r in runs if r.role == "fit"})
     if runs and corpora != reference.corpora:
         raise RecordError(

@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 
 def results_folder(folder: Path) -> Path:
-    """Where fits and pages of a study go: its own folder, or for a committed reference, which is never written to, runs/<name>.
+    """The folder of a study's fits and pages: the study's own, except for a committed reference.
 
-    Where that holds runs of its own, a study whose fits are not the reference's, it is runs/<name>-reference.
+    A reference is never written to. Its results go to runs/<name>, or to runs/<name>-reference where
+    runs/<name> holds runs, because these are another study with other fits.
     """
     if not records.is_reference(folder):
         return folder
     name = folder.resolve().name
-    own = Path("runs") / name
-    return own.with_name(f"{name}-reference") if records.holds_runs(own) else own
+    results = Path("runs") / name
+    return results.with_name(f"{name}-reference") if records.holds_runs(results) else results
 
 
 @dataclass
 class Study:
-    """What the runs of one study left in `folder`, and its fits and answers, which are kept in `results`.
+    """The records of one study in `folder`, and its fits and answers in `results`.
 
-    The two are the same folder, but for a committed reference (`records.is_reference`): a reference is never written to, and
-    its results are kept where `results_folder` or the caller says.
+    The two are the same folder, except for a committed reference (`records.is_reference`), which is
+    never written to: its results go to `results_folder`, or to the caller's choice.
     """
 
     name: str
@@ -54,18 +55,18 @@ class Study:
 
     @classmethod
     def load(cls, folder: str | Path, results: str | Path | None = None) -> Study:
-        """Read a study from its folder. Fits and answers come from `results` where it holds some, else from the folder.
+        """Read a study from its folder; fits and answers from `results` where it has some.
 
-        RecordError for a folder that is none, or a file that cannot be read.
+        Raises RecordError for a folder that does not exist or a file that cannot be read.
         """
         folder = Path(folder)
-        found, excluded = records.load(folder)
+        runs, excluded = records.load(folder)
         name = folder.resolve().name
         results = results_folder(folder) if results is None else Path(results)
         source = results if (results / fit_files.STUDY_FILE).exists() else folder
         evaluations = ttc_records.load(folder)
         answers = ttc_study.read(source) if evaluations else None
-        return cls(name, found, excluded, fit_files.load_fits(source), evaluations, answers, folder, results)
+        return cls(name, runs, excluded, fit_files.load_fits(source), evaluations, answers, folder, results)
 
     def fit(self, *, bootstrap: int = 1000, delta: float = 1e-3, seed: int = 0) -> None:
         """Fit every law that the records allow, of training and of evaluations; `save` keeps them.

@@ -1,8 +1,8 @@
-"""The laws of a study: which table each is fitted to, or why it cannot be, and the fits.
+"""The laws of a study: the table that each is fitted to, or why there is none, and the fits.
 
-Loss laws are fitted without weights. Energy laws weigh each point by its error bar, 0.5 % at the least, and state what a wrong
-zero of the sensor would do: their result with all powers shifted by 5 W (an offset moves the exponent of rungs where idle
-power dominates; a gain moves no exponent).
+Loss laws are fitted without weights. Energy laws weigh each point by its error bar, at least 0.5 %.
+They also state their result with all powers shifted by 5 W, which is the effect of a wrong zero of
+the sensor: an offset moves the exponent of rungs where idle power dominates; a gain moves none.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IDLE_SPREAD_W = 5.0  # idle powers of one study that differ by more are not one 
 
 @dataclass(frozen=True)
 class Job:
-    """One law to be fitted: symbol -> column of `table`, what is fixed, and the rung that is held out."""
+    """One law to fit: symbol -> column of `table`, fixed parameters, and the rung to hold out."""
 
     law: str
     table: PointTable
@@ -60,12 +60,12 @@ def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -
     if reasons:
         return dict.fromkeys(FIT_NAMES, reasons)
     nd = {"N": N_DEFAULT, "D": "tokens", "loss": "loss_nat"}
-    known = floor(records)
-    oracle = known.oracle_nat if known.oracle_nat is not None else known.entropy_nat
+    lowest = floor(records)
+    oracle = lowest.oracle_nat if lowest.oracle_nat is not None else lowest.entropy_nat
     out: dict[str, Job | str] = {
         "loss_nd": Job("chinchilla", t, nd),
         "loss_nd_heldout": Job("chinchilla", t, nd, hold_out=t.rungs()[-1]),
-        "loss_nd_floor_fixed": Job("chinchilla", t, nd, {"E": oracle}) if oracle is not None else str(known.reason),
+        "loss_nd_floor_fixed": Job("chinchilla", t, nd, {"E": oracle}) if oracle is not None else str(lowest.reason),
         "loss_nd_nonemb": Job("chinchilla", t, nd | {"N": "n_nonemb"}),
         "loss_nd_head": Job("chinchilla", t, nd | {"N": "n_head"}),
         "loss_compute": _frontier_job(t, "train_flop", {"C": "train_flop"}, "loss_compute"),
@@ -78,8 +78,8 @@ def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -
 def _energy_jobs(t: PointTable) -> dict[str, Job | str]:
     measured = t.where(np.isfinite(t.energy_j))
     if len(measured) < MIN_FRONTIER:
-        why = "; ".join(f"{reason} ({n} points)" for reason, n in t.energy_excluded.items())
-        return dict.fromkeys(ENERGY_FITS, f"energy of {len(measured)} of {len(t)} points: {why}")
+        reasons = "; ".join(f"{reason} ({n} points)" for reason, n in t.energy_excluded.items())
+        return dict.fromkeys(ENERGY_FITS, f"energy of {len(measured)} of {len(t)} points: {reasons}")
     if len(devices := sorted(set(measured.device))) > 1:
         return dict.fromkeys(ENERGY_FITS, f"points of different devices are not pooled: {', '.join(devices)}")
     power = {"C": "train_flop", "energy": "energy_j"}
@@ -99,15 +99,15 @@ def _energy_jobs(t: PointTable) -> dict[str, Job | str]:
 
 def measured_idle_w(measured: PointTable) -> float | str:
     """Idle power of the device during these points, W, or why there is no such number."""
-    known = measured.idle_power_w[np.isfinite(measured.idle_power_w)]
-    if len(known) < len(measured):
+    idle_w = measured.idle_power_w[np.isfinite(measured.idle_power_w)]
+    if len(idle_w) < len(measured):
         return (
-            f"idle power was not measured for {len(measured) - len(known)} of {len(measured)} points: "
+            f"idle power was not measured for {len(measured) - len(idle_w)} of {len(measured)} points: "
             "harness doctor --sensor measures it, and runs after it state net joules"
         )
-    if np.ptp(known) > IDLE_SPREAD_W:
-        return f"idle power differs between points, {known.min():.1f} to {known.max():.1f} W: one baseline cannot hold for all"
-    return float(known.mean())
+    if np.ptp(idle_w) > IDLE_SPREAD_W:
+        return f"idle power differs between points, {idle_w.min():.1f} to {idle_w.max():.1f} W: one baseline cannot hold for all"
+    return float(idle_w.mean())
 
 
 def _net_job(measured: PointTable, columns: dict[str, str]) -> Job | str:
@@ -126,10 +126,10 @@ def _unusable(records: Sequence[RunRecord], t: PointTable) -> str | None:
     if not len(t):
         left_out = ", ".join(f"{reason}: {n}" for reason, n in t.excluded.items())
         return "no point to fit" + (f" (left out: {left_out})" if left_out else "")
-    for what in ("corpus_id", "tokenizer"):
-        found = {str(r.corpus.get(what)) for r in records if r.role == "fit"}
-        if len(found) > 1:
-            return f"losses on different scales cannot be fitted together: {what} is {', '.join(sorted(found))}"
+    for field_name in ("corpus_id", "tokenizer"):
+        values = {str(r.corpus.get(field_name)) for r in records if r.role == "fit"}
+        if len(values) > 1:
+            return f"losses on different scales cannot be fitted together: {field_name} is {', '.join(sorted(values))}"
     contexts = {str(r.shape.get("context")) for r in records if r.role == "fit"}
     if len(contexts) > 1:
         return f"losses over different contexts cannot be fitted together: context is {', '.join(sorted(contexts))}"
@@ -157,7 +157,7 @@ def fit_study(
     seed: int = 0,
     delta: float = 1e-3,
 ) -> dict[str, Fit]:
-    """Every law that the records allow, by the names of `FIT_NAMES`; what is absent is explained by `unfitted`.
+    """Every law that the records allow, by the names of `FIT_NAMES`; `unfitted` explains the others.
 
     Intervals resample whole trunks (`run_id`), because the points of one trunk share its noise.
     """
@@ -195,7 +195,7 @@ def _run(job: Job, *, bootstrap: int, seed: int, delta: float) -> Fit:
 
 
 def _sigma(job: Job) -> Array | None:
-    """Error bar of each energy, the floor included; None for the laws of loss, and where a point has no error bar."""
+    """Error bar of each energy, at least `SIGMA_FLOOR`; None for laws of loss, or without error bars."""
     column = {"energy_j": "energy_se_j", "energy_net_j": "energy_net_se_j"}.get(job.columns.get("energy", ""))
     if column is None:
         return None
@@ -209,7 +209,7 @@ def _absorbs_offset(job: Job) -> bool:
 
 
 def _shift_powers(job: Job, fit: Fit, delta: float) -> None:
-    """Refit with every power 5 W lower and higher, and put the slope that comes out (b, or e) into `fit.derived`."""
+    """Refit with every power 5 W lower and higher; the slopes (b, or e) go into `fit.derived`."""
     law = law_of(fit)
     slope = law.exponents[0] if law.exponents else law.params[-1]
     for shift_w, label in ((-OFFSET_W, "minus"), (OFFSET_W, "plus")):
@@ -217,15 +217,15 @@ def _shift_powers(job: Job, fit: Fit, delta: float) -> None:
         shifted = replace(job.table)
         setattr(shifted, column, getattr(job.table, column) + shift_w * job.table.wall_s)
         try:
-            again = _run(replace(job, table=shifted), bootstrap=0, seed=0, delta=delta)
+            refit = _run(replace(job, table=shifted), bootstrap=0, seed=0, delta=delta)
         except FitError:
             text = f"with all powers {abs(shift_w):g} W lower some joules are not above 0: an offset of that size decides this law"
             fit.warnings.append(Warn("OFFSET_DECIDES", text))
             continue
-        fit.derived[f"{slope}_at_{label}_5w"] = again.params[slope]
-        ends = fit.interval.get(slope)
-        if ends and not ends[0] <= again.params[slope] <= ends[1]:
-            text = f"{slope} becomes {again.params[slope]:.4g} with all powers shifted by {shift_w:+g} W, outside its 95 % interval"
+        fit.derived[f"{slope}_at_{label}_5w"] = refit.params[slope]
+        interval = fit.interval.get(slope)
+        if interval and not interval[0] <= refit.params[slope] <= interval[1]:
+            text = f"{slope} becomes {refit.params[slope]:.4g} with all powers shifted by {shift_w:+g} W, outside its 95 % interval"
             fit.warnings.append(Warn("OFFSET_SENSITIVE", text))
 
 

@@ -1,4 +1,4 @@
-"""The summary run of a study in W&B: the table of points and the fitted curves, mirrored as the runs themselves were."""
+"""The summary run of a study in W&B: the table of points and the fitted curves."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ CURVE_POINTS = 60
 
 
 def mirror_study(study: Study, mode: str) -> str | None:
-    """Mirror a study's fits; None where the runs were not mirrored and nothing else was asked for."""
-    found, folder, fits = study.records, study.folder, study.fits
-    recorded = [r.config["tracker"] for r in found if "tracker" in r.config]
+    """Mirror a study's fits and return the mirror's state.
+
+    `mode` is a W&B mode, or "as-recorded" for the mode of the runs; None where that is disabled.
+    """
+    runs, folder, fits = study.records, study.folder, study.fits
+    recorded = [r.config["tracker"] for r in runs if "tracker" in r.config]
     if mode == "as-recorded":
-        used = [t for t in recorded if t["mode"] != WandbMode.disabled.value]
-        if not used:
+        enabled = [t for t in recorded if t["mode"] != WandbMode.disabled.value]
+        if not enabled:
             return None
-        chosen = used[-1]
+        chosen = enabled[-1]
     else:
         chosen = {**(recorded[-1] if recorded else {}), "mode": mode}
     config = TrackerConfig(**{**chosen, "mode": WandbMode(chosen["mode"])})
-    rows = study_points.study_table(found)
+    rows = study_points.study_table(runs)
     columns = list(rows[0]) if rows else []
     table = (columns, [[r[c] for c in columns] for r in rows])
     files = [p for p in (study.results / "fits.json", *sorted(folder.glob("*/record.json"))) if p.exists()]
     return mirror_fit(
         config,
-        study=found[0].study if found else study.name,
+        study=runs[0].study if runs else study.name,
         folder=study.results,
         points=table,
-        curves=_curves(found, fits),
+        curves=_curves(runs, fits),
         fits={k: to_json(v) for k, v in fits.items()},
         files=files,
     )
 
 
-def _curves(found: list[RunRecord], fits: dict[str, Fit]) -> list[dict]:
-    """Measured points and the fitted line of every law of one variable, and the lines of L(N, D) per rung, as W&B charts."""
+def _curves(runs: list[RunRecord], fits: dict[str, Fit]) -> list[dict]:
+    """W&B charts: the measured points, and the fitted line of every law of one variable."""
     charts = []
     for name, symbol, title in (
         ("loss_compute", "C", "loss against training FLOP"),
@@ -65,7 +68,7 @@ def _curves(found: list[RunRecord], fits: dict[str, Fit]) -> list[dict]:
                     "y": "fitted",
                 }
             )
-    t = study_points.points(found)
+    t = study_points.points(runs)
     if len(t):
         rows = [[float(c), float(loss)] for c, loss in zip(t.train_flop, t.loss_nat, strict=True)]
         charts.append(

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import records
 from harness.analysis import next_runs, optimal
 from harness.analysis import points as study_points
-from harness.analysis.costs import Prices, of_study, without_records
+from harness.analysis.costs import Costs, of_study, without_records
 from harness.analysis.study import results_folder
 from harness.errors import FitError
 from harness.laws.catalogue import LAWS, law_of
@@ -60,28 +60,28 @@ def run(arguments: list[str], find_study: Callable[[str], Path]) -> int:
     fits, folder = gather(given.sources, find_study)
     name = pick(fits, given.fit)
     fit = fits[name]
-    prices = _prices(fit, folder)
+    costs = _costs(fit, folder)
     outcome: records.Json = {
         "schema_version": records.SCHEMA_VERSION,
         "fit": name,
         "law": fit.law,
-        "compute": prices.flop_text,
+        "compute": costs.flop_text,
         "extrapolate": given.extrapolate,
     }
     lines = [
-        f"{name}: {fit.formula} on {fit.n_points} points; N = {fit.columns.get('N', 'not stated')}; {prices.flop_text}"
+        f"{name}: {fit.formula} on {fit.n_points} points; N = {fit.columns.get('N', 'not stated')}; {costs.flop_text}"
     ]
     if given.next is not None:
-        target = next_runs.target_at(fit, prices, given.flop, extrapolate=given.extrapolate)
-        plan = next_runs.plan_next(fit, prices, target, given.next)
+        target = next_runs.target_at(fit, costs, given.flop, extrapolate=given.extrapolate)
+        plan = next_runs.plan_next(fit, costs, target, given.next)
         outcome |= records.to_json(plan)
-        lines += _next_lines(plan, prices)
+        lines += _next_lines(plan, costs)
     else:
         choices = []
         if given.flop is not None:
-            choices.append(optimal.best_for_flop(fit, prices, given.flop, extrapolate=given.extrapolate))
+            choices.append(optimal.best_for_flop(fit, costs, given.flop, extrapolate=given.extrapolate))
         if given.loss is not None:
-            choices += optimal.cheapest_for_loss(fit, prices, given.loss, extrapolate=given.extrapolate)
+            choices += optimal.cheapest_for_loss(fit, costs, given.loss, extrapolate=given.extrapolate)
         choices += optimal.from_energy_laws(fits, choices, given.loss, extrapolate=given.extrapolate)
         outcome["answers"] = choices
         for choice in choices:
@@ -156,7 +156,7 @@ def _answering() -> str:
     return ", ".join(name for name, law in LAWS.items() if law.questions)
 
 
-def _prices(fit: Fit, folder: Path | None) -> Prices:
+def _costs(fit: Fit, folder: Path | None) -> Costs:
     n_column = fit.columns.get("N")
     if folder is None:
         return without_records(
@@ -191,16 +191,16 @@ def _choice_lines(c: optimal.Choice) -> list[str]:
     return lines
 
 
-def _next_lines(plan: next_runs.Plan, prices: Prices) -> list[str]:
+def _next_lines(plan: next_runs.Plan, costs: Costs) -> list[str]:
     t = plan.target
-    unit = "joule" if prices.j_per_flop is not None else "FLOP"
+    unit = "joule" if costs.j_per_flop is not None else "FLOP"
     lines = [
         f"target: L at N {si(t.n)}, D {si(t.d)} ({t.flop:.3g} FLOP) = {t.loss_nat:.4f} nat, 95 % ± {t.width:.2%} now",
         *_outside(t.decades_outside),
         f"runs that would narrow it most per {unit}, each at least {next_runs.MIN_SHRINK:.0%}, in this order:",
     ]
     if unit == "FLOP":
-        lines.append(f"  (joules unknown: {prices.joules_reason})")
+        lines.append(f"  (joules unknown: {costs.joules_reason})")
     lines += [f"  {i}. {_run_line(r)}" for i, r in enumerate(plan.runs, start=1)]
     return [*lines, f"the run that would narrow it most at any price: {_run_line(plan.strongest)}"]
 
@@ -213,10 +213,12 @@ def _run_line(r: next_runs.NextRun) -> str:
     return f"N {si(r.n)}, D {si(r.d)}: {cost}; interval then ± {r.width:.2%}, {r.shrink:.0%} narrower{note}"
 
 
-def _line(label: str, value: str, ends: optimal.Ends | None, show: Callable[[float], str], unit: str = "") -> str:
+def _line(
+    label: str, value: str, interval: optimal.Interval | None, show: Callable[[float], str], unit: str = ""
+) -> str:
     band = ""
-    if ends is not None:
-        low, high = ("unbounded" if e is None else show(e) for e in ends)
+    if interval is not None:
+        low, high = ("unbounded" if e is None else show(e) for e in interval)
         band = f"  95 % {low} to {high}"
     return f"  {label:<8} {value}{band}  {unit}".rstrip()
 

@@ -112,7 +112,7 @@ def plan_table(planned: list[Planned]) -> str:
     ]
     costs: list[Forecast] = []
     for p, rung in zip(planned, rungs, strict=True):
-        costs.append(cost := forecast.predict(rung, rates))
+        costs.append(cost := forecast.estimate_cost(rung, rates))
         tokens = [q.tokens for q in rung.points]
         rows.append(
             (

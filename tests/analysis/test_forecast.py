@@ -19,7 +19,7 @@ MEASURED = Rate(N, 1e10, 2e-9, 1e-11)
 
 
 def test_a_measured_size_has_the_meter_s_error() -> None:
-    out = forecast.predict(RUNG, [MEASURED])
+    out = forecast.estimate_cost(RUNG, [MEASURED])
     assert out.energy_j == pytest.approx(2e-9 * RUNG.spent_flop)
     assert out.low_j == pytest.approx((2e-9 - 1.96e-11) * RUNG.spent_flop)
     assert out.high_j == pytest.approx((2e-9 + 1.96e-11) * RUNG.spent_flop)
@@ -29,7 +29,7 @@ def test_the_interval_of_repeated_runs_holds_the_next_one() -> None:
     rng, held = np.random.default_rng(0), 0
     for _ in range(400):
         draws = 2e-9 * (1 + 0.05 * rng.standard_normal(5))
-        out = forecast.predict(RUNG, [replace(MEASURED, j_per_flop=j, j_per_flop_se=0.0) for j in draws[:4]])
+        out = forecast.estimate_cost(RUNG, [replace(MEASURED, j_per_flop=j, j_per_flop_se=0.0) for j in draws[:4]])
         assert out.low_j is not None
         assert out.high_j is not None
         held += out.low_j <= draws[4] * RUNG.spent_flop <= out.high_j
@@ -41,11 +41,11 @@ def test_another_size_lies_between_its_neighbours_or_is_without_interval() -> No
         replace(MEASURED, n_total=N // 2, j_per_flop=4e-9),
         replace(MEASURED, n_total=2 * N + 9, j_per_flop=1e-9),
     )
-    out = forecast.predict(RUNG, [below, above])
+    out = forecast.estimate_cost(RUNG, [below, above])
     assert out.low_j == pytest.approx(1e-9 * RUNG.spent_flop)
     assert out.high_j is not None
     assert out.high_j >= 4e-9 * RUNG.spent_flop
-    alone = forecast.predict(RUNG, [below])
+    alone = forecast.estimate_cost(RUNG, [below])
     assert alone.energy_j is not None
     assert alone.low_j is None
 
@@ -58,7 +58,7 @@ def test_beyond_all_measured_sizes_the_trend_may_go_on(near: int, far: int, trut
         replace(MEASURED, n_total=near, j_per_flop=large if near < N else small),
         replace(MEASURED, n_total=far, j_per_flop=small if near < N else large),
     ]
-    out = forecast.predict(RUNG, rates)
+    out = forecast.estimate_cost(RUNG, rates)
     assert out.low_j is not None
     assert out.high_j is not None
     assert out.low_j <= truth * RUNG.spent_flop <= out.high_j
@@ -66,13 +66,13 @@ def test_beyond_all_measured_sizes_the_trend_may_go_on(near: int, far: int, trut
 
 @pytest.mark.parametrize("rates", [[], [replace(MEASURED, n_total=5 * N)], [replace(MEASURED, j_per_flop=None)]])
 def test_what_was_not_measured_is_unknown(rates: list[Rate]) -> None:
-    assert forecast.predict(RUNG, rates).energy_j is None
+    assert forecast.estimate_cost(RUNG, rates).energy_j is None
 
 
 @pytest.mark.parametrize(("runs", "quantile"), [(2, 12.706), (5, 2.776), (8, 2.365), (31, 2.042)])
 def test_repeated_runs_have_the_quantiles_of_student_s_t(runs: int, quantile: float) -> None:
     joules = [2e-9 * (1 + 0.01 * i) for i in range(runs)]
-    out = forecast.predict(RUNG, [replace(MEASURED, j_per_flop=j, j_per_flop_se=0.0) for j in joules])
+    out = forecast.estimate_cost(RUNG, [replace(MEASURED, j_per_flop=j, j_per_flop_se=0.0) for j in joules])
     assert out.high_j is not None
     assert out.energy_j is not None
     sd = float(np.std(joules, ddof=1))

@@ -128,8 +128,8 @@ def test_an_unconverged_fit_answers_nothing(fit: Fit) -> None:
             ask()
 
 
-# --- prices ---------------------------------------------------------------------------------------------------------------
-def test_prices_are_those_of_the_measured_rungs() -> None:
+# --- costs ----------------------------------------------------------------------------------------------------------------
+def test_costs_are_those_of_the_measured_rungs() -> None:
     found = synthetic.ladder(energy=True)
     p = costs.of_study(found, "n_total")
     for r in (found[0], found[3], found[-1]):
@@ -359,7 +359,7 @@ def test_ask_a_law_of_compute_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     exact = (0.5 / 3000) ** -5
     assert f"{exact:.1e}"[:3] in text or "7." in text
     assert cli.main(["ask", str(tmp_path / "c.json"), "--flop", "1e19"]) == 0
-    assert "knows no N and D" in capsys.readouterr().out
+    assert "says nothing about N and D" in capsys.readouterr().out
 
 
 # --- files and places that cannot serve ---------------------------------------------------------------------------------
