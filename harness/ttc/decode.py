@@ -8,6 +8,7 @@ rounding of the logits.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,26 +67,59 @@ def open_decoder(
     return HfDecoder(model, shape_of(model) if shape is None else shape, device, dtype)
 
 
+@dataclass(frozen=True)
+class Request:
+    """Problems of a task, put to a decoder under one control."""
+
+    decoder: Decoder
+    task: Task
+    problems: Problems
+    control: Control
+
+    def take(self, index: np.ndarray) -> Request:
+        """The same request for the problems at `index` alone."""
+        return dataclasses.replace(self, problems=self.problems.take(index))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How rows are drawn: temperature 0 is greedy, and at most `batch_rows` rows are decoded side by side."""
+
+    temperature: float
+    seed: int
+    batch_rows: int
+
+
 @dataclass
 class Drawn:
     """Generated rows and what they cost. FLOP by `harness/models/flops.py`; "useful" leaves out padding and rows that only waited."""
 
-    problem: np.ndarray  # (R,) index into the problems given
+    problem: np.ndarray  # (R,) index into the problems of the request
     tokens: np.ndarray  # (R, T) int64, padded with the task's pad
     lengths: np.ndarray  # (R,) tokens that count, the end token included
     forced: np.ndarray  # (R,) forced ones among them
-    logprob: (
-        np.ndarray
-    )  # (R,) float64, sum of the model's own ln p (temperature 1, nothing banned) of the tokens that it chose
+    # (R,) float64, sum of the model's own ln p (temperature 1, nothing banned) of the tokens that it chose
+    logprob: np.ndarray
     prefill_tokens: int = 0  # every prompt once
     prefill_flop: float = 0.0  # useful: causal count, head on the last position
     decode_flop: float = 0.0  # useful
     executed_flop: float = 0.0  # dense prefill with padding, and every row of every pass
-    passes: int = 0  # of decoding, prefill not counted
+    passes: int = 0  # of decoding, without the prefill
     row_passes: int = 0  # sum over passes of the rows in them
-    context_sum: float = (
-        0.0  # sum over passes and rows of the positions held in the cache, the fed one and padding included
-    )
+    # Sum over passes and rows of the positions in the cache, the fed one and padding included
+    context_sum: float = 0.0
+
+    @classmethod
+    def empty(cls, request: Request, samples: int) -> Drawn:
+        """Room for `samples` rows of every problem, before anything is generated."""
+        count, room = len(request.problems) * samples, request.task.max_new(request.control)
+        return cls(
+            problem=np.repeat(np.arange(len(request.problems)), samples),
+            tokens=np.full((count, room), request.task.pad, dtype=np.int64),
+            lengths=np.zeros(count, dtype=np.int64),
+            forced=np.zeros(count, dtype=np.int64),
+            logprob=np.zeros(count),
+        )
 
     def book_prefill(self, shape: Shape, lengths: np.ndarray) -> None:
         """One prefill of prompts of these lengths, side by side."""
@@ -154,78 +188,57 @@ class Prompts:
         return self.tokens.shape[1] - self.lengths
 
 
-def batches(task: Task, problems: Problems, control: Control, size: int) -> Iterator[Prompts]:
-    """Prompts in batches of at most `size`, sorted by length so that little is padded; problems of one length keep their order."""
-    tokens, positions = task.prompts(problems, control)
+def batches(request: Request, size: int) -> Iterator[Prompts]:
+    """Prompts in batches of at most `size`, sorted by length so that little is padded.
+
+    Problems whose prompts are equally long keep their order.
+    """
+    tokens, positions = request.task.prompts(request.problems, request.control)
     lengths = np.array([len(t) for t in tokens], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), size):
         index = order[start : start + size]
         longest = int(lengths[index].max())
-        rows = np.full((len(index), longest), task.pad, dtype=np.int64)
+        rows = np.full((len(index), longest), request.task.pad, dtype=np.int64)
         places = np.zeros_like(rows)
         for row, i in enumerate(index.tolist()):
             rows[row, longest - lengths[i] :], places[row, longest - lengths[i] :] = tokens[i], positions[i]
         yield Prompts(index, rows, places, lengths[index])
 
 
-def draw(
-    decoder: Decoder,
-    task: Task,
-    problems: Problems,
-    control: Control,
-    *,
-    samples: int,
-    temperature: float,
-    seed: int,
-    batch_rows: int,
-) -> Drawn:
-    """`samples` rows of every problem; temperature 0 is greedy. At most `batch_rows` rows are decoded side by side.
+def draw(request: Request, samples: int, sampling: Sampling) -> Drawn:
+    """Draw `samples` rows of every problem.
 
     Where `batch_rows` holds fewer than the samples of one problem, they are decoded in turns from one prefill.
     """
-    room = task.max_new(control)
-    count = len(problems) * samples
-    out = Drawn(
-        problem=np.repeat(np.arange(len(problems)), samples),
-        tokens=np.full((count, room), task.pad, dtype=np.int64),
-        lengths=np.zeros(count, dtype=np.int64),
-        forced=np.zeros(count, dtype=np.int64),
-        logprob=np.zeros(count),
-    )
-    chances = uniforms(seed, count, room)
-    for prompts in batches(task, problems, control, max(1, batch_rows // samples)):
+    decoder, out = request.decoder, Drawn.empty(request, samples)
+    chances = uniforms(sampling.seed, *out.tokens.shape)
+    for prompts in batches(request, max(1, sampling.batch_rows // samples)):
         logits, prefix = decoder.prefill(prompts.tokens, prompts.positions, prompts.pads)
         out.book_prefill(decoder.shape, prompts.lengths)
-        for first in range(0, samples, batch_rows):
-            each = min(batch_rows, samples - first)
+        for first in range(0, samples, sampling.batch_rows):
+            each = min(sampling.batch_rows, samples - first)
             rows = (prompts.problems[:, None] * samples + np.arange(first, first + each)).ravel()
-            batch = Lockstep(decoder, task, problems, control, prompts, each, logits, prefix, out)
-            finish(batch, rows, temperature, chances)
+            finish(Lockstep(request, prompts, each, logits, prefix, out), rows, sampling.temperature, chances)
     return out
 
 
 class Lockstep:
-    """Rows that are fed side by side: `each` of every problem of `prompts` to begin with. `of` are their problems, `logits` (R, V) their next."""
+    """Rows that are fed side by side: `each` of every problem of `prompts` to begin with.
+
+    `of` are their problems, `logits` (R, V) those of their next tokens; what they cost is added to `books`.
+    """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        task: Task,
-        problems: Problems,
-        control: Control,
-        prompts: Prompts,
-        each: int,
-        logits: torch.Tensor,
-        prefix: Any,
-        books: Drawn,
+        self, request: Request, prompts: Prompts, each: int, logits: torch.Tensor, prefix: Any, books: Drawn
     ) -> None:
-        self.task, self.control, self._decoder, self._problems, self.books = task, control, decoder, problems, books
-        self.room = task.max_new(control)
+        self.task, self.control, self.books = request.task, request.control, books
+        self._decoder, self._problems = request.decoder, request.problems
+        self.room = self.task.max_new(self.control)
         self._width = prompts.tokens.shape[1]
         self._place(np.repeat(prompts.problems, each), np.repeat(prompts.lengths, each))
         self.logits = logits.repeat_interleave(each, 0)
-        self._cache = decoder.expand(prefix, each, self.room - 1)
+        self._cache = self._decoder.expand(prefix, each, self.room - 1)
 
     def _place(self, index: np.ndarray, prompt: np.ndarray) -> None:
         self.index, self._prompt, self.of = index, prompt, self._problems.take(index)
@@ -264,8 +277,12 @@ def finish(batch: Lockstep, rows: np.ndarray, temperature: float, chances: np.nd
         batch.feed(out.tokens[rows, : t + 1], alive)
 
 
-def likelihood(decoder: Decoder, task: Task, problems: Problems, control: Control) -> tuple[np.ndarray, np.ndarray]:
-    """Teacher-forced ln p (P, T) of the tokens of `task.trace`, and their Brier scores sum_v (p_v - [v is right])^2; NaN where not scored."""
+def likelihood(request: Request) -> tuple[np.ndarray, np.ndarray]:
+    """Teacher-forced ln p (P, T) of the tokens of `task.trace`, and their Brier scores, NaN where not scored.
+
+    A Brier score is sum_v (p_v - [v is right])^2. ConfigError where the task has no trace.
+    """
+    decoder, task, problems, control = request.decoder, request.task, request.problems, request.control
     trace = task.trace(problems, control)
     if trace is None:
         raise ConfigError(
@@ -274,7 +291,7 @@ def likelihood(decoder: Decoder, task: Task, problems: Problems, control: Contro
     length = trace.tokens.shape[1]
     size = max(1, SCORED_NUMBERS // (length * decoder.shape.vocab))
     logprob, brier = np.full(trace.tokens.shape, np.nan), np.full(trace.tokens.shape, np.nan)
-    for prompts in batches(task, problems, control, size):
+    for prompts in batches(request, size):
         index = prompts.problems
         of, target = problems.take(index), trace.tokens[index]
         fed = [task.position(of, control, target[:, : t + 1])[:, None] for t in range(length - 1)]

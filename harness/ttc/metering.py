@@ -6,9 +6,11 @@ c0 passes + c1 row passes + c2 context sum. One metered window is held out of th
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
@@ -17,8 +19,7 @@ from harness.models.flops import prefill_flop
 from harness.power.meter import Meter
 from harness.records import Measured, SpendRow
 from harness.records.ttc import Window
-from harness.tasks.task import Control, Problems, Task
-from harness.ttc.decode import Decoder, Drawn, Lockstep, batches, finish, uniforms
+from harness.ttc.decode import Drawn, Lockstep, Prompts, Request, Sampling, batches, finish, uniforms
 from harness.ttc.work_units import side_by_side
 from harness.units import S_PER_NS
 
@@ -31,8 +32,8 @@ class Load:
     row_passes: float = 0.0
     context: float = 0.0
 
-    def __add__(self, other: Load) -> Load:
-        return Load(self.passes + other.passes, self.row_passes + other.row_passes, self.context + other.context)
+    def __add__(self, more: Load) -> Load:
+        return Load(self.passes + more.passes, self.row_passes + more.row_passes, self.context + more.context)
 
     def times(self, factor: float) -> Load:
         return Load(self.passes * factor, self.row_passes * factor, self.context * factor)
@@ -60,8 +61,8 @@ class CostModel:
         """The decoding window of a whole block of queries at n samples."""
         if not self.exact or n is None:
             return None
-        found = [w for w in self.windows if w.phase == "decode" and w.n == n]
-        return max(found, key=lambda w: w.queries, default=None)
+        windows = [w for w in self.windows if w.phase == "decode" and w.n == n]
+        return max(windows, key=lambda w: w.queries, default=None)
 
     def seconds(self, load: Load, n: int | None) -> tuple[float | None, str | None]:
         """Per query, and its basis. `n`: samples side by side, None for what was never metered."""
@@ -85,94 +86,115 @@ class CostModel:
         return prefill.energy_j + float(self.pass_j @ load.numbers()), None, "modelled"
 
 
-def meter_windows(
-    decoder: Decoder,
-    task: Task,
-    problems: Problems,
-    control: Control,
-    *,
-    samples: list[int],
-    temperature: float,
-    seed: int,
-    batch_rows: int,
-    least_s: float,
-    meter: Meter,
-    sync: Callable[[], None],
-    stop: Callable[[], None],
-    books: SpendRow,
-) -> tuple[list[Window], list[Load]]:
-    """Metered windows of one control, with the load of each per repetition; `windows[0]` is the prefill of a block of queries.
+class Executed(NamedTuple):
+    """What one repetition of a window's work did."""
 
-    Wall seconds and joules of a window are per repetition. Decoding starts from the prompts' cache each time. `stop` raises to interrupt.
-    Tokens and FLOP of everything, warm-up and repetitions included, are added to `books` as they are spent.
+    tokens: int
+    flop: float
+    passes: int
+    context: float  # mean positions per row of a pass
+    load: Load
+
+
+@dataclass(frozen=True)
+class Timer:
+    """How a window is metered: its work is repeated until it has lasted `min_s`.
+
+    `stop` raises to interrupt. Tokens and FLOP of everything, warm-up and repetitions included, are
+    added to `books` as they are spent.
     """
-    block = problems.take(np.arange(min(side_by_side(1, batch_rows), len(problems))))
-    windows: list[Window] = []
-    room = task.max_new(control)
-    loads: list[Load] = []
 
-    def repeat(work: Callable[[], Drawn | None], phase: str, n: int, queries: int, context: float) -> Drawn | None:
-        def spend() -> Drawn | None:
-            drawn = work()
-            books.flop += dense if drawn is None else drawn.executed_flop
-            books.tokens += int(prompts.lengths.sum()) if drawn is None else drawn.row_passes
-            return drawn
+    min_s: float
+    meter: Meter
+    sync: Callable[[], None]
+    stop: Callable[[], None]
+    books: SpendRow
 
-        spend()  # warm-up
-        sync()
-        began, times, last = time.monotonic_ns(), 0, None
+    def window(self, phase: str, n: int, queries: int, work: Callable[[], Executed]) -> tuple[Window, Load]:
+        """The window of `work`, its seconds and joules per repetition, and the load of a repetition."""
+        self._run(work)  # warm-up
+        self.sync()
+        start_ns, repetitions = time.monotonic_ns(), 0
         while True:
-            last = spend()
-            times += 1
-            sync()
-            ended = time.monotonic_ns()
-            stop()
-            if (ended - began) * S_PER_NS >= least_s:
+            executed = self._run(work)
+            repetitions += 1
+            self.sync()
+            end_ns = time.monotonic_ns()
+            self.stop()
+            if (end_ns - start_ns) * S_PER_NS >= self.min_s:
                 break
-        energy = meter.energy(began, ended, steps=times)
-        passes = last.passes if last is not None else 1
-        if last is not None and last.row_passes:
-            context = last.context_sum / last.row_passes
-        wall_s = (ended - began) * S_PER_NS / times
-        windows.append(Window(phase, n, queries * n, queries, passes, context, wall_s, _share(energy, times)))
-        loads.append(Load() if last is None else Load(last.passes, last.row_passes, last.context_sum))
-        return last
+        wall_s = (end_ns - start_ns) * S_PER_NS / repetitions
+        energy = _share(self.meter.energy(start_ns, end_ns, steps=repetitions), repetitions)
+        window = Window(phase, n, queries * n, queries, executed.passes, executed.context, wall_s, energy)
+        return window, executed.load
 
-    prompts = next(batches(task, block, control, len(block)))
-    dense = len(block) * prefill_flop(decoder.shape, int(prompts.lengths.max()), causal=False, last_head=True)
+    def _run(self, work: Callable[[], Executed]) -> Executed:
+        executed = work()
+        self.book(executed.tokens, executed.flop)
+        return executed
 
-    def prefill() -> None:
-        decoder.prefill(prompts.tokens, prompts.positions, prompts.pads)
+    def book(self, tokens: int, flop: float) -> None:
+        self.books.tokens += tokens
+        self.books.flop += flop
 
-    repeat(prefill, "prefill", 1, len(block), float(prompts.lengths.mean()))
+
+def meter_windows(
+    request: Request, samples: list[int], sampling: Sampling, timer: Timer
+) -> tuple[list[Window], list[Load]]:
+    """Metered windows of one control, with the load of each; the first is the prefill of a block of queries.
+
+    Decoding starts from the prompts' cache each time.
+    """
+    block = request.take(np.arange(min(side_by_side(1, sampling.batch_rows), len(request.problems))))
+    queries = len(block.problems)
+    metered = [timer.window("prefill", 1, queries, _prefill(block))]
     # A single query and a few side by side tell the cost of a pass from that of its rows
-    shapes = [(min(side_by_side(n, batch_rows), len(block)), n) for n in samples if n <= batch_rows]
-    shapes += [(q, 1) for q in (1, 8) if q < len(block)]
-    for queries, n in shapes:
-        part = block.take(np.arange(queries))
-        few = next(batches(task, part, control, queries))
-        logits, prefix = decoder.prefill(few.tokens, few.positions, few.pads)
-        books.flop += queries * prefill_flop(decoder.shape, few.tokens.shape[1], causal=False, last_head=True)
-        books.tokens += int(few.lengths.sum())
-        chances = uniforms(seed, queries * n, room)
-        order = (few.problems[:, None] * n + np.arange(n)).ravel()
+    shapes = [(min(side_by_side(n, sampling.batch_rows), queries), n) for n in samples if n <= sampling.batch_rows]
+    shapes += [(q, 1) for q in (1, 8) if q < queries]
+    for q, n in shapes:
+        metered.append(timer.window("decode", n, q, _decode(block.take(np.arange(q)), n, sampling, timer)))
+    return [window for window, _ in metered], [load for _, load in metered]
 
-        def decode(
-            part: Problems = part, few=few, logits=logits, prefix=prefix, n: int = n, order=order, chances=chances
-        ) -> Drawn:
-            rows = len(order)
-            out = Drawn(
-                problem=np.repeat(np.arange(len(part)), n),
-                tokens=np.full((rows, room), task.pad, dtype=np.int64),
-                lengths=np.zeros(rows, dtype=np.int64),
-                forced=np.zeros(rows, dtype=np.int64),
-                logprob=np.zeros(rows),
-            )
-            finish(Lockstep(decoder, task, part, control, few, n, logits, prefix, out), order, temperature, chances)
-            return out
 
-        repeat(decode, "decode", n, queries, 0.0)
-    return windows, loads
+def _prefill(request: Request) -> Callable[[], Executed]:
+    decoder, prompts = request.decoder, _prompts(request)
+    tokens, flop = _prefill_cost(request, prompts)
+    executed = Executed(tokens, flop, 1, float(prompts.lengths.mean()), Load())
+
+    def work() -> Executed:
+        decoder.prefill(prompts.tokens, prompts.positions, prompts.pads)
+        return executed
+
+    return work
+
+
+def _decode(request: Request, n: int, sampling: Sampling, timer: Timer) -> Callable[[], Executed]:
+    """Decode `n` samples of every problem, from a prefill that is done, and booked, here."""
+    prompts = _prompts(request)
+    logits, prefix = request.decoder.prefill(prompts.tokens, prompts.positions, prompts.pads)
+    timer.book(*_prefill_cost(request, prompts))
+    rows = (prompts.problems[:, None] * n + np.arange(n)).ravel()
+    chances = uniforms(sampling.seed, len(rows), request.task.max_new(request.control))
+
+    def work() -> Executed:
+        out = Drawn.empty(request, n)
+        finish(Lockstep(request, prompts, n, logits, prefix, out), rows, sampling.temperature, chances)
+        context = out.context_sum / out.row_passes if out.row_passes else 0.0
+        load = Load(out.passes, out.row_passes, out.context_sum)
+        return Executed(out.row_passes, out.executed_flop, out.passes, context, load)
+
+    return work
+
+
+def _prompts(request: Request) -> Prompts:
+    return next(batches(request, len(request.problems)))
+
+
+def _prefill_cost(request: Request, prompts: Prompts) -> tuple[int, float]:
+    """Tokens and FLOP of one padded prefill."""
+    shape, longest = request.decoder.shape, prompts.tokens.shape[1]
+    flop = len(prompts.lengths) * prefill_flop(shape, longest, causal=False, last_head=True)
+    return int(prompts.lengths.sum()), flop
 
 
 def _share(energy: Measured, times: int) -> Measured:
@@ -181,14 +203,8 @@ def _share(energy: Measured, times: int) -> Measured:
     def part(value: float | None) -> float | None:
         return None if value is None else value / times
 
-    copy = Measured(**vars(energy))
-    copy.energy_j, copy.energy_se_j, copy.energy_edge_j, copy.energy_net_j = (
-        part(energy.energy_j),
-        part(energy.energy_se_j),
-        part(energy.energy_edge_j),
-        part(energy.energy_net_j),
-    )
-    return copy
+    energies = ("energy_j", "energy_se_j", "energy_edge_j", "energy_net_j")
+    return dataclasses.replace(energy, **{name: part(getattr(energy, name)) for name in energies})
 
 
 def cost_model(windows: list[Window], loads: list[Load], *, exact: bool) -> CostModel:
@@ -211,10 +227,10 @@ def cost_model(windows: list[Window], loads: list[Load], *, exact: bool) -> Cost
     middle = [widest[n] for n in sorted(widest)]
     if len(decode) > 3 and len(middle) > 2:
         middle[len(middle) // 2].held_out = True
-    kept = [(w, x) for w, x in decode if not w.held_out]
-    model.pass_s = _fit([x for _, x in kept], [w.wall_s for w, _ in kept])
-    joules = [(x, w.energy.energy_j) for w, x in kept if w.energy.energy_j is not None]
-    if len(joules) == len(kept):
+    fitted = [(w, x) for w, x in decode if not w.held_out]
+    model.pass_s = _fit([x for _, x in fitted], [w.wall_s for w, _ in fitted])
+    joules = [(x, w.energy.energy_j) for w, x in fitted if w.energy.energy_j is not None]
+    if len(joules) == len(fitted):
         model.pass_j = _fit([x for x, _ in joules], [j for _, j in joules])
     for w, x in decode:
         if w.held_out:

@@ -1,4 +1,7 @@
-"""Strategies that must touch the model besides drawing: search by steps against the step verifier. What only picks among samples is in `laws/samples.py`."""
+"""Search by steps against the step verifier: the strategy that needs the model for more than samples.
+
+What only picks among samples is in `ttc/strategies.py` and `laws/estimators.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from harness.tasks.task import Control, Problems, Task
-from harness.ttc.decode import Decoder, Drawn, Lockstep, batches, pick, uniforms
+from harness.ttc.decode import Drawn, Lockstep, Request, Sampling, batches, pick, uniforms
 
 
-def step_search(
-    decoder: Decoder,
-    task: Task,
-    problems: Problems,
-    control: Control,
-    *,
-    width: int,
-    keep: int,
-    temperature: float,
-    seed: int,
-    batch_rows: int,
-) -> Drawn:
+def step_search(request: Request, width: int, keep: int, sampling: Sampling) -> Drawn:
     """Beam search by steps of thought: each kept path proposes `width` steps, the `keep` best of a problem's proposals go on.
 
     Better is, in this order: more verified steps, not a copy of a better path, larger ln p. The search starts with `keep` copies of the prompt.
@@ -29,26 +20,20 @@ def step_search(
     more, the further tokens are decoded for every proposal, and those passes are booked as useful. Returns one row per problem, its best
     path; the counts are those of the whole search.
     """
-    room, step = task.max_new(control), task.step_tokens
-    out = Drawn(
-        problem=np.arange(len(problems)),
-        tokens=np.full((len(problems), room), task.pad, dtype=np.int64),
-        lengths=np.zeros(len(problems), dtype=np.int64),
-        forced=np.zeros(len(problems), dtype=np.int64),
-        logprob=np.zeros(len(problems)),
-    )
+    decoder, task, out = request.decoder, request.task, Drawn.empty(request, 1)
+    (count, room), step = out.tokens.shape, task.step_tokens
     each = keep * width
-    chances = uniforms(seed, len(problems) * each, room).reshape(len(problems), each, room)
-    for prompts in batches(task, problems, control, max(1, batch_rows // each)):
+    chances = uniforms(sampling.seed, count * each, room).reshape(count, each, room)
+    for prompts in batches(request, max(1, sampling.batch_rows // each)):
         logits, prefix = decoder.prefill(prompts.tokens, prompts.positions, prompts.pads)
         out.book_prefill(decoder.shape, prompts.lengths)
-        batch = Lockstep(decoder, task, problems, control, prompts, keep, logits, prefix, out)
+        batch = Lockstep(request, prompts, keep, logits, prefix, out)
         paths = _Paths.start(len(batch.of), room, task.pad)
         chance = chances[prompts.problems].reshape(-1, room)
         for start in range(0, room, step):
             stop = min(start + step, room)
-            paths = _propose(batch, paths, width, temperature, chance, start, stop)
-            best = _best(task, problems.take(prompts.problems.repeat(each)), control, paths, each, keep)
+            paths = _propose(batch, paths, width, sampling.temperature, chance, (start, stop))
+            best = _best(request.take(prompts.problems.repeat(each)), paths, each, keep)
             paths = paths.take(best)
             if stop == room or paths.done.all():
                 break
@@ -79,9 +64,10 @@ class _Paths:
 
 
 def _propose(
-    batch: Lockstep, paths: _Paths, width: int, temperature: float, chances: np.ndarray, start: int, stop: int
+    batch: Lockstep, paths: _Paths, width: int, temperature: float, chances: np.ndarray, step: tuple[int, int]
 ) -> _Paths:
-    """`width` continuations of each path by the tokens `start` to `stop`, fed but for the last token."""
+    """`width` continuations of each path by the tokens of one step (start, stop), fed but for the last token."""
+    start, stop = step
     fan = np.repeat(np.arange(len(paths.done)), width)
     paths, of, logits = paths.take(fan), batch.of.take(fan), batch.logits.repeat_interleave(width, 0)
     for t in range(start, stop):
@@ -101,10 +87,10 @@ def _propose(
     return paths
 
 
-def _best(task: Task, of: Problems, control: Control, paths: _Paths, each: int, keep: int) -> np.ndarray:
+def _best(request: Request, paths: _Paths, each: int, keep: int) -> np.ndarray:
     """The `keep` best of every `each` neighbouring paths, ascending by problem, the best first."""
     problem = np.arange(len(paths.done)) // each
-    verified = task.grade(of, control, paths.tokens, paths.lengths).verified
+    verified = request.task.grade(request.problems, request.control, paths.tokens, paths.lengths).verified
     copy = np.ones(len(problem), dtype=bool)
     copy[np.unique(np.column_stack((problem, paths.tokens)), axis=0, return_index=True)[1]] = False
     order = np.lexsort((-paths.logprob, copy, -verified, problem))

@@ -33,11 +33,11 @@ class Subject:
     point: Point | None = None
 
 
-def open_subjects(config: RunConfig, run_dir: Path, device: Device) -> tuple[Task, Iterator[Subject]]:
-    """The task, and the end points that were asked for, the shortest first; each is loaded when its turn comes."""
+def open_subjects(config: RunConfig, run_dir: Path, device: Device) -> tuple[Task, list[Subject]]:
+    """The task, and the end points that the config names, the shortest first."""
     assert isinstance(config.corpus, TaskConfig)
     if not isinstance(config.model, PretrainedConfig):
-        return open_task(config.corpus), _trained(config, run_dir, device)
+        return open_task(config.corpus), list(_trained(config, run_dir, device))
     model = pretrained.load(config.model.path)
     if isinstance(config.corpus, QaConfig):
         codec = pretrained.load_codec(config.model.path, model)
@@ -45,7 +45,7 @@ def open_subjects(config: RunConfig, run_dir: Path, device: Device) -> tuple[Tas
     else:
         task = open_task(config.corpus)
     decoder = open_decoder(model, None, device.torch_device, dtype(device))
-    return task, iter([Subject("pretrained", decoder, weights_hash(model), pretrained.n_total(model))])
+    return task, [Subject("pretrained", decoder, weights_hash(model), pretrained.n_total(model))]
 
 
 def dtype(device: Device) -> torch.dtype:

@@ -147,7 +147,7 @@ def evaluate(folder: Path, patch: pytest.MonkeyPatch, error: BaseException) -> t
     def broken(*_: object) -> None:
         raise error
 
-    patch.setattr(ttc_run, "open_subjects", broken)
+    patch.setattr(ttc_run, "plan_evaluation", broken)
     config = small.config(folder)
     return small.folder(config) / "ttc", lambda: small.evaluated(config)
 

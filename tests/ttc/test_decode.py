@@ -14,7 +14,7 @@ from harness.models import llama_decode
 from harness.models.flops import Shape, passes_flop, prefill_flop, sample_flop
 from harness.models.llama import build
 from harness.tasks.task import NONE, Control, Rule
-from harness.ttc.decode import Decoder, Drawn, draw, likelihood, open_decoder, pick
+from harness.ttc.decode import Decoder, Drawn, Request, Sampling, draw, likelihood, open_decoder, pick
 from tests.ttc.stub import END, PAD, SHAPE, CopyTask
 
 FREE = Control()
@@ -43,7 +43,8 @@ def decoders(model: LlamaForCausalLM, shape: Shape = SHAPE) -> dict[str, Decoder
 
 def sampled(decoder: Decoder, task: CopyTask, control: Control = FREE, count: int = 6, **settings) -> Drawn:
     settings = {"samples": 3, "temperature": 1.0, "seed": 1, "batch_rows": 64} | settings
-    return draw(decoder, task, task.problems(count), control, **settings)
+    samples = settings.pop("samples")
+    return draw(Request(decoder, task, task.problems(count), control), samples, Sampling(**settings))
 
 
 def full_logits(model: LlamaForCausalLM, task: CopyTask, drawn: Drawn, row: int) -> torch.Tensor:
@@ -221,7 +222,7 @@ def test_likelihood_is_that_of_full_forward_passes(sizes: tuple[int, ...]) -> No
     lengths = trace.scored.sum(1)
     ghost = Drawn(np.arange(4), trace.tokens, lengths, lengths * 0, lengths * 0.0)
     for decoder in decoders(model).values():
-        logprob, brier = likelihood(decoder, task, problems, FREE)
+        logprob, brier = likelihood(Request(decoder, task, problems, FREE))
         assert (np.isnan(logprob) == ~trace.scored).all()
         assert (np.isnan(brier) == ~trace.scored).all()
         for row in range(4):
@@ -236,7 +237,7 @@ def test_no_trace_no_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
     task = CopyTask()
     monkeypatch.setattr(CopyTask, "trace", lambda *_: None)
     with pytest.raises(ConfigError, match="task copy has no reference trace"):
-        likelihood(decoders(model_of())["own"], task, task.problems(1), FREE)
+        likelihood(Request(decoders(model_of())["own"], task, task.problems(1), FREE))
 
 
 @pytest.mark.parametrize("samples", [1, 64])

@@ -35,7 +35,7 @@ from harness.models.flops import Shape, counts, decode_flop, passes_flop, prefil
 from harness.models.llama import build
 from harness.tasks.task import Control
 from harness.ttc import sampling, work_units
-from harness.ttc.decode import Decoder, open_decoder
+from harness.ttc.decode import Decoder, Request, open_decoder
 from tests.ttc.stub import CopyTask
 
 PLAIN = Shape(vocab=22, width=64, depth=2, heads=4, kv_heads=4, head_dim=16, ffn=192, context=18, tied=True)
@@ -77,7 +77,7 @@ def test_likelihoods_are_booked_as_torchs_counter_sees_them(kind: str) -> None:
         task.problems(3),
         work_units.Unit("", "smooth", slice(0, 3), slice(0, 1)),
     )
-    work = partial(sampling.unit, decoder, task, problems, Control(), unit, TtcConfig(), 1.0, 0)
+    work = partial(sampling.unit, Request(decoder, task, problems, Control()), unit, TtcConfig(), 1.0, 0)
     (arrays, _, booked), flop = counted(work)
     assert arrays["lnp"].shape[0] == 3
     assert booked == flop

@@ -148,7 +148,7 @@ def test_what_a_killed_attempt_spent_is_booked_though_the_next_one_fails_at_once
         def refuse(*arguments: object) -> None:
             raise ConfigError("the weights are gone")
 
-        patch.setattr("harness.ttc.run.open_subjects", refuse)
+        patch.setattr("harness.ttc.context.open_subjects", refuse)
         assert small.evaluated(run).state == "failed"
     run.run.retry = Retry.failed
     assert small.evaluated(run).state == "done"

@@ -12,7 +12,7 @@ from harness.records import Measured
 from harness.records.ttc import TtcRow, Window
 from harness.tasks.task import NONE, Control
 from harness.ttc import score
-from harness.ttc.decode import draw
+from harness.ttc.decode import Request, Sampling, draw
 from harness.ttc.metering import CostModel, Load, cost_model
 from tests.ttc.stub import SHAPE, CopyTask
 from tests.ttc.test_decode import decoders, model_of
@@ -110,9 +110,8 @@ def test_costs_of_n_are_those_of_drawing_n(n: int, batch_rows: int) -> None:
     """The lockstep replayed on the lengths gives the engine's own passes and FLOP, waiting rows included."""
     task = CopyTask(sizes=(5, 3, 4), room=9)
     problems, control = task.problems(20), Control(max_states=6)
-    drawn = draw(
-        decoders(model_of())["own"], task, problems, control, samples=n, temperature=3.0, seed=5, batch_rows=batch_rows
-    )
+    request = Request(decoders(model_of())["own"], task, problems, control)
+    drawn = draw(request, n, Sampling(temperature=3.0, seed=5, batch_rows=batch_rows))
     lengths = drawn.lengths.reshape(20, n)
     assert len(np.unique(lengths)) > 2
     prompt = np.array([len(p) for p in task.prompts(problems, control)[0]])

@@ -9,7 +9,7 @@ import pytest
 
 from harness.models.flops import sample_flop
 from harness.tasks.task import Control
-from harness.ttc.decode import Drawn
+from harness.ttc.decode import Drawn, Request, Sampling
 from harness.ttc.step_search import step_search
 from tests.ttc.stub import END, SHAPE, CopyTask
 from tests.ttc.test_decode import FREE, decoders, model_of, sampled
@@ -17,7 +17,9 @@ from tests.ttc.test_decode import FREE, decoders, model_of, sampled
 
 def searched(task: CopyTask, kind: str = "own", control: Control = FREE, count: int = 8, **settings) -> Drawn:
     settings = {"width": 200, "keep": 1, "temperature": 1.0, "seed": 1, "batch_rows": 10_000} | settings
-    return step_search(decoders(model_of())[kind], task, task.problems(count), control, **settings)
+    width, keep = settings.pop("width"), settings.pop("keep")
+    request = Request(decoders(model_of())[kind], task, task.problems(count), control)
+    return step_search(request, width, keep, Sampling(**settings))
 
 
 def verified(task: CopyTask, drawn: Drawn) -> np.ndarray:
