@@ -1,4 +1,4 @@
-"""Approaches 1, 2 and 3 on one table, where they disagree, and the roll-out of L(N, D)."""
+"""Approaches 1, 2 and 3 on one table, their disagreements, and the roll-out of L(N, D)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.analysis import tables
-from harness.analysis.table_fit import error_bars, kept, not_judged
+from harness.analysis.table_fit import error_bars, filtered, not_judged
 from harness.errors import FitError
 from harness.laws import compare
 from harness.laws.catalogue import law_named
 from harness.laws.refuse import refuse_rows
 from harness.laws.result import Fit, Warn
 
-COMPARE = "compare"  # beside the names of laws
+COMPARE = "compare"  # among the names of laws
 NEEDED = ("C", "N", "D", "loss")
 FIT_NAMES: dict[str, str] = dict(
     zip(compare.NAMES, ("envelope", "isoflop_parabola", "isoflop_akima", "chinchilla"), strict=True)
 )
-SAME_COUNT = 0.05  # C within this share of 6ND (median) is the same count
+MAX_COUNT_DIFFERENCE = 0.05  # of C to 6ND (median), as a share, within one count of FLOP
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Compared:
 
     @property
     def fits(self) -> dict[str, Fit]:
-        """By the names of the written file; what was refused is absent."""
+        """The fits by the names of the written file, without approaches that reject the table."""
         return {FIT_NAMES[r.name]: r.fit for r in self.comparison.rows if r.fit is not None}
 
     def text(self) -> str:
-        """Markdown, from the objects alone."""
+        """The comparison and the roll-out as Markdown."""
         parts = [compare.text(self.comparison)]
-        if abs(self.flop_ratio - 1) > SAME_COUNT:
+        if abs(self.flop_ratio - 1) > MAX_COUNT_DIFFERENCE:
             parts.append(
-                f"C is {self.flop_ratio:.3g} times 6 N D (median). Approach 3 reads a budget as 6 N D, so its N* stands "
-                "beside the others' under another count; to compare it, leave --flop out."
+                f"C is {self.flop_ratio:.3g} times 6 N D (median). Approach 3 reads a budget as 6 N D, so its N* is "
+                "of another count than the others'. To compare it, leave --flop out."
             )
-        parts.append("Roll-out of L(N, D): the largest budgets left out, one after the other.")
+        parts.append("Roll-out of L(N, D): the largest budgets are left out, one after the other.")
         parts.append(compare.rollout_text(self.rollout, "C"))
         return "\n\n".join(parts)
 
@@ -58,11 +58,12 @@ def compare_table(
     bootstrap: int = 4000,
     seed: int = 0,
 ) -> Compared:
-    """Approaches 1, 2 and 3 on the rows of `table` where `keep` holds; arguments as in `table_fit.fit_table`.
+    """Approaches 1, 2 and 3 on the rows of `table` where `keep` is true; arguments as in `fit_table`.
 
-    An approach that refuses the table has its reason in the comparison. FitError where all do.
+    The comparison gives the reason of each approach that rejects the table. Raises FitError where all
+    of them do.
     """
-    source, excluded = kept(table, keep)
+    source, excluded = filtered(table, keep)
     chosen = tables.choose(source, COMPARE, columns, table.name, NEEDED)
     refuse_rows(law_named("chinchilla"), chosen.table)
     origin = chosen.columns | {"table": f"{table.name} (sha256 {table.sha256})"}
@@ -78,9 +79,9 @@ def compare_table(
         if r.fit is not None:
             r.fit.columns = dict(origin)
             r.fit.excluded = excluded | r.fit.excluded
-            apart = [
+            disagreements = [
                 Warn("APPROACHES_DISAGREE", f"beyond their intervals: {d}.") for d in comparison.disagree if r.name in d
             ]
-            r.fit.warnings = [*apart, *r.fit.warnings, *not_judged(chosen)]
+            r.fit.warnings = [*disagreements, *r.fit.warnings, *not_judged(chosen)]
     ratio = float(np.median(chosen.table["C"] / (6 * chosen.table["N"] * chosen.table["D"])))
     return Compared(comparison, compare.rollout("chinchilla", chosen.table, "C"), ratio)

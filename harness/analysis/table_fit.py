@@ -1,7 +1,8 @@
-"""One law fitted to anybody's table of points: `fit_table`.
+"""One law fitted to a table of points: `fit_table`.
 
-Two laws also take what precedes their points, where the table has no column of these: `isoflop` the runs whose optima it
-fits, `pass_at_k` the counts of correct samples per problem. `table_compare` lays the approaches side by side.
+Two laws also take the raw data behind their points, where the table lacks these: `isoflop` the runs
+whose optima it fits, `pass_at_k` the counts of correct samples per problem. `table_compare` compares
+the approaches.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from harness.laws.refuse import refuse_rows
 from harness.laws.result import Fit, Warn
 
 UNCHECKED = {
-    "state": "whether every row is a finished run is not known",
-    "annealed": "whether every row had its learning rate decayed is not known; an un-annealed row lies 0.04-0.09 nat too high",
+    "state": "rows of unfinished runs would not be noticed",
+    "annealed": "rows without a decayed learning rate would not be noticed, and lie 0.04-0.09 nat too high",
 }
 
 
 def energy_symbol(law: str) -> str:
-    """What joules are to a law: its measured quantity (energy laws) or its variable J (loss against joules)."""
+    """The symbol of joules in a law: `energy` if the law predicts them, J if they are its variable."""
     return "energy" if law_named(law).y == "energy" else "J"
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A Fit, the points behind it (the law's symbols and y) and which of them were held out."""
+    """A Fit, its points (symbol -> values, with y), and the mask of those that were held out."""
 
     fit: Fit
     points: dict[str, NDArray]
@@ -42,7 +43,7 @@ class Fitted:
 
 
 def fit_table(table: tables.TableFile, law: str, columns: Mapping[str, str], **options: Any) -> Fit:
-    """`fit_points` for its Fit alone."""
+    """The Fit of `fit_points`, with the same options."""
     return fit_points(table, law, columns, **options).fit
 
 
@@ -60,51 +61,39 @@ def fit_points(
     bootstrap: int = 4000,
     seed: int = 0,
 ) -> Fitted:
-    """Fit `law` to the rows of `table` where the condition `keep` holds, without those where `hold_out` holds.
+    """Fit `law` to the rows of `table` where `keep` is true, without those where `hold_out` is true.
 
-    `columns`: symbol -> column; `sigma`, `cluster`: columns. Where the table has this project's `run_id` and a run has
-    several rows, these are one cluster unless `cluster` says otherwise. Raises FitError for conditions, columns, units
-    and designs that cannot be right. The Fit names its columns, and counts what the filter removed.
+    `columns`: symbol -> column; `sigma` and `cluster` are columns, `keep` and `hold_out` conditions of
+    `row_filter`. Rows of one `run_id` are one cluster unless `cluster` says otherwise. The Fit names
+    its columns and counts the rows that the filter removes. The many keyword parameters are the
+    options of `harness fit TABLE`, one each.
+
+    Raises FitError for conditions, columns, units and designs that cannot be right.
     """
-    where = table.name
-    source, excluded = kept(table, keep)
-    before = _before(law, source, columns)
-    chosen = tables.choose(source, law, columns, where, before)
+    source, excluded = filtered(table, keep)
+    raw = _raw_symbols(law, source, columns)
+    chosen = tables.choose(source, law, columns, table.name, raw)
     origin = dict(chosen.columns) | {"table": f"{table.name} (sha256 {table.sha256})"}
     bars = None
     if sigma is not None:
-        bars = error_bars(source, sigma, chosen, "loss" if before else law_named(law).y, where)
+        bars = error_bars(source, sigma, chosen, "loss" if raw else law_named(law).y, table.name)
         origin["sigma"] = sigma
-    if before is not None:
-        given = {"--cluster": cluster, "--fix": fixed, "--hold-out": hold_out, "--delta": delta}
-        refuse_options(law, given | ({"--sigma": sigma} if "loss" not in before else {}), f"from {', '.join(before)}")
-        return _from_before(law, chosen, origin, excluded, bars, bootstrap, seed)
+    if raw is not None:
+        unused = {"--cluster": cluster, "--fix": fixed, "--hold-out": hold_out, "--delta": delta}
+        refuse_options(law, unused | ({"--sigma": sigma} if "loss" not in raw else {}), f"from {', '.join(raw)}")
+        return _from_raw(law, chosen, origin, excluded, bars, bootstrap, seed)
     if cluster is None and "run_id" in source and len(set(source["run_id"])) < len(source["run_id"]):
         cluster = "run_id"
-    trunks = None
     if cluster is not None:
-        trunks = row_filter.find_column(source, cluster, f"{where}, --cluster")
-        missing = trunks == "" if row_filter.is_text(trunks) else np.isnan(trunks)
-        if missing.any():
-            raise FitError(
-                f"{where}, --cluster {cluster}: {int(missing.sum())} of {len(missing)} rows have no entry, and would count as one "
-                "trunk. Fill the column, or leave such rows out with --filter."
-            )
         origin["cluster"] = cluster
-    mask = None
-    if hold_out is not None:
-        mask = row_filter.rows(hold_out, source)
-        if not mask.any():
-            raise FitError(
-                f"--hold-out {hold_out!r} holds for none of the {len(mask)} rows. Nothing would be held out."
-            )
+    mask = None if hold_out is None else _held_out_rows(hold_out, source)
     fit = laws.fit(
         law,
         chosen.table,
         delta=delta,
         bootstrap=bootstrap,
         seed=seed,
-        cluster=trunks,
+        cluster=None if cluster is None else _clusters(source, cluster, table.name),
         sigma=bars,
         fixed=fixed,
         hold_out=mask,
@@ -113,25 +102,44 @@ def fit_points(
         excluded=excluded,
     )
     fit.warnings += not_judged(chosen)
-    if law_named(law).simpler:
-        seen = {s: chosen.table[s] if mask is None else chosen.table[s][~mask] for s in ("C", "loss")}
-        found = laws.broken.offer(seen)
-        if found.broken is None:
-            fit.warnings.insert(
-                0, Warn("BREAK_NOT_SHOWN", f"{found.reason}. Law {law_named(law).simpler} describes these points.")
-            )
     form = law_named(law)
     points = {s: chosen.table[s] for s in (*form.symbols, form.y)}
-    return Fitted(fit, points, np.zeros(len(points[form.y]), dtype=bool) if mask is None else mask)
+    mask = np.zeros(len(points[form.y]), dtype=bool) if mask is None else mask
+    if form.simpler:
+        offer = laws.broken.offer({s: points[s][~mask] for s in ("C", "loss")})
+        if offer.broken is None:
+            text = f"{offer.reason}. Law {form.simpler} describes these points."
+            fit.warnings.insert(0, Warn("BREAK_NOT_SHOWN", text))
+    return Fitted(fit, points, mask)
 
 
-def _before(law: str, source: Mapping[str, NDArray], columns: Mapping[str, str]) -> tuple[str, ...] | None:
-    """The symbols that the law's points are made from, where the table has not the points themselves."""
+def _clusters(source: Mapping[str, NDArray], cluster: str, where: str) -> NDArray:
+    """The column of clusters; raises FitError where a row has none."""
+    values = row_filter.find_column(source, cluster, f"{where}, --cluster")
+    missing = values == "" if row_filter.is_text(values) else np.isnan(values)
+    if missing.any():
+        raise FitError(
+            f"{where}, --cluster {cluster}: {int(missing.sum())} of {len(missing)} rows have no entry, and would count as one "
+            "trunk. Fill the column, or leave such rows out with --filter."
+        )
+    return values
+
+
+def _held_out_rows(hold_out: str, source: Mapping[str, NDArray]) -> NDArray:
+    """The mask of the rows where `hold_out` is true; raises FitError where there is none."""
+    mask = row_filter.rows(hold_out, source)
+    if not mask.any():
+        raise FitError(f"--hold-out {hold_out!r} is true for none of the {len(mask)} rows. Choose another condition.")
+    return mask
+
+
+def _raw_symbols(law: str, source: Mapping[str, NDArray], columns: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The symbols that the law's points are made from, where the table lacks the points themselves."""
     form = law_named(law)
     return None if not form.made_from or form.y in source or form.y in columns else form.made_from
 
 
-def _from_before(
+def _from_raw(
     law: str,
     chosen: tables.Chosen,
     origin: dict[str, str],
@@ -162,24 +170,24 @@ def _coverage(correct: NDArray, samples: NDArray) -> dict[str, NDArray]:
 
 
 def not_judged(chosen: tables.Chosen) -> list[Warn]:
-    """What the table does not say about its rows."""
-    unknown = [f"column {c!r} is missing: {why}." for c, why in UNCHECKED.items() if c not in chosen.table]
+    """A warning for the columns about its rows that the table lacks."""
+    unknown = [f"column {c!r} is missing: {effect}." for c, effect in UNCHECKED.items() if c not in chosen.table]
     return [Warn("ROWS_NOT_JUDGED", " ".join(unknown))] if unknown else []
 
 
-def refuse_options(law: str, given: Mapping[str, object], how: str = "") -> None:
-    """FitError for options that would be ignored."""
-    if found := [flag for flag, value in given.items() if value not in (None, {}, [])]:
-        raise FitError(f"{', '.join(found)} means nothing to --law {law} {how}".rstrip() + ". Leave it out.")
+def refuse_options(law: str, options: Mapping[str, object], source: str = "") -> None:
+    """Raise FitError for options that the law would ignore."""
+    if ignored := [flag for flag, value in options.items() if value not in (None, {}, [])]:
+        raise FitError(f"{', '.join(ignored)} means nothing to --law {law} {source}".rstrip() + ". Leave it out.")
 
 
 def error_bars(source: Mapping[str, NDArray], name: str, chosen: tables.Chosen, y: str, where: str) -> NDArray:
-    """The column of error bars of `y`; FitError where one is not positive or larger than what it belongs to."""
+    """The column of error bars of `y`; raises FitError where one is not positive or is above its y."""
     bars = tables.number_column(source, name, "sigma", where)
     if (bad := ~(np.isfinite(bars) & (bars > 0))).any():
         i = int(np.flatnonzero(bad)[0])
         raise FitError(
-            f"{where}: --sigma {name}: row {i + 1} of {len(bars)} holds {bars[i]:g} ({int(bad.sum())} such rows), which is no error "
+            f"{where}: --sigma {name}: row {i + 1} of {len(bars)} holds {bars[i]:g} ({int(bad.sum())} such rows), which is not an error "
             "bar. Floor it at the seed noise, or leave such rows out with --filter."
         )
     if y in chosen.table:
@@ -187,8 +195,8 @@ def error_bars(source: Mapping[str, NDArray], name: str, chosen: tables.Chosen, 
     return bars
 
 
-def kept(table: tables.TableFile, keep: str | None) -> tuple[dict[str, NDArray], dict[str, int]]:
-    """The rows to be fitted or held out, and how many were filtered away."""
+def filtered(table: tables.TableFile, keep: str | None) -> tuple[dict[str, NDArray], dict[str, int]]:
+    """The rows to fit or hold out, and reason -> rows that the filter removes."""
     if keep is None:
         return table.columns, {}
     mask = row_filter.rows(keep, table.columns)
@@ -198,7 +206,7 @@ def kept(table: tables.TableFile, keep: str | None) -> tuple[dict[str, NDArray],
 
 
 def _possible_bars(bars: NDArray, y: NDArray, name: str, where: str) -> None:
-    """`laws.fit` refuses bars that are not positive; here those that are larger than what they belong to."""
+    """Raise FitError for bars above their y; `laws.fit` rejects those that are not positive."""
     with np.errstate(invalid="ignore"):
         share = bars / y
     if (large := share > 1).any():

@@ -1,8 +1,8 @@
-"""Anybody's table: a CSV or parquet file as columns, and the columns that a law needs, chosen, derived and checked.
+"""A CSV or parquet file as columns, and the columns that a law needs: chosen, derived and checked.
 
-Units are those of the laws: N in parameters, D in tokens, C in FLOP, J (or energy) in joules, t in seconds, loss in nat
-per token. Columns that cannot be in these units are refused: a table in billions, kilojoules or perplexities fits
-smoothly to numbers that mean nothing.
+Units are those of the laws: N in parameters, D in tokens, C in FLOP, J (or energy) in joules, t in
+seconds, loss in nat per token. Columns that cannot be in these units are rejected, because a table
+in billions, kilojoules or perplexities fits smoothly to meaningless numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULTS = {
     "energy": ("energy_j", "energy"),
 }
 OPTION = {"N": "--n", "D": "--d", "C": "--flop", "J": "--energy", "t": "--time", "loss": "--loss", "energy": "--energy"}
-JUDGED = (
+ROW_CHECKS = (  # columns by which `laws.fit` rejects rows
     "state",
     "annealed",
     "role",
@@ -51,19 +51,17 @@ JUDGED = (
     "device",
 )
 FLOP_RATIO = (0.1, 30.0)  # of C and 6ND: embedding and attention conventions stay within, wrong units do not
-LEAST = 10  # parameters, tokens: no row has fewer
+MIN_COUNT = 10  # of parameters and of tokens in a row
 TOKENS_PER_N = (1e-4, 1e6)
-J_PER_FLOP = (
-    1e-14,
-    1e-4,
-)  # 100 TFLOP per joule, 50 times today's cards; a small model on a CPU stays far below the other end
+# 100 TFLOP per joule is 50 times today's cards; a small model on a CPU stays far below the other end
+J_PER_FLOP = (1e-14, 1e-4)
 POWER_W = (0.5, 1e9)  # a small board; a power station
 MAX_LOSS = 20.0  # nat per token, of the median: a uniform guess over 400,000 words is 12.9
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table as it stands in its file: columns of one length, each float64 (empty cells are NaN) or text (empty '')."""
+    """The columns of a file, of equal length: float64 (empty cells are NaN) or text (empty '')."""
 
     name: str  # base name: a fit holds no local path
     sha256: str  # of the file, 16 hex digits
@@ -74,7 +72,10 @@ class TableFile:
 
 
 def read_table(path: Path) -> TableFile:
-    """Read a .csv (with a header, comma-separated) or .parquet file, or the records of a study's folder; FitError where it is none."""
+    """Read a comma-separated .csv file with a header, a .parquet file, or the records of a study.
+
+    `path` is a study's folder for the last. Raises FitError for anything else.
+    """
     if path.is_dir():
         return of_study(path)
     if path.suffix not in SUFFIXES:
@@ -93,9 +94,12 @@ def read_table(path: Path) -> TableFile:
 
 
 def of_study(folder: Path) -> TableFile:
-    """The fit points of a study: annealed points of finished runs, without probes. Columns as `harness export` names them."""
-    found, _ = records.load(folder)
-    rows = [row for row in study_table(found) if row["role"] == "fit" and row["state"] == "done" and row["annealed"]]
+    """The fit points of a study: annealed points of finished runs, without probes.
+
+    The columns have the names of `harness export`.
+    """
+    runs, _ = records.load(folder)
+    rows = [row for row in study_table(runs) if row["role"] == "fit" and row["state"] == "done" and row["annealed"]]
     if not rows:
         raise FitError(f"study {folder} has no point to fit: no finished run with a decayed learning rate.")
     names = list(dict.fromkeys(k for row in rows for k in row))
@@ -114,9 +118,7 @@ def _csv(path: Path) -> dict[str, NDArray]:
         raise FitError(f"table {path} is empty: its first line must name the columns.")
     head = [h.strip() for h in lines[0][1]]
     if doubles := sorted({h for h in head if head.count(h) > 1}):
-        raise FitError(
-            f"table {path}: the columns {', '.join(map(repr, doubles))} stand there twice. Rename one of each."
-        )
+        raise FitError(f"table {path}: two columns are named {', '.join(map(repr, doubles))}. Rename one of each.")
     for number, line in lines[1:]:
         if len(line) != len(head):
             raise FitError(f"table {path}, line {number}: {len(line)} cells under {len(head)} column names.")
@@ -124,7 +126,7 @@ def _csv(path: Path) -> dict[str, NDArray]:
 
 
 def _array(cells: list[str]) -> NDArray:
-    """Numbers where every filled cell is one, else text."""
+    """Numbers where every filled cell is a number, else text."""
     try:
         return np.array([float(c) if c else np.nan for c in cells])
     except ValueError:
@@ -146,7 +148,7 @@ def _parquet(path: Path) -> dict[str, NDArray]:
 
 
 def _column(values: Sequence[object]) -> NDArray:
-    """Numbers where every value is one or None, else text."""
+    """Numbers where every value is a number or None, else text."""
     if all(v is None or (isinstance(v, (int, float, Decimal)) and not isinstance(v, bool)) for v in values):
         return np.array([np.nan if v is None else float(v) for v in values])  # type: ignore[arg-type]
     return np.array(["" if v is None else str(v) for v in values], dtype=str)
@@ -155,7 +157,7 @@ def _column(values: Sequence[object]) -> NDArray:
 # --- the columns of a law ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Chosen:
-    """What `laws.fit` is given: symbol -> values, and symbol -> column of origin (a formula where it was derived)."""
+    """The input of `laws.fit`: symbol -> values, and symbol -> column (a formula where derived)."""
 
     table: dict[str, NDArray]
     columns: dict[str, str]
@@ -164,57 +166,58 @@ class Chosen:
 def choose(
     source: Mapping[str, NDArray],
     law: str,
-    given: Mapping[str, str],
+    columns: Mapping[str, str],
     where: str,
     needed: Sequence[str] | None = None,
 ) -> Chosen:
-    """The columns that `law` needs. `given`: symbol -> column; a symbol that is not given is looked up in `DEFAULTS`.
-    `needed`: symbols where they are not the law's own, as for what precedes a law (runs before their optima).
+    """The columns that `law` needs.
 
-    D is derived as C/(6N) and C as 6ND where one of them has no column; `columns` then says so. Columns of `JUDGED` come
-    along, so that `laws.fit` refuses rows that are not finished, annealed points of one kind. Raises FitError for columns
-    that are missing, not numbers, not positive, or in units that cannot be right; rows are counted as in `source`.
+    `columns`: symbol -> column; other symbols are looked up in `DEFAULTS`. `needed`: symbols other
+    than the law's own, such as those of the runs that optima are made from. D is derived as C/(6N) and
+    C as 6ND where one of them has no column; the result's `columns` then gives the formula. Columns of
+    `ROW_CHECKS` are included, so that `laws.fit` rejects rows that are not finished, annealed points of
+    one kind. Raises FitError for columns that are missing, not numbers, not positive, or in units that
+    cannot be right; rows are counted as in `source`.
     """
     if needed is None:
         form = law_named(law)
         needed = list(dict.fromkeys([*form.symbols, form.y]))
-    if foreign := [s for s in given if s not in needed and s not in DEFAULTS]:
+    if foreign := [s for s in columns if s not in needed and s not in DEFAULTS]:
         raise FitError(
             f"{where}: law {law}{_formula(law)} has no symbol {', '.join(foreign)}; it has {', '.join(needed)}. Leave it out."
         )
     names = {
-        s: given.get(s) or next((c for c in DEFAULTS.get(s, (s,)) if c in source), None) for s in {*needed, *given}
+        s: columns.get(s) or next((c for c in DEFAULTS.get(s, (s,)) if c in source), None) for s in {*needed, *columns}
     }
     table: dict[str, NDArray] = {}
-    columns: dict[str, str] = {}
+    origin: dict[str, str] = {}
     for s in [*needed, *(s for s in names if s not in needed)]:
         name = names[s]
         if name is not None:
-            table[s], columns[s] = _positive(source, name, s, where), name
+            table[s], origin[s] = _positive(source, name, s, where), name
     derived = {"D", "C"} & (set(needed) - table.keys())
     related = ("N", "D", "C") if {"N", "D", "C", "J", "energy"} & set(needed) else ()
-    for s in related:  # to derive from, or else to check units against: then what cannot serve is no reason to refuse
+    for s in related:  # to derive from; a column that only checks units may be unusable
         name = next((c for c in DEFAULTS[s] if c in source), None)
         if s in names or name is None:
             continue
         values = source[name]
         if derived or not (is_text(values) or (~np.isfinite(values) | (values <= 0)).any()):
-            table[s], columns[s] = _positive(source, name, s, where), name
+            table[s], origin[s] = _positive(source, name, s, where), name
     if "D" in needed and "D" not in table and {"N", "C"} <= table.keys():
-        table["D"], columns["D"] = table["C"] / (6 * table["N"]), f"{columns['C']} / (6 {columns['N']})"
+        table["D"], origin["D"] = table["C"] / (6 * table["N"]), f"{origin['C']} / (6 {origin['N']})"
     if "C" in needed and "C" not in table and {"N", "D"} <= table.keys():
-        table["C"], columns["C"] = 6 * table["N"] * table["D"], f"6 {columns['N']} {columns['D']}"
+        table["C"], origin["C"] = 6 * table["N"] * table["D"], f"6 {origin['N']} {origin['D']}"
     if missing := [s for s in needed if s not in table]:
-        listed = ", ".join(repr(c) for c in source)
+        available = ", ".join(repr(c) for c in source)
         raise FitError(
             f"{where}: law {law}{_formula(law)} needs {', '.join(missing)}, and no column was named for it: "
-            f"{' '.join(f'{option(s)} COLUMN' for s in missing)}. Columns: {listed}."
+            f"{' '.join(f'{option(s)} COLUMN' for s in missing)}. Columns: {available}."
         )
-    problems = units(table)
-    if problems:
+    if problems := units(table):
         raise FitError(f"{where}: " + "\n".join(problems))
-    kept = {s: v for s, v in table.items() if s in needed}
-    return Chosen(kept | {k: source[k] for k in JUDGED if k in source}, {s: columns[s] for s in needed})
+    symbols = {s: v for s, v in table.items() if s in needed}
+    return Chosen(symbols | {k: source[k] for k in ROW_CHECKS if k in source}, {s: origin[s] for s in needed})
 
 
 def _formula(law: str) -> str:
@@ -229,22 +232,24 @@ def number_column(source: Mapping[str, NDArray], name: str, symbol: str, where: 
     values = find_column(source, name, f"{where}, {option(symbol)}")
     if is_text(values):
         bad = next((str(v) for v in values if not _is_number(str(v))), "text")
-        raise FitError(f"{where}: column {name!r} ({symbol}) holds {bad!r}, which is no number. Choose another column.")
+        raise FitError(
+            f"{where}: column {name!r} ({symbol}) holds {bad!r}, which is not a number. Choose another column."
+        )
     return np.asarray(values, dtype=np.float64)
 
 
 def _positive(source: Mapping[str, NDArray], name: str, symbol: str, where: str) -> NDArray:
     values = number_column(source, name, symbol, where)
-    # The unit of other symbols is known to their law alone, which checks them itself
+    # Other symbols have units that only their law knows, and the law checks them
     bad = ~np.isfinite(values) | ((values <= 0) if symbol in DEFAULTS else False)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        shown = "empty or not a number" if np.isnan(values[i]) else f"{float(values[i]):g}"
+        text = "empty or not a number" if np.isnan(values[i]) else f"{float(values[i]):g}"
         # A share or a count may be 0, and a filter that drops these rows as well would bias the fit
-        what, least = ("a positive number", ">") if symbol in DEFAULTS else ("a number", ">=")
+        expected, relation = ("a positive number", ">") if symbol in DEFAULTS else ("a number", ">=")
         raise FitError(
-            f"{where}: column {name!r} ({symbol}) is {shown} in row {i + 1} of {len(values)} ({int(bad.sum())} such rows), "
-            f'and the law needs {what}. Leave such rows out, and count them: --filter "[{name}] {least} 0".'
+            f"{where}: column {name!r} ({symbol}) is {text} in row {i + 1} of {len(values)} ({int(bad.sum())} such rows), "
+            f'and the law needs {expected}. Leave such rows out, and count them: --filter "[{name}] {relation} 0".'
         )
     return values
 
@@ -258,15 +263,15 @@ def _is_number(text: str) -> bool:
 
 
 def units(table: Mapping[str, NDArray]) -> list[str]:
-    """One line for each column, by symbol, whose values cannot be in its unit; empty where nothing is impossible."""
+    """One line for each column, by symbol, whose values cannot be in the symbol's unit."""
     out = []
-    for s, what in (("N", "parameters"), ("D", "tokens")):
-        if s in table and (table[s].max() < 1000 or table[s].min() < LEAST):
-            which = "at most" if table[s].max() < 1000 else "down to"
+    for s, unit in (("N", "parameters"), ("D", "tokens")):
+        if s in table and (table[s].max() < 1000 or table[s].min() < MIN_COUNT):
+            bound = "at most" if table[s].max() < 1000 else "down to"
             value = table[s].max() if table[s].max() < 1000 else table[s].min()
             out.append(
-                f"{s} is {which} {value:.4g} {what}: that is a column, or a row, in thousands, millions or billions. "
-                f"Multiply it, so that {s} counts {what}."
+                f"{s} is {bound} {value:.4g} {unit}: that is a column, or a row, in thousands, millions or billions. "
+                f"Multiply it, so that {s} counts {unit}."
             )
     if not out and {"N", "D"} <= table.keys():
         ratio = float(np.median(table["D"] / table["N"]))
@@ -305,7 +310,7 @@ def units(table: Mapping[str, NDArray]) -> list[str]:
         and not POWER_W[0] <= (power := float(np.median(joules / table["t"]))) <= POWER_W[1]
     ):
         out.append(
-            f"energy over time is {power:.3g} W (median), which no computer draws ({POWER_W[0]:g} to {POWER_W[1]:g}). Give joules "
-            "and seconds."
+            f"energy over time is {power:.3g} W (median), outside {POWER_W[0]:g} to {POWER_W[1]:g} W: no computer draws that. Give "
+            "joules and seconds."
         )
     return out

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.analysis import row_filter
-from harness.analysis.row_filter import Both, Column, Comparison, Condition, Not, parse, rows
+from harness.analysis.row_filter import Column, ColumnComparison, Condition, Joined, Not, parse, rows
 from harness.errors import FitError
 
 TABLE = {
@@ -59,7 +59,7 @@ def test_meaning(text: str, kept: list[int]) -> None:
         ("loss", ["one of == != < <= > >= after 'loss' is missing", "character 5"]),
         ("loss < ", ["a number, a 'text' or a column after < is missing"]),
         ("loss < 3 4", ["'4' is unexpected", "and, or"]),
-        ("loss = 3", ["'= 3' is no part of a condition", "character 6"]),
+        ("loss = 3", ["'= 3' is not part of a condition", "character 6"]),
         ("loss < 3 and", ["a column name is missing"]),
         ("3 < loss", ["a column name is missing"]),
         ("(loss < 3", ["a closing parenthesis is missing"]),
@@ -71,13 +71,13 @@ def test_meaning(text: str, kept: list[int]) -> None:
         ("loss == 'a'", ["'loss' holds numbers", "Leave out the quotes"]),
         ("loss == role", ["cannot be compared"]),
         ("annealed < true", ["only == and != go with true"]),
-        ("or == 3", ["'or' stands where a column", "[or]"]),
-        ("__import__('os').system('touch ran')", ["is no part of a condition"]),
+        ("or == 3", ["'or' is in the place of a column", "[or]"]),
+        ("__import__('os').system('touch ran')", ["is not part of a condition"]),
         ("loss < 3 and exec('1')", ["one of =="]),
         ("loss.__class__ == 1", ["no column 'loss.__class__'"]),
-        ("(lambda: 1)()", ["': 1)()' is no part"]),
-        ("loss < 3; import os", ["is no part of a condition"]),
-        ("{loss}", ["is no part of a condition"]),
+        ("(lambda: 1)()", ["': 1)()' is not part"]),
+        ("loss < 3; import os", ["is not part of a condition"]),
+        ("{loss}", ["is not part of a condition"]),
         ("(" * 41 + "loss < 3" + ")" * 41, ["nested more than 40 deep"]),
         ("not " * 5000 + "loss < 3", ["nested more than 40 deep"]),
     ],
@@ -162,16 +162,16 @@ def test_the_module_has_no_way_to_run_code() -> None:
 
 NUMBERS = st.sampled_from(["loss", "tokens", "Model Size", "flag"])
 VALUES = st.one_of(st.integers(-5, 5).map(float), st.sampled_from([1e6, 2.5, 3e6, 1e-9, -7.25]))
-COMPARISONS = st.builds(Comparison, NUMBERS, st.sampled_from(["==", "!=", "<", "<=", ">", ">="]), VALUES)
-COMPARISONS |= st.builds(Comparison, NUMBERS, st.sampled_from(["==", "<", ">="]), NUMBERS.map(Column))
+COMPARISONS = st.builds(ColumnComparison, NUMBERS, st.sampled_from(["==", "!=", "<", "<=", ">", ">="]), VALUES)
+COMPARISONS |= st.builds(ColumnComparison, NUMBERS, st.sampled_from(["==", "<", ">="]), NUMBERS.map(Column))
 COMPARISONS |= st.builds(
-    Comparison, st.just("role"), st.sampled_from(["==", "!="]), st.sampled_from(["fit", "x y", ""])
+    ColumnComparison, st.just("role"), st.sampled_from(["==", "!="]), st.sampled_from(["fit", "x y", ""])
 )
 TREES = st.recursive(
     COMPARISONS,
     lambda inner: (
         st.builds(Not, inner)
-        | st.builds(Both, st.sampled_from(["and", "or"]), st.lists(inner, min_size=2, max_size=3).map(tuple))
+        | st.builds(Joined, st.sampled_from(["and", "or"]), st.lists(inner, min_size=2, max_size=3).map(tuple))
     ),
     max_leaves=12,
 )
@@ -181,13 +181,13 @@ def text_of(c: Condition) -> str:
     match c:
         case Not(part):
             return f"not ({text_of(part)})"
-        case Both(word, parts):
+        case Joined(word, parts):
             return f" {word} ".join(f"({text_of(p)})" for p in parts)
-        case Comparison(column, op, Column(name)):
+        case ColumnComparison(column, op, Column(name)):
             return f"[{column}] {op} [{name}]"
-        case Comparison(column, op, str(value)):
+        case ColumnComparison(column, op, str(value)):
             return f"[{column}] {op} '{value}'"
-        case Comparison(column, op, value):
+        case ColumnComparison(column, op, value):
             return f"[{column}] {op} {value!r}"
 
 
@@ -196,11 +196,11 @@ def holds(c: Condition, row: int) -> bool:
     match c:
         case Not(part):
             return not holds(part, row)
-        case Both("and", parts):
+        case Joined("and", parts):
             return all(holds(p, row) for p in parts)
-        case Both(_, parts):
+        case Joined(_, parts):
             return any(holds(p, row) for p in parts)
-        case Comparison(column, op, operand):
+        case ColumnComparison(column, op, operand):
             pair = [TABLE[column][row], TABLE[operand.name][row] if isinstance(operand, Column) else operand]
             cells = pair if isinstance(operand, Column) else pair[:1]
             if any(v == "" or v != v for v in cells):  # empty text, NaN

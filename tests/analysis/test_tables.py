@@ -214,7 +214,7 @@ def with_cell(row: int, column: str, value: object) -> dict[str, list]:
     ("table", "more", "words"),
     [
         (surface(), ["--loss", "val_loss"], ["--loss", "no column 'val_loss'", "Did you mean 'val loss'"]),
-        (surface(), ["--n", "role"], ["'role' (N)", "'fit'", "no number"]),
+        (surface(), ["--n", "role"], ["'role' (N)", "'fit'", "not a number"]),
         (with_cell(3, "val loss", ""), [], ["'val loss' (loss)", "row 4 of 25", "empty", '--filter "[val loss] > 0"']),
         (with_cell(3, "val loss", "nan"), [], ["empty or not a number", "row 4"]),
         (with_cell(7, "val loss", -1.0), [], ["-1 in row 8", "1 such rows"]),
@@ -230,7 +230,7 @@ def with_cell(row: int, column: str, value: object) -> dict[str, list]:
         (surface() | {"tokenizer": ["a"] * 24 + ["b"]}, [], ["'tokenizer' mixes a, b"]),
         (surface(), ["--filter", "val loss < 3"], ["character 5", "after 'val' is missing", "[brackets]"]),
         (surface(), ["--filter", "params < 3"], ["keeps none of the 25 rows"]),
-        (surface(), ["--hold-out", "params < 3"], ["holds for none of the 25 rows"]),
+        (surface(), ["--hold-out", "params < 3"], ["is true for none of the 25 rows"]),
         (surface(), ["--sigma", "tok"], ["error bar", "1/sigma^2"]),
         (surface(), ["--fix", "E"], ["--fix E: give NAME=VALUE"]),
         (surface(), ["--fix", "E=low"], ["'low' is not a number"]),
@@ -242,8 +242,8 @@ def with_cell(row: int, column: str, value: object) -> dict[str, list]:
         (surface(), ["--markdown", "nowhere/f.md"], ["--markdown nowhere/f.md", "no folder nowhere"]),
         (surface(), ["--latex", "nowhere/f.tex"], ["--latex nowhere/f.tex", "no folder nowhere"]),
         (surface(), ["--seed", "-1"], ["seed=-1", "positive"]),
-        (surface() | {"bar": [0.01] * 24 + [0.0]}, ["--sigma", "bar"], ["row 25 of 25 holds 0", "no error bar"]),
-        (surface() | {"bar": ["nan"] + [0.01] * 24}, ["--sigma", "bar"], ["row 1 of 25 holds nan", "no error bar"]),
+        (surface() | {"bar": [0.01] * 24 + [0.0]}, ["--sigma", "bar"], ["row 25 of 25 holds 0", "not an error bar"]),
+        (surface() | {"bar": ["nan"] + [0.01] * 24}, ["--sigma", "bar"], ["row 1 of 25 holds nan", "not an error bar"]),
         (surface() | {"t": [""] * 5 + ["a"] * 20}, ["--cluster", "t"], ["--cluster t", "5 of 25 rows have no entry"]),
         (with_cell(0, "params", 0.01), [], ["N is down to 0.01 parameters", "or a row"]),
         (
@@ -276,7 +276,7 @@ def test_refusals(
     [
         ("t.csv", "", ["is empty", "first line"]),
         ("t.csv", "a,b\n", ["has no rows"]),
-        ("t.csv", "a,a\n1,2\n", ["'a'", "twice"]),
+        ("t.csv", "a,a\n1,2\n", ["'a'", "two columns"]),
         ("t.csv", "a,b\n1\n", ["line 2", "1 cells under 2"]),
         ("t.csv", "a,b\n\n\n1\n", ["line 4", "1 cells under 2"]),
         ("t.csv", 'a,b\n"1,2\n', ["not comma-separated"]),
