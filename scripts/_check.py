@@ -92,10 +92,10 @@ class Setup:
         torch.nn.Module.to(model, where.torch_device)  # in place; the subclass's own signature hides the overload
         optimizers = optim.build(model, config.optim, rung.hyper)
         n = rung.hyper.sequences
+        data = train_step.TrainingData(corpora.open_corpus(corpus, 0), 0, n)
         return rung, train_step.Trainer(
-            model, optimizers, corpora.open_corpus(corpus, 0), where, seed=0, sequences=n, micro_sequences=-(-n // parts),
-            grad_clip=1.0, on_halving=lambda sequences: None,
-        )  # fmt: skip
+            model, optimizers, data, where, micro_sequences=-(-n // parts), grad_clip=1.0, on_halving=lambda n: None
+        )
 
 
 def set_up(rehearse: bool) -> Setup | None:
@@ -425,7 +425,7 @@ def out_of_memory(s: Setup) -> Json:
         torch.cuda.set_per_process_memory_fraction(1.0)
     return {
         "needed_bytes": needed,
-        "sequences": t.sequences,
+        "sequences": t.data.sequences,
         "micro_sequences": t.micro_sequences,
         "difference_nat": difference(losses, expected),
         "graph_skips": report.graph_skips,

@@ -38,7 +38,7 @@ from harness.data.shards import (
     open_shards,
     write_shards,
 )
-from harness.data.text_corpus import TextCorpus, check_val, choose_pool, sequences, wanted_sequences
+from harness.data.text_corpus import Pool, TextCorpus, check_val, choose_pool, sequences, wanted_sequences
 from harness.data.tokenizer import TextTokenizer, head, open_tokenizer
 from harness.errors import CorpusError
 
@@ -292,7 +292,7 @@ def open_text(config: TextConfig, context: int, val_tokens: int, tokens_needed: 
         "files": parts.files(shards),
         "repetition": tokens_needed > len(pool) * context,
     }
-    return TextCorpus(shards, tokenizer, pool, block, context, val_tokens, config.allow_repetition, info)
+    return TextCorpus(shards, tokenizer, Pool(pool, block, config.allow_repetition), context, val_tokens, info)
 
 
 def save_tokenizer(corpus: TextCorpus, folder: Path) -> None:
@@ -303,10 +303,10 @@ def save_tokenizer(corpus: TextCorpus, folder: Path) -> None:
 def _stream_shards(folder: Path, tokens: int, parts: Parts, tokenizer: TextTokenizer) -> Shards:
     """The shortest kept beginning of this stream that holds `tokens`, or all that the stream has; read from the Hub if
     new."""
-    kept = sorted(
+    cached = sorted(
         (open_shards(path) for path in folder.parent.glob(f"{folder.name}-*")), key=lambda s: s.train_part.tokens
     )
-    for shards in kept:
+    for shards in cached:
         if shards.train_part.tokens >= tokens or shards.train_part.exhausted:
             return shards
     level = _LEVEL

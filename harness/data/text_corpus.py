@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,32 @@ from harness.errors import CorpusError
 _POOL_ORDER = 0x5EED  # fixes the shuffle behind `unique_tokens`; not the run's seed
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The training sequences that a run may use.
+
+    With `block`, each stretch of that many is permuted by itself: a longer pool begins in the same order.
+    """
+
+    sequences: np.ndarray  # their numbers
+    block: int | None
+    repeats: bool  # whether more than one epoch may be trained
+
+
 class TextCorpus:
     """A corpus as in `batches.Corpus`, made by `text.open_text`. Sequence i is tokens i * context .. (i + 1) * context,
     both included, so neighbours share one token and every token is a target exactly once.
 
-    `pool` holds the numbers of the training sequences that may be used; an epoch is a permutation of it, drawn from
-    (seed, epoch). With `block` each run of that many is permuted by itself: a pool that is longer begins in the same
-    order.
+    An epoch is a permutation of the pool, drawn from (seed, epoch).
     """
 
     def __init__(
         self,
         shards: Shards,
         tokenizer: TextTokenizer,
-        pool: np.ndarray,
-        block: int | None,
+        pool: Pool,
         context: int,
         val_tokens: int,
-        repeats: bool,
         info: dict[str, Any],
     ) -> None:
         self.vocab = tokenizer.vocab
@@ -42,15 +51,13 @@ class TextCorpus:
         self.info = info
         self._shards = shards
         self._pool = pool
-        self._block = block
         self._val_tokens = val_tokens
-        self._repeats = repeats
         self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last two epochs asked for
 
     def train_batch(self, seed: int, step: int, sequences: int) -> Batch:
         """The batch of step `step` (from 0). CorpusError past the pool where repetition was not allowed."""
-        first, size = step * sequences, len(self._pool)
-        if not self._repeats and first + sequences > size:
+        first, size = step * sequences, len(self._pool.sequences)
+        if not self._pool.repeats and first + sequences > size:
             raise CorpusError(
                 f"step {step} of {sequences} sequences lies beyond the {size * self.context:,} training tokens and "
                 "corpus.allow_repetition=false. Train fewer tokens, or set corpus.allow_repetition=true."
@@ -61,7 +68,7 @@ class TextCorpus:
             chosen.append(self._order(seed, epoch)[place : place + sequences])
             first += len(chosen[-1])
             sequences -= len(chosen[-1])
-        starts = self._pool[np.concatenate(chosen)] * self.context
+        starts = self._pool.sequences[np.concatenate(chosen)] * self.context
         return Batch.plain(self._shards.train[starts[:, None] + np.arange(self.context + 1)])
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
@@ -69,12 +76,12 @@ class TextCorpus:
         if key not in self._orders:
             if len(self._orders) >= 2:
                 self._orders.pop(next(iter(self._orders)))
-            self._orders[key] = epoch_order(len(self._pool), self._block, seed, epoch)
+            self._orders[key] = epoch_order(len(self._pool.sequences), self._pool.block, seed, epoch)
         return self._orders[key]
 
     def unique_tokens(self, tokens: int) -> int:
         """Distinct training tokens among the first `tokens` trained."""
-        return min(tokens, len(self._pool) * self.context)
+        return min(tokens, len(self._pool.sequences) * self.context)
 
     def val_batches(self, sequences: int) -> Iterator[Batch]:
         """The first `val_tokens` targets of the validation part, in order; the end of the last sequence is masked

@@ -110,24 +110,24 @@ class LlamaDecoder:
         """The rows at `rows`, ascending by problem, repetitions allowed. Prefixes are copied per row only if problems keep unequally many."""
         _, count, _, samples, _ = cache.keys[0].shape
         problem, sample = np.divmod(rows, samples)
-        kept, number = np.unique(problem, return_counts=True)
-        if (number != number[0]).any():
-            kept, number = problem, np.ones(len(problem), dtype=np.int64)
+        problems, counts = np.unique(problem, return_counts=True)
+        if (counts != counts[0]).any():
+            problems, counts = problem, np.ones(len(problem), dtype=np.int64)
         prefix = cache.prefix
-        if len(kept) != count or (kept != np.arange(count)).any():
-            of = self._put(kept)
+        if len(problems) != count or (problems != np.arange(count)).any():
+            of = self._put(problems)
             hidden = None if prefix.hidden is None else prefix.hidden[of]
             prefix = Prefix([k[of] for k in prefix.keys], [v[of] for v in prefix.values], hidden)
         at = (self._put(problem), self._put(sample))
 
-        def taken(whole: torch.Tensor) -> torch.Tensor:
+        def selected(whole: torch.Tensor) -> torch.Tensor:
             room, _, heads, _, size = whole.shape
-            new = whole.new_empty(room, len(kept), heads, int(number[0]), size)
-            found = whole[: cache.used, at[0], :, at[1]]  # (R, used, K, h)
-            new[: cache.used] = found.unflatten(0, (len(kept), -1)).permute(2, 0, 3, 1, 4)
+            new = whole.new_empty(room, len(problems), heads, int(counts[0]), size)
+            rows_of = whole[: cache.used, at[0], :, at[1]]  # (R, used, K, h)
+            new[: cache.used] = rows_of.unflatten(0, (len(problems), -1)).permute(2, 0, 3, 1, 4)
             return new
 
-        return Cache(prefix, [taken(k) for k in cache.keys], [taken(v) for v in cache.values], cache.used)
+        return Cache(prefix, [selected(k) for k in cache.keys], [selected(v) for v in cache.values], cache.used)
 
     @torch.inference_mode()
     def step(self, cache: Cache, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:

@@ -82,12 +82,14 @@ def shape_of(model: PreTrainedModel) -> Shape:
         raise ConfigError(f"FLOP of {name} are not counted: its config has no Llama-like shape ({error}).") from error
     linear = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)}
     known = linear.keys() | {id(embedding.weight)}
-    other = [k for k, p in model.named_parameters() if p.dim() > 1 and id(p) not in known]
+    uncounted = [k for k, p in model.named_parameters() if p.dim() > 1 and id(p) not in known]
     expected = counts(shape).n_matmul
-    if other or sum(linear.values()) != expected:
-        found = f"weights such as {other[0]}" if other else f"{sum(linear.values()):,} weights in linear layers"
+    if uncounted or sum(linear.values()) != expected:
+        weights = (
+            f"weights such as {uncounted[0]}" if uncounted else f"{sum(linear.values()):,} weights in linear layers"
+        )
         raise ConfigError(
-            f"FLOP of {name} are not counted: it has {found}, where a Llama of its shape has {expected:,} in linear layers "
+            f"FLOP of {name} are not counted: it has {weights}, where a Llama of its shape has {expected:,} in linear layers "
             "and no other matrix but the embedding. Use a dense Llama-like model (Llama, Mistral, Qwen2, Qwen3, SmolLM2)."
         )
     return shape
@@ -165,8 +167,8 @@ class HfDecoder:
 
     @torch.inference_mode()
     def prefill(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray) -> tuple[torch.Tensor, HfCache]:
-        found = self._prompt(tokens, positions, pads, last=1, use_cache=True)
-        return found.logits[:, -1].float(), HfCache(found[self._cache_name], self._mask(tokens, pads))
+        output = self._prompt(tokens, positions, pads, last=1, use_cache=True)
+        return output.logits[:, -1].float(), HfCache(output[self._cache_name], self._mask(tokens, pads))
 
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray, last: int) -> torch.Tensor:
@@ -187,15 +189,15 @@ class HfDecoder:
     @torch.inference_mode()
     def step(self, cache: HfCache, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         cache.mask = torch.cat((cache.mask, cache.mask.new_ones(len(tokens), 1)), dim=1)
-        found: Any = self._model(
+        output: Any = self._model(
             input_ids=self._put(tokens)[:, None],
             attention_mask=cache.mask,
             position_ids=self._put(positions)[:, None],
             use_cache=True,
             **{self._cache_name: cache.past},
         )
-        cache.past = found[self._cache_name]
-        return found.logits[:, -1].float()
+        cache.past = output[self._cache_name]
+        return output.logits[:, -1].float()
 
     def _prompt(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray, last: int, use_cache: bool) -> Any:
         # A mask is always given: without one transformers takes position ids that start again for packed sequences

@@ -101,13 +101,13 @@ class CountdownTask:
     def _reachable(self, pool: tuple[int, ...]) -> set[int]:
         if len(pool) == 1:
             return {pool[0]}
-        found: set[int] = set()
+        values: set[int] = set()
         for i, j in itertools.combinations(range(len(pool)), 2):
             rest = tuple(v for k, v in enumerate(pool) if k not in (i, j))
             for value in {pool[i] + pool[j], abs(pool[i] - pool[j]), pool[i] * pool[j]}:
                 if value <= self.ceiling:
-                    found |= self._reachable((*rest, value))
-        return found
+                    values |= self._reachable((*rest, value))
+        return values
 
     def _expressions(self, rng: np.random.Generator, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Random expressions over numbers (n, m): tokens (n, 4 (m - 1)), value (n,), and whether every result is allowed (n,)."""
@@ -203,15 +203,15 @@ class CountdownTask:
         for step in range(self.steps):
             a, op, b, name = text[:, 4 * step : 4 * step + 4].T
             i = (token == a[:, None]).argmax(1)
-            found = token[row, i] == a
+            named = token[row, i] == a
             first, token[row, i] = value[row, i], NONE
             j = (token == b[:, None]).argmax(1)
-            found &= token[row, j] == b
+            named &= token[row, j] == b
             second = value[row, j]
             known = (op >= self.plus) & (op < self.plus + 3)
             result = _apply(np.where(known, op - self.plus, 0), first, second)
             due = result if self.config.arm is Arm.cot else self.marks[step]
-            holds &= found & known & (result >= 0) & (result <= self.ceiling) & (name == due)
+            holds &= named & known & (result >= 0) & (result <= self.ceiling) & (name == due)
             verified += holds
             token[row, j] = NONE
             token[row, i], value[row, i] = name, result

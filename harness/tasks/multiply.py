@@ -162,8 +162,8 @@ class MultiplyTask:
         same = text[:, : self.thought] == self._written(problems)[:, : self.thought]
         ends = np.cumsum([sum(part) for part in self.parts]).tolist()
         starts = [0, *ends[:-1]]
-        held = np.stack([same[:, i:j].all(1) for i, j in zip(starts, ends, strict=True)], 1)
-        verified = np.cumprod(held, 1).sum(1)
+        holds = np.stack([same[:, i:j].all(1) for i, j in zip(starts, ends, strict=True)], 1)
+        verified = np.cumprod(holds, 1).sum(1)
         whole = (verified == len(self.parts)) & (text[:, self.thought] == self.mark)
         return Grades(answer, correct, verified, whole & correct, ~ended)
 

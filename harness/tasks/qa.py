@@ -38,11 +38,11 @@ FILLER = (" .", ".")  # likewise
 _TAIL = 48  # tokens in which the end of a text is looked for
 # The answer line is finished, or the model goes on to a question of its own
 _STOP = re.compile(rf"{MARK}[^\n]*[^\s#][^\n]*\n|\n\s*Question:")
-_TELL = {
+INSTRUCTIONS = {
     Arm.cot: f"Solve the problem step by step. Then write {MARK} and the final answer alone on the last line.",
     Arm.direct: f"Write {MARK} and the final answer alone, without any working.",
 }
-_TELL[Arm.filler] = _TELL[Arm.direct]
+INSTRUCTIONS[Arm.filler] = INSTRUCTIONS[Arm.direct]
 
 
 class Codec(Protocol):
@@ -97,8 +97,8 @@ class QaTask:
             raise CorpusError(
                 f"corpus.arm={self.arm}: none of the exemplars has worked steps before {MARK}. Use corpus.arm=direct."
             )
-        asked = {r.question for r in shown}
-        self.records = [r for r in source.test if r.question not in asked]
+        exemplars = {r.question for r in shown}
+        self.records = [r for r in source.test if r.question not in exemplars]
         self._ids = np.array([r.id for r in self.records], dtype=np.uint64)
         self._exact = config.test != COUNTDOWN
         self._mark = codec.encode(f"\n{MARK}")
@@ -144,12 +144,12 @@ class QaTask:
     def prompt(self, question: str) -> str:
         """The whole text that a question is put in, from which generation goes on."""
         lead = f"\n{MARK}" if self.config.arm is Arm.direct else ""
-        tell = _TELL[self.config.arm]
+        instruction = INSTRUCTIONS[self.config.arm]
         if self._templated:
-            asked = self.codec.chat(f"{tell}\n\n{question}")
-            assert asked is not None
-            return asked + lead.lstrip()
-        before = self._head or f"{tell}\n\n"
+            chat = self.codec.chat(f"{instruction}\n\n{question}")
+            assert chat is not None
+            return chat + lead.lstrip()
+        before = self._head or f"{instruction}\n\n"
         return f"{before}Question: {question}\nAnswer:{lead}"
 
     def prompts(self, problems: Problems, control: Control) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -262,14 +262,14 @@ class QaTask:
 
     def text(self, control: Control, tokens: np.ndarray) -> str:
         """The text of one row that is read: the mark of the prompt, what was generated, up to the first stop that ended it."""
-        kept = tokens[:-1] if len(tokens) and tokens[-1] == self.eos else tokens
-        whole = self._lead() + self.codec.decode(kept.tolist())
+        body = tokens[:-1] if len(tokens) and tokens[-1] == self.eos else tokens
+        whole = self._lead() + self.codec.decode(body.tolist())
         short = max(0, (control.min_states or 0) - 1)  # a stop within so many tokens was overridden
-        after = len(self.codec.decode(kept[:short].tolist())) if short else 0
-        found = next((m for m in _STOP.finditer(whole) if m.end() > after), None)
-        if found is None:
+        after = len(self.codec.decode(body[:short].tolist())) if short else 0
+        match = next((m for m in _STOP.finditer(whole) if m.end() > after), None)
+        if match is None:
             return whole
-        return whole[: found.end() if found.group().startswith(MARK) else found.start()]
+        return whole[: match.end() if match.group().startswith(MARK) else match.start()]
 
     def _read(self, record: Record, text: str) -> _Read:
         if self._exact:
@@ -277,9 +277,9 @@ class QaTask:
             strict = number is not None
             number = number if strict else last_number(text)
             return _Read(answer_id(number), strict, number == record.gold)
-        found, strict = expression(text)
-        right = found is not None and reaches(found, record.numbers, int(record.gold))
-        return _Read(answer_id(found and found.form), strict, right)
+        answer, strict = expression(text)
+        right = answer is not None and reaches(answer, record.numbers, int(record.gold))
+        return _Read(answer_id(answer and answer.form), strict, right)
 
     def grade(self, problems: Problems, control: Control, generated: np.ndarray, lengths: np.ndarray) -> Grades:
         """An answer is read after the last mark (strict), else it is the last number, or expression, of the text (lenient).
@@ -329,5 +329,5 @@ def _by_hash(records: Iterable[Record], salt: str) -> list[Record]:
 
 def _single(codec: Codec, words: tuple[str, ...]) -> int | None:
     """The first of the words that is one token of this tokenizer, None where none is."""
-    found = (codec.encode(w) for w in words)
-    return next((tokens[0] for tokens in found if len(tokens) == 1), None)
+    encoded = (codec.encode(w) for w in words)
+    return next((tokens[0] for tokens in encoded if len(tokens) == 1), None)

@@ -96,8 +96,8 @@ def _record(row: Any, where: str) -> Record:
     """A row with `question` and `answer`: worked steps, the mark, the answer; or the answer alone."""
     problem = None
     if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("question", "answer")):
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        problem = f"has no texts `question` and `answer` (it has {found})"
+        keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        problem = f"has no texts `question` and `answer` (it has {keys})"
     else:
         steps, mark, answer = row["answer"].rpartition(MARK)
         gold = strict_number(row["answer"]) if mark else last_number(answer)
@@ -119,10 +119,10 @@ def _record(row: Any, where: str) -> Record:
 
 def _distinct(records: Iterator[Record], where: str) -> list[Record]:
     """One record per question, the first."""
-    found = list({r.question: r for r in reversed(list(records))}.values())[::-1]
-    if not found:
+    distinct = list({r.question: r for r in reversed(list(records))}.values())[::-1]
+    if not distinct:
         raise CorpusError(f"{where} has no rows. Each row needs a question and an answer.")
-    return found
+    return distinct
 
 
 def read_jsonl(path: Path) -> list[Record]:
@@ -196,10 +196,8 @@ def _countdown(config: QaConfig) -> Source:
     def worded(held_out: bool) -> list[Record]:
         out = []
         for *numbers, target in task.problems(task.distinct_rows, held_out=held_out).payload.tolist():
-            given = f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
-            question = (
-                f"Use each of the numbers {given} exactly once, with +, - and * and parentheses, to make {target}."
-            )
+            numbers_text = f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+            question = f"Use each of the numbers {numbers_text} exactly once, with +, - and * and parentheses, to make {target}."
             steps, text = _solution(tuple(numbers), target, task.ceiling)
             out.append(Record(question, steps, text, Fraction(target), tuple(numbers)))
         return out

@@ -35,13 +35,13 @@ def value(text: str) -> Fraction:
 def strict_number(text: str) -> Fraction | None:
     """The number right after the last answer mark, None where there is none."""
     _, mark, after = text.rpartition(MARK)
-    found = _NUMBER.match(after.lstrip(" :")) if mark else None
-    return value(found.group()) if found else None
+    match = _NUMBER.match(after.lstrip(" :")) if mark else None
+    return value(match.group()) if match else None
 
 
 def last_number(text: str) -> Fraction | None:
-    found = _NUMBER.findall(text)
-    return value(found[-1]) if found else None
+    numbers = _NUMBER.findall(text)
+    return value(numbers[-1]) if numbers else None
 
 
 def answer_id(key: Fraction | str | None) -> int:
@@ -82,11 +82,11 @@ class _Parser:
         self.tokens: list[str] = []
         at = 0
         while at < len(text):
-            found = _TOKEN.match(text, at)
-            if found is None:
+            match = _TOKEN.match(text, at)
+            if match is None:
                 raise _Unreadable
-            self.tokens.append(found.group().strip())
-            at = found.end()
+            self.tokens.append(match.group().strip())
+            at = match.end()
         self.at = 0
 
     def next(self) -> str:
@@ -97,10 +97,10 @@ class _Parser:
         return self.tokens[self.at - 1]
 
     def whole(self) -> Sum:
-        found = self.expression()
+        result = self.expression()
         if self.next():
             raise _Unreadable
-        return found
+        return result
 
     def expression(self) -> Sum:
         return self._chain(self.term, "+-")
@@ -109,24 +109,24 @@ class _Parser:
         return self._chain(self.factor, "*/")
 
     def _chain(self, part: Callable[[], Sum], signs: str) -> Sum:
-        found = part()
-        forms = [("", found.form)]
+        result = part()
+        forms = [("", result.form)]
         while (sign := self.next()) and sign in signs:
             self.take()
             right = part()
             if sign == "/" and right.value == 0:
                 raise _Unreadable
-            result = _OPERATIONS[sign](found.value, right.value)
-            found = Sum(result, found.numbers + right.numbers, found.operators | right.operators | {sign}, "")
+            value = _OPERATIONS[sign](result.value, right.value)
+            result = Sum(value, result.numbers + right.numbers, result.operators | right.operators | {sign}, "")
             forms.append((sign, right.form))
         if len(forms) == 1:
-            return found
+            return result
         # a + b - c, and a * b / c, are sets of what is added and what is taken away
         inverse = signs[1]
         plus = sorted(f for s, f in forms if s != inverse)
         minus = sorted(f for s, f in forms if s == inverse)
         form = "(" + signs[0].join(plus) + "".join(inverse + m for m in minus) + ")"
-        return Sum(found.value, found.numbers, found.operators, form)
+        return Sum(result.value, result.numbers, result.operators, form)
 
     def factor(self) -> Sum:
         if not self.next():
@@ -190,13 +190,13 @@ def _agrees(exact: Fraction, written: Fraction, text: str) -> bool:
 
 def verified_steps(text: str) -> tuple[int, int]:
     """(annotations `<<expr=value>>` that hold before the first that does not, annotations in all)."""
-    found = _ANNOTATION.findall(text)
+    annotations = _ANNOTATION.findall(text)
     holds = 0
-    for inside in found:
+    for inside in annotations:
         if not annotation_holds(inside):
             break
         holds += 1
-    return holds, len(found)
+    return holds, len(annotations)
 
 
 # --- expressions as answers (countdown in words) ----------------------------------------------------------------------------
@@ -205,19 +205,19 @@ def expression(text: str) -> tuple[Sum | None, bool]:
     _, mark, after = text.rpartition(MARK)
     if mark:
         line = after.strip().partition("\n")[0].partition("=")[0].strip(" .$")
-        if (found := parse(line)) is not None:
-            return found, True
+        if (parsed := parse(line)) is not None:
+            return parsed, True
     for part in reversed(_EXPRESSION.findall(re.sub(_ANNOTATION, "", text))):
-        found = parse(part.strip())
-        if found is not None and found.operators:
-            return found, False
+        parsed = parse(part.strip())
+        if parsed is not None and parsed.operators:
+            return parsed, False
     return None, False
 
 
-def reaches(found: Sum, numbers: tuple[int, ...], target: int) -> bool:
+def reaches(parsed: Sum, numbers: tuple[int, ...], target: int) -> bool:
     """Whether an expression uses every number once, with + - * alone, and has the target as its value."""
     return (
-        found.value == target
-        and found.operators <= {"+", "-", "*"}
-        and Counter(found.numbers) == Counter(Fraction(n) for n in numbers)
+        parsed.value == target
+        and parsed.operators <= {"+", "-", "*"}
+        and Counter(parsed.numbers) == Counter(Fraction(n) for n in numbers)
     )

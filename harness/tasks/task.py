@@ -36,28 +36,28 @@ def hashes(payload: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def draw_side(draw: Callable[[int], Problems], n: int, held_out: bool) -> Problems:
     """n problems of one side; what falls on the other is drawn again. CorpusError where a side seems empty."""
-    kept: list[Problems] = []
+    parts: list[Problems] = []
     missing = n
     for _ in range(1_000):
         if missing == 0:
-            return concatenated(kept)
-        found = draw(missing * (HELD_OUT if held_out else 1) + 8)
-        found = found.take(np.flatnonzero(held_out_side(found.ids) == held_out)[:missing])
-        kept.append(found)
-        missing -= len(found)
+            return concatenated(parts)
+        drawn = draw(missing * (HELD_OUT if held_out else 1) + 8)
+        drawn = drawn.take(np.flatnonzero(held_out_side(drawn.ids) == held_out)[:missing])
+        parts.append(drawn)
+        missing -= len(drawn)
     raise CorpusError(f"too few {'held-out' if held_out else 'training'} problems. Give the task more to draw from.")
 
 
 def first_distinct(draw: Callable[[int], Problems], count: int, held_out: bool) -> Problems:
     """The first `count` different problems of one side; fewer when many draws bring nothing new."""
-    found, idle = draw(0), 0
-    while len(found) < count and idle < 8:
+    problems, idle = draw(0), 0
+    while len(problems) < count and idle < 8:
         more = draw(4_096)
-        joined = concatenated([found, more.take(held_out_side(more.ids) == held_out)])
+        joined = concatenated([problems, more.take(held_out_side(more.ids) == held_out)])
         joined = joined.take(np.sort(np.unique(joined.ids, return_index=True)[1]))
-        idle = idle + 1 if len(joined) == len(found) else 0
-        found = joined
-    return found.take(np.arange(min(count, len(found))))
+        idle = idle + 1 if len(joined) == len(problems) else 0
+        problems = joined
+    return problems.take(np.arange(min(count, len(problems))))
 
 
 def concatenated(parts: list[Problems]) -> Problems:

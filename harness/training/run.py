@@ -26,7 +26,7 @@ from harness.runtime.attempt import Attempt
 from harness.training import optim
 from harness.training.checkpoint import Progress, load_progress
 from harness.training.context import RunContext, RunPlan, opened
-from harness.training.step import Trainer
+from harness.training.step import Trainer, TrainingData
 from harness.training.trunk import TrunkRunner, build_model
 
 
@@ -85,10 +85,8 @@ def build_trainer(context: RunContext) -> Trainer:
     return Trainer(
         model,
         optim.build(model, config.optim, rung.hyper),
-        context.corpus,
+        TrainingData(context.corpus, config.seed, rung.hyper.sequences),
         context.device,
-        seed=config.seed,
-        sequences=rung.hyper.sequences,
         micro_sequences=progress.micro_sequences or _micro_sequences(config, rung),
         grad_clip=config.optim.grad_clip,
         on_halving=halved,

@@ -41,6 +41,18 @@ class StepResult:
     time_ns: int  # monotonic, when the device had made the update
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """The batches of a run: `sequences` sequences per update, drawn from `corpus` by `seed`."""
+
+    corpus: Corpus
+    seed: int
+    sequences: int
+
+    def batch(self, step: int) -> Batch:
+        return self.corpus.train_batch(self.seed, step, self.sequences)
+
+
 class Trainer:
     """Model, optimisers and data of one run; `run_steps` is the only thing that changes weights."""
 
@@ -48,18 +60,15 @@ class Trainer:
         self,
         model: PreTrainedModel,
         optimizers: list[torch.optim.Optimizer],
-        corpus: Corpus,
+        data: TrainingData,
         device: Device,
         *,
-        seed: int,
-        sequences: int,
         micro_sequences: int,
         grad_clip: float,
         on_halving: Callable[[int], None],
     ) -> None:
-        self.model, self.optimizers, self.corpus, self.device = model, optimizers, corpus, device
-        self.seed, self.sequences, self.micro_sequences, self.grad_clip = seed, sequences, micro_sequences, grad_clip
-        self.on_halving = on_halving
+        self.model, self.optimizers, self.data, self.device = model, optimizers, data, device
+        self.micro_sequences, self.grad_clip, self.on_halving = micro_sequences, grad_clip, on_halving
         self.parameters = list(model.parameters())
         self.issued = 0  # updates that are in the weights
         self.block = GPU_BLOCK if device.cuda else 1
@@ -150,7 +159,7 @@ class Trainer:
         state are left as they were, bit for bit. The cost is booked apart, and the first window is like the others."""
         weights = [p.detach().to("cpu", copy=True) for p in self.parameters]
         optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers]
-        batch = self.corpus.train_batch(self.seed, 0, self.sequences)
+        batch = self.data.batch(0)
         cuda = [self.device.torch_device] if self.device.cuda else []
         with torch.random.fork_rng(devices=cuda):
             for _ in range(WARM_UPS if self.device.compile else 1):
@@ -183,7 +192,7 @@ class Trainer:
                 for (step, lr, mark), (loss, norm) in zip(rows, values.tolist(), strict=True):
                     yield StepResult(step, loss, norm, lr, clock.time_ns(mark))
 
-        for step, batch in _batches(self.corpus, self.seed, self.sequences, start, stop, prefetch=self.block > 1):
+        for step, batch in _batches(self.data, start, stop, prefetch=self.block > 1):
             loss, norm = self._step(step, batch, lr_factor(step))
             pending.append((step, self.optimizers[0].param_groups[0]["lr"], clock.mark()))
             tape.append(torch.stack([loss, norm]))
@@ -216,13 +225,11 @@ def _padded(batch: Batch, rows: int) -> Batch:
     return Batch(tokens, mask, None if batch.positions is None else np.pad(batch.positions, ((0, rows), (0, 0))))
 
 
-def _batches(
-    corpus: Corpus, seed: int, sequences: int, start: int, stop: int, prefetch: bool
-) -> Iterator[tuple[int, Batch]]:
+def _batches(data: TrainingData, start: int, stop: int, prefetch: bool) -> Iterator[tuple[int, Batch]]:
     """Batches of the updates start .. stop - 1; on a GPU a thread prepares them ahead."""
     if not prefetch:
         for step in range(start, stop):
-            yield step, corpus.train_batch(seed, step, sequences)
+            yield step, data.batch(step)
         return
     ready: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(maxsize=8)
     closed = threading.Event()
@@ -230,7 +237,7 @@ def _batches(
     def produce() -> None:
         try:
             for step in range(start, stop):
-                item = (step, corpus.train_batch(seed, step, sequences))
+                item = (step, data.batch(step))
                 while not closed.is_set():
                     try:
                         ready.put(item, timeout=0.1)

@@ -15,16 +15,17 @@ from harness import models
 from harness.config.ladder import PlannedPoint, Rung
 from harness.config.schema import LlamaConfig, RunConfig
 from harness.errors import HarnessError
-from harness.power.estimate import refuse, total
-from harness.records import Point, SpendRow, StepRow, read_rows
+from harness.power.estimate import total
+from harness.records import SpendRow, StepRow
 from harness.runtime.attempt import Diverged, Interrupted
 from harness.runtime.device import out_of_memory
 from harness.training import checkpoint, schedule
 from harness.training.checkpoint import Position
 from harness.training.context import RunContext
+from harness.training.point import make_point
 from harness.training.step import StepResult, Trainer
 from harness.training.validate import Evaluation, batch_losses, batch_sequences, evaluate
-from harness.units import NAT_PER_BIT, S_PER_NS
+from harness.units import S_PER_NS
 
 MIRROR_EVERY_S = 1.0
 T = TypeVar("T")
@@ -127,7 +128,7 @@ class TrunkRunner:
         name = f"point-{point.branch}-{point.steps:08d}"
         self._book("checkpoint", lambda: checkpoint.save(self.folder, name, self.trainer.model, None))
         assert evaluation is not None
-        self.progress.points.append(self._point(point, evaluation, name))
+        self.progress.points.append(make_point(self.run, point, self.position.windows, evaluation, name))
         # The end of a cooldown is nothing to resume from: go back to a branch point, or nowhere
         milestones = self.progress.milestones
         self.progress.latest = max(milestones, default=None)
@@ -146,14 +147,14 @@ class TrunkRunner:
         evaluation: Evaluation | None = None
         while self.position.step < stop:
             until, evaluated = self._next_stop(stop, evaluate_end)
-            held_row = self._window(branch, until, stop, cooldown)
+            last_row = self._window(branch, until, stop, cooldown)
             reached = self.position.step == until
             if reached and evaluated:
                 evaluation = self._evaluate(branch)
-                assert held_row is not None
-                held_row.val_loss_nat = evaluation.loss_nat
-            if held_row is not None:
-                self._write(held_row, force=reached and evaluated)
+                assert last_row is not None
+                last_row.val_loss_nat = evaluation.loss_nat
+            if last_row is not None:
+                self._write(last_row, force=reached and evaluated)
             if self.run.reason_to_stop() is not None or (
                 time.monotonic() >= self._checkpoint_due_s and self.position.step < stop
             ):
@@ -195,15 +196,15 @@ class TrunkRunner:
         def pause() -> bool:
             return self.run.reason_to_stop() is not None or time.monotonic() >= self._checkpoint_due_s
 
-        held: StepRow | None = None
+        row: StepRow | None = None
         self.device.sync()
-        t_a = last = time.monotonic_ns()
+        start_ns = last_ns = time.monotonic_ns()
         try:
             for result in self.trainer.run_steps(start, until, lr, pause):
-                if held is not None:
-                    self._write(held)
+                if row is not None:
+                    self._write(row)
                 done = result.step + 1 - start
-                held = StepRow(
+                row = StepRow(
                     step=result.step + 1,
                     branch=branch,
                     tokens=base_tokens + done * batch_tokens,
@@ -211,31 +212,31 @@ class TrunkRunner:
                     loss_nat=result.loss_nat,
                     grad_norm=result.grad_norm,
                     lr=result.lr,
-                    wall_s=base_s + (result.time_ns - t_a) * S_PER_NS,
-                    tokens_per_s=batch_tokens / max(1e-9, (result.time_ns - last) * S_PER_NS),
+                    wall_s=base_s + (result.time_ns - start_ns) * S_PER_NS,
+                    tokens_per_s=batch_tokens / max(1e-9, (result.time_ns - last_ns) * S_PER_NS),
                     energy_j=self._provisional_j(base_j, start_j),
                 )
-                last = result.time_ns
-                self._judge(result, held)
+                last_ns = result.time_ns
+                self._judge(result, row)
         except Diverged:
-            self._book_training("train", branch, start, t_a)  # what a diverged run spent is not forgotten
+            self._book_training("train", branch, start, start_ns)  # what a diverged run spent is not forgotten
             raise
         except Exception:  # nor what is thrown away here, even if nobody ever takes the run up again
             # A full disk, or a device that does not answer any more, must not hide the error
             with contextlib.suppress(RuntimeError, HarnessError):
-                self._book_training("lost", branch, start, t_a)
+                self._book_training("lost", branch, start, start_ns)
             raise
-        row = self._book_training("train", branch, start, t_a)
-        self.position = Position(branch, self.trainer.issued, [*base, row])
+        window = self._book_training("train", branch, start, start_ns)
+        self.position = Position(branch, self.trainer.issued, [*base, window])
         self._remaining_steps -= self.trainer.issued - start
-        return held
+        return row
 
-    def _book_training(self, phase: str, branch: str, start: int, t_a_ns: int) -> SpendRow:
-        """Book the updates from `start` to the last one issued, which began at `t_a_ns`."""
+    def _book_training(self, phase: str, branch: str, start: int, start_ns: int) -> SpendRow:
+        """Book the updates from `start` to the last one issued, which began at `start_ns`."""
         self.device.sync()
         issued = self.trainer.issued
         tokens = (issued - start) * self.rung.hyper.batch_tokens
-        return self.ledger.window(phase, branch, start, issued, tokens, t_a_ns, time.monotonic_ns())
+        return self.ledger.window(phase, branch, start, issued, tokens, start_ns, time.monotonic_ns())
 
     def _provisional_j(self, base_j: float | None, start_j: float | None) -> float | None:
         now_j = self.ledger.meter.total_j() if start_j is not None else None
@@ -281,12 +282,12 @@ class TrunkRunner:
 
     def _evaluate(self, branch: str) -> Evaluation:
         step = self.position.step
-        t_a = time.monotonic_ns()
+        start_ns = time.monotonic_ns()
         self.trainer.model.eval()
         evaluation = self._fitting(lambda n: evaluate(self.trainer.model, self.corpus, self.device, n))
         self.trainer.model.train()
         self.device.sync()
-        self.ledger.window("eval", branch, step, step, evaluation.fed_tokens, t_a, time.monotonic_ns())
+        self.ledger.window("eval", branch, step, step, evaluation.fed_tokens, start_ns, time.monotonic_ns())
         if not math.isfinite(evaluation.loss_nat):
             raise Diverged(
                 f"validation loss {evaluation.loss_nat} at {branch} step {step}. Try a lower optim.lr_scale."
@@ -349,56 +350,11 @@ class TrunkRunner:
         self.position = Position("trunk", 0)
 
     def _book(self, phase: str, work: Callable[[], None]) -> None:
-        t_a = time.monotonic_ns()
+        start_ns = time.monotonic_ns()
         work()
         self.ledger.window(
-            phase, self.position.branch, self.position.step, self.position.step, 0, t_a, time.monotonic_ns()
+            phase, self.position.branch, self.position.step, self.position.step, 0, start_ns, time.monotonic_ns()
         )
-
-    # --- the result
-    def _point(self, planned: PlannedPoint, evaluation: Evaluation, name: str) -> Point:
-        counts, windows = self.rung.counts, self.position.windows
-        tokens = planned.steps * self.rung.hyper.batch_tokens
-        assert sum(w.tokens for w in windows) == tokens, "a point's windows must cover its tokens exactly once"
-        wall_s = sum(w.wall_s for w in windows)
-        flop = float(counts.fpt_causal) * tokens
-        bytes_per_token = self.corpus.info["bytes_per_token"]
-        unique = self.corpus.unique_tokens(tokens)
-        peak = self.device.peak_flop_per_s
-        return Point(
-            branch=planned.branch,
-            tokens=tokens,
-            unique_tokens=unique,
-            epochs=tokens / unique,
-            steps=planned.steps,
-            train_flop=flop,
-            train_flop_full=float(counts.fpt_full) * tokens,
-            train_flop_6nd=6.0 * counts.n_total * tokens,
-            loss_nat=evaluation.loss_nat,
-            loss_se_nat=evaluation.loss_se_nat,
-            bits_per_byte=None if bytes_per_token is None else evaluation.loss_nat / NAT_PER_BIT / bytes_per_token,
-            val_tokens=evaluation.tokens,
-            oracle_nat=self.corpus.val_oracle_nat(),
-            annealed=planned.annealed,
-            wall_s=wall_s,
-            tokens_per_s=tokens / wall_s,
-            flop_per_s=flop / wall_s,
-            mfu=None if peak is None else flop / wall_s / peak,
-            mfu_reason=None if peak is not None else self.device.peak_source,
-            energy=refuse(total([w.energy for w in windows], self.ledger.meter.tolerance), self.ledger.meter.tolerance),
-            train_loss_nat=self._recent_train_loss(planned),
-            hf_checkpoint=name,
-        )
-
-    def _recent_train_loss(self, planned: PlannedPoint) -> float | None:
-        """Mean training loss over the last 5 % of the point's updates."""
-        first = planned.steps - max(1, planned.steps // 20)
-        losses = {  # by step: a path that was left and taken up again has rows twice
-            r.step: r.loss_nat
-            for r in read_rows(self.folder / "steps.jsonl", StepRow)
-            if r.branch == planned.branch and r.step > first
-        }
-        return sum(losses.values()) / len(losses) if losses else None
 
 
 def _milestone(step: int) -> str:

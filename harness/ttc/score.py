@@ -1,6 +1,6 @@
 """From samples to TtcRow and ProblemStats. Costs of every n follow from the lengths of the rows: the engine's lockstep is replayed on them.
 
-P problems, M samples each. A query is one problem; queries are decoded in blocks of `blocks.PROBLEMS` side by side, as when drawn.
+P problems, M samples each. A query is one problem; queries are decoded in blocks of `work_units.PROBLEMS` side by side, as when drawn.
 """
 
 from __future__ import annotations

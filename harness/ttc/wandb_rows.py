@@ -37,9 +37,9 @@ def tables(mirror: Mirror, cells: list[TtcRecord], run_id: str, folder: Path) ->
     ]
     columns = ["branch", "control", "strategy", "n", "arm", "test_flop", "energy_j", "tokens", "accuracy"]
     for x in ("test_flop", "energy_j", "tokens"):
-        kept = [p for p in points if p[columns.index(x)] is not None and p[-1] is not None]
-        if kept:
-            mirror.chart(f"ttc/accuracy_{x}", "scatter", columns, kept, x, "accuracy", f"accuracy against {x}")
+        complete = [p for p in points if p[columns.index(x)] is not None and p[-1] is not None]
+        if complete:
+            mirror.chart(f"ttc/accuracy_{x}", "scatter", columns, complete, x, "accuracy", f"accuracy against {x}")
     samples = [
         [r.branch, r.label, r.temperature, i, size, r.samples, greedy, right, traced, unread]
         for r in cells

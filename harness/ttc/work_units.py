@@ -54,13 +54,13 @@ def problem_blocks(problems: Problems) -> Iterator[tuple[slice, str]]:
 
 def units(kind: str, problems: Problems, samples: int = 1, detail: str = "") -> list[Unit]:
     """All units of one kind; `samples` > 1 is split as well. `detail` is whatever else fixes what is drawn."""
-    found = []
+    out = []
     for part, ids in problem_blocks(problems):
         for start in range(0, samples, SAMPLES):
             stop = min(start + SAMPLES, samples)
             name = f"{kind}{detail}-{ids}" + (f"-{start:06d}x{stop - start:02d}" if kind == "sample" else "")
-            found.append(Unit(name, kind, part, slice(start, stop)))
-    return found
+            out.append(Unit(name, kind, part, slice(start, stop)))
+    return out
 
 
 def side_by_side(n: int, batch_rows: int) -> int:
@@ -103,11 +103,11 @@ def read(file: Path) -> Arrays:
         ) from e
 
 
-def merge(folder: Path, found: list[Unit], names: tuple[str, ...]) -> Arrays:
+def merge(folder: Path, units: list[Unit], names: tuple[str, ...]) -> Arrays:
     """The arrays `names`, each (P, samples), of units that tile problems and samples."""
-    rows, columns = max(u.problems.stop for u in found), max(u.samples.stop for u in found)
+    rows, columns = max(u.problems.stop for u in units), max(u.samples.stop for u in units)
     out: Arrays = {}
-    for unit in found:
+    for unit in units:
         arrays = read(path(folder, unit))
         for name in names:
             whole = out.setdefault(name, np.zeros((rows, columns), dtype=arrays[name].dtype))

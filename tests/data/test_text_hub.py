@@ -125,7 +125,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 "info": corpus.info,
                 "train": documents(corpus._shards.train),
                 "val": documents(corpus._shards.val),
-                "pool": len(corpus._pool),
+                "pool": len(corpus._pool.sequences),
                 "batch": corpus.train_batch(0, 0, 2).tokens.tolist(),
                 "early": corpus.train_batch(0, 3, 200).tokens.tolist() if tokens < 10**6 and not settings else None,
                 "shards": len(corpus._shards.train),

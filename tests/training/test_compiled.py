@@ -76,10 +76,8 @@ def trainer(
     return train_step.Trainer(
         model,
         optim.build(model, config.optim, rung.hyper),
-        corpora.open_corpus(config.corpus, 0),
+        train_step.TrainingData(corpora.open_corpus(config.corpus, 0), 0, sequences),
         device if isinstance(device, Device) else devices.choose(device),
-        seed=0,
-        sequences=sequences,
         micro_sequences=micro or sequences,
         grad_clip=1.0,
         on_halving=(halvings if halvings is not None else []).append,
@@ -184,7 +182,7 @@ def test_compiled_micro_batches_have_one_shape_and_lose_nothing(sequences: int) 
     with pytest.MonkeyPatch.context() as patch:
         compile_with(patch, "eager")
         t = trainer(COMPILED, sequences=sequences)
-    batch = t.corpus.train_batch(0, 0, sequences)
+    batch = t.data.batch(0)
     batch.positions = np.arange(21)[None].repeat(sequences, 0)
     for micro in range(1, sequences + 1):
         t.micro_sequences = micro

@@ -78,7 +78,7 @@ def test_the_exported_model_has_the_recorded_loss(trained: tuple, tmp_path: Path
 
 def test_what_cannot_be_exported_is_said(trained: tuple, tmp_path: Path) -> None:
     folder, _ = trained
-    with pytest.raises(RecordError, match=r"--tokens 7: .*it has 2016, 4032"):
+    with pytest.raises(RecordError, match=r"--tokens 7: .*Choose one of: 2016, 4032"):
         export.to_hf(folder, tmp_path / "hf", 7)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
