@@ -1,7 +1,7 @@
-"""Axes whose domain is computed from the data, with ticks that read as numbers; and the palette and the two themes.
+"""Axes with domains computed from the data and ticks at round numbers; the palette and the themes.
 
-Domains are set by hand because a chart that clips (or rounds) its domain hides points silently; a test checks that
-every mark of every figure lies inside.
+Domains are explicit because a chart that clips or rounds its domain hides points silently. A test
+checks that every mark of every figure is inside.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import altair as alt
 
-_LADDERS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
+_MANTISSAS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
 
-# Hues in plasma's order at middle lightness: 3:1 against both backgrounds (a test checks), told apart by shape too.
+# Hues in the order of plasma at middle lightness; a test checks a contrast of 3:1 to both backgrounds
 RAMP = ("#3f63cf", "#8052cf", "#b8479f", "#d64f5a", "#d9701c", "#a38a12")
 CATEGORIES = (
     "#0072b2",
@@ -26,7 +26,8 @@ CATEGORIES = (
     "#5566cc",
 )  # Okabe and Ito, darkened where too pale
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-FLAT = 1e-6  # relative span below which values are one value: a domain of rounding errors draws at infinity
+# A smaller relative span is rounding error, and an axis over it would draw at infinity
+MIN_RELATIVE_SPAN = 1e-6
 PAGE_BACKGROUNDS = ("#ffffff", "#15171b")  # light, dark
 
 
@@ -57,14 +58,14 @@ class Axis:
 def axis(
     title: str, values: Iterable[float], *, log: bool = True, power_labels: bool = False, pad: float = 0.06
 ) -> Axis:
-    """The axis that holds all `values` with `pad` of its length to spare on both sides."""
+    """The axis of all `values`, with a margin of `pad` times their span on both sides."""
     data = [float(v) for v in values]
     low, high = min(data), max(data)
     if log:
         a, b = math.log(low), math.log(high)
-        margin = pad * (b - a) if b - a > FLAT else 0.2
+        margin = pad * (b - a) if b - a > MIN_RELATIVE_SPAN else 0.2
         return Axis(title, math.exp(a - margin), math.exp(b + margin), True, power_labels)
-    flat = high - low <= FLAT * max(abs(high), abs(low))
+    flat = high - low <= MIN_RELATIVE_SPAN * max(abs(high), abs(low))
     margin = (0.1 * abs(high) or 1.0) if flat else pad * (high - low)
     return Axis(title, low - margin, high + margin, False, power_labels)
 
@@ -72,9 +73,9 @@ def axis(
 def ticks(low: float, high: float, log: bool) -> list[float]:
     """Between four and nine round values inside [low, high] where the span allows it."""
     if log:
-        for ladder in _LADDERS:
+        for mantissas in _MANTISSAS:
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            inside = [_round(m * 10.0**e) for e in decades for m in ladder if low <= m * 10.0**e <= high]
+            inside = [_round(m * 10.0**e) for e in decades for m in mantissas if low <= m * 10.0**e <= high]
             if len(inside) >= 4:
                 return inside[:: math.ceil(len(inside) / 9)]
     raw = (high - low) / 6
@@ -89,7 +90,7 @@ def _round(value: float) -> float:
 
 
 def label(value: float, power: bool) -> str:
-    """`label(2e12, True) == "2e12"`; `label(2e6, False) == "2M"`. No superscripts: common fonts lack half of them."""
+    """`label(2e12, True) == "2e12"`; `label(2e6, False) == "2M"`. Common fonts lack superscripts."""
     if power and value != 0:
         exponent = math.floor(math.log10(abs(value)) + 1e-9)
         mantissa = f"{value / 10**exponent:.3g}"
@@ -101,7 +102,7 @@ def label(value: float, power: bool) -> str:
 
 
 def _label_expr(values: Sequence[float], power: bool) -> str:
-    """Labels are made here and looked up by value, so page and static figures agree to the letter."""
+    """A Vega expression with the label of each value, the same on the page and in the files."""
     cases = "".join(f"abs(datum.value - {v!r}) <= 1e-9 * {abs(v)!r} ? '{label(v, power)}' : " for v in values)
     return cases + "''"
 
@@ -121,14 +122,14 @@ def ramp(count: int, anchors: Sequence[str] = RAMP) -> list[str]:
 
 
 def theme(ink: str, background: str | None) -> dict[str, Any]:
-    """Vega-Lite config. On the page `ink` is `currentColor`, so one drawing follows light, dark and print."""
+    """Vega-Lite config; with `currentColor` as `ink`, a drawing follows light, dark and print."""
     text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 12}
     line = {"gridColor": ink, "gridOpacity": 0.12, "domainColor": ink, "domainOpacity": 0.5, "tickColor": ink}
     return {
         "background": background,
         "font": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
         "view": {"stroke": None},
-        # Marks that stand for no series: laws, bands, references
+        # Marks without a series: laws, bands, references
         "mark": {"color": ink},
         "rule": {"color": ink},
         "text": {"color": ink},

@@ -1,13 +1,14 @@
-"""The figures of a report. Pure: views in, `Figure`s out; drawing and inlining happen in `page`.
+"""The figures of a report: functions from views to `Figure`s; `page` renders them.
 
-One study is coloured by rung, several by study. Points are thinned evenly above `layers.MAX_ROWS` and the caption says so;
-the full table is exported as parquet. Laws are drawn inside the span of their own data, and never without a certificate.
+One study is coloured by rung, several by study. Points are thinned evenly above `layers.MAX_ROWS`,
+and the caption says so; the full table is exported as parquet. Laws are drawn inside the span of
+their own data, and never without a certificate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from harness.laws.result import Fit, HeldOut
 from harness.report.axes import axis
 from harness.report.layers import (
     Figure,
+    Grouping,
     Layer,
     Row,
-    Series,
     band,
     figure,
     law,
@@ -30,6 +31,7 @@ from harness.report.layers import (
     rows_of,
     thinned,
 )
+from harness.report.palette import y_values
 from harness.report.study import StudyView
 
 GRID = 60  # points of a drawn law
@@ -39,30 +41,30 @@ JOULES = "energy of the point, gross (J)"
 
 
 def loss_compute(views: Sequence[StudyView]) -> Figure:
-    """Loss against FLOP: all points, the frontier law, and the held-out rung predicted from the smaller ones."""
-    series, dots, paths, held, curve, levels = Series(views), [], [], [], [], {}
+    """Loss against FLOP: all points, the law of the frontier, and the prediction of the held-out rung."""
+    grouping, dots, paths, predicted, curve, levels = Grouping(views), [], [], [], [], {}
     for v in views:
         means = seed_means(v.table)
-        dots += rows_of(series, v, v.table, v.table.train_flop, v.table.loss_nat)
-        paths += rows_of(series, v, means, means.train_flop, means.loss_nat)
+        dots += rows_of(grouping, v, v.table, v.table.train_flop, v.table.loss_nat)
+        paths += rows_of(grouping, v, means, means.train_flop, means.loss_nat)
         if fit := v.trusted("loss_compute"):
             curve += _curve(fit, "C", v.name)
         fit = v.trusted("loss_nd_heldout")
         if fit and fit.held_out:
-            held += _held_out(v, series, fit.held_out)
-        if v.oracle_nat:  # a floor of 0 has no place on a log axis
+            predicted += _held_out(v, grouping, fit.held_out)
+        if v.oracle_nat:  # a log axis has no 0
             levels[f"floor {v.oracle_nat:.3f} nat"] = v.oracle_nat
     x = axis(COMPUTE, (r["x"] for r in dots + curve), power_labels=True)
-    y = axis(LOSS, [*_spread(dots, curve, held), *levels.values()])
-    parts = [lines(paths, x, y, series, thin=True), *law(curve, x, y), marks(dots, x, y, series)]
+    y = axis(LOSS, [*y_values(dots, curve, predicted), *levels.values()])
+    parts = [lines(paths, x, y, grouping, thin=True), *law(curve, x, y), marks(dots, x, y, grouping)]
     caption = "Every annealed point; thin lines join the seed means of a rung."
     if curve:
         caption += " Dashed: the power law with floor fitted to the frontier, with its 95 % band."
-    if held:
-        parts += predictions(held, x, y, series)
+    if predicted:
+        parts += predictions(predicted, x, y, grouping)
         caption += (
             " Hollow diamonds with 95 % bars: the largest rung, predicted by L(N, D) fitted without it; the filled marks"
-            " of the same colour are what was measured."
+            " of the same colour are measured."
         )
     for text, value in levels.items():
         parts += level(value, text, x, y)
@@ -70,7 +72,7 @@ def loss_compute(views: Sequence[StudyView]) -> Figure:
 
 
 def _curve(fit: Fit, symbol: str, line: str) -> list[Row]:
-    """A one-variable law over the span of its own data, with its interval where the fit carries bootstrap draws."""
+    """A law of one variable over the span of its data, with its interval if the fit has draws."""
     low, high = fit.span[symbol]
     grid = {symbol: np.geomspace(low, high, GRID)}
     y = laws.predict(fit, grid)
@@ -81,83 +83,78 @@ def _curve(fit: Fit, symbol: str, line: str) -> list[Row]:
     return rows
 
 
-def _held_out(v: StudyView, series: Series, h: HeldOut) -> list[Row]:
-    """One predicted mark per FLOP of the held-out rung; its rows stand in the order of the table."""
+def _held_out(v: StudyView, grouping: Grouping, h: HeldOut) -> list[Row]:
+    """One predicted mark per FLOP of the held-out rung; `h` has the order of the table."""
     target = v.table.where(v.table.rung == h.label)
     rows: dict[float, Row] = {}
     for i, flop in enumerate(target.train_flop[: len(h.predicted)]):
-        row: Row = {"x": float(flop), "y": h.predicted[i], "series": series.of(v, h.label)}
+        row: Row = {"x": float(flop), "y": h.predicted[i], "series": grouping.name_of(v, h.label)}
         low, high = h.interval[i] if h.interval else (h.predicted[i], h.predicted[i])
         rows[float(flop)] = row | {"low": low, "high": high}
     return list(rows.values())
 
 
-def _spread(*groups: Iterable[Row]) -> list[float]:
-    """Everything that some rows draw along y."""
-    return [r[k] for group in groups for r in group for k in ("y", "low", "high") if k in r]
-
-
 def loss_tokens(views: Sequence[StudyView]) -> Figure:
     """Loss against tokens, per rung, with the fitted L(N, D)."""
-    series, dots, fitted = Series(views), [], []
+    grouping, dots, fitted = Grouping(views), [], []
     for v in views:
-        dots += rows_of(series, v, v.table, v.table.tokens, v.table.loss_nat)
+        dots += rows_of(grouping, v, v.table, v.table.tokens, v.table.loss_nat)
         fit = v.trusted("loss_nd")
         if fit is None:
             continue
         for rung in v.table.rungs():
-            own = v.table.where(v.table.rung == rung)
-            grid = np.geomspace(own.tokens.min(), own.tokens.max(), GRID // 2)
-            values = laws.predict(fit, {"N": np.full_like(grid, own.n_total[0]), "D": grid})
-            same = {"series": series.of(v, rung), "line": f"{v.name} {rung}"}
+            points = v.table.where(v.table.rung == rung)
+            grid = np.geomspace(points.tokens.min(), points.tokens.max(), GRID // 2)
+            values = laws.predict(fit, {"N": np.full_like(grid, points.n_total[0]), "D": grid})
+            same = {"series": grouping.name_of(v, rung), "line": f"{v.name} {rung}"}
             fitted += [{"x": a, "y": b} | same for a, b in zip(grid.tolist(), values.tolist(), strict=True)]
     x = axis("training tokens D", (r["x"] for r in dots + fitted))
-    y = axis(LOSS, _spread(dots, fitted))
-    parts = [lines(fitted, x, y, series)] if fitted else []
+    y = axis(LOSS, y_values(dots, fitted))
+    parts = [lines(fitted, x, y, grouping)] if fitted else []
     caption = "Points are measured. "
     caption += "Lines: one law L = E + A/N^α + B/D^β for all rungs together." if fitted else "No trusted fit to draw."
     title = "Loss against tokens, per rung"
-    return figure("loss_tokens", title, caption + thinned(views), [*parts, marks(dots, x, y, series)])
+    return figure("loss_tokens", title, caption + thinned(views), [*parts, marks(dots, x, y, grouping)])
 
 
 def excess(views: Sequence[StudyView]) -> Figure:
-    """Loss above the known floor against tokens per parameter, where the entropy of the corpus is known."""
+    """Loss above the floor against tokens per parameter, where the entropy of the corpus is known."""
     title = "Excess over the known floor"
-    series, dots, paths = Series(views), [], []
+    grouping, dots, paths = Grouping(views), [], []
     for v in views:
         for rows, t in ((dots, v.table), (paths, seed_means(v.table))):
             above = t.loss_nat - np.where(np.isfinite(t.oracle_nat), t.oracle_nat, v.floor.entropy_nat or np.nan)
-            rows += rows_of(series, v, t, t.tokens / t.n_total, np.where(above > 0, above, np.nan))
+            rows += rows_of(grouping, v, t, t.tokens / t.n_total, np.where(above > 0, above, np.nan))
     if not dots:
         return Figure("excess", title, "", None, views[0].floor.reason or "no point lies above the floor")
     x = axis("tokens per parameter D/N (total)", (r["x"] for r in dots + paths))
-    y = axis("loss − floor (nat per token)", _spread(dots, paths))
+    y = axis("loss − floor (nat per token)", y_values(dots, paths))
     caption = (
         "The best possible loss on the same validation tokens is subtracted. A straight line here is a power law; a "
         "curve that flattens has run out of parameters, not of tokens."
     )
-    parts = [lines(paths, x, y, series, thin=True), marks(dots, x, y, series)]
+    parts = [lines(paths, x, y, grouping, thin=True), marks(dots, x, y, grouping)]
     return figure("excess", title, caption + thinned(views), parts)
 
 
 def residuals(views: Sequence[StudyView]) -> Figure:
     """Residuals of L(N, D) in per cent against tokens, with the seed noise where it is known."""
     title = "Residuals of L(N, D)"
-    series, dots, noise = Series(views), [], []
+    grouping, dots, noise = Grouping(views), [], []
     for v in views:
         if fit := v.trusted("loss_nd"):
             t = v.table
             model = laws.predict(fit, {"N": t.n_total, "D": t.tokens})
-            dots += rows_of(series, v, t, t.tokens, 100 * (t.loss_nat / model - 1))
+            dots += rows_of(grouping, v, t, t.tokens, 100 * (t.loss_nat / model - 1))
             noise += [200 * v.noise.sd_ln] if v.noise else []
     if not dots:
         return Figure("residuals", title, "", None, "no L(N, D) with a passed certificate")
     x = axis("training tokens D", (r["x"] for r in dots))
-    y = axis("measured / fitted − 1 (%)", [*_spread(dots), 0.0, *noise, *(-b for b in noise)], log=False)
+    y = axis("measured / fitted − 1 (%)", [*y_values(dots), 0.0, *noise, *(-b for b in noise)], log=False)
     parts: list[Layer] = []
     for b in noise:
         parts.append(band([{"x": e, "low": -b, "high": b, "line": "noise"} for e in (x.low, x.high)], x, y))
-    parts += [*level(0.0, "", x, y), marks(dots, x, y, series)]
+    parts += [*level(0.0, "", x, y), marks(dots, x, y, grouping)]
     caption = (
         "A pattern (small rungs above, large ones below) would mean that the form is wrong, not that runs are noisy."
     )
@@ -176,27 +173,27 @@ def utilisation(views: Sequence[StudyView]) -> Figure:
     """Model FLOP utilisation against N."""
     rows = [r | {"y": 100 * r["y"]} for r in _per_run(views, "mfu")]
     if not rows:
-        why = {p.mfu_reason for v in views for r in v.records for p in r.points if p.mfu is None and p.mfu_reason}
-        reason = "; ".join(sorted(why)) or "not recorded"
+        reasons = {p.mfu_reason for v in views for r in v.records for p in r.points if p.mfu is None and p.mfu_reason}
+        reason = "; ".join(sorted(reasons)) or "not recorded"
         return Figure("utilisation", "Model FLOP utilisation", "", None, reason)
     caption = "Training FLOP (causal count) per second over the peak that the record names. One mark per run."
     return _against_n(views, rows, "utilisation", "Model FLOP utilisation", "MFU (%)", caption)
 
 
 def _per_run(views: Sequence[StudyView], column: str) -> list[Row]:
-    series, rows = Series(views), []
+    grouping, rows = Grouping(views), []
     for v in views:
         by_tokens = np.argsort(v.table.tokens, kind="stable")
-        last = dict(zip(v.table.run_id[by_tokens].tolist(), by_tokens.tolist(), strict=True))  # the largest wins
+        last = dict(zip(v.table.run_id[by_tokens].tolist(), by_tokens.tolist(), strict=True))  # its largest budget
         t = v.table.where(np.array(sorted(last.values()), dtype=int))
-        rows += rows_of(series, v, t, t.n_total, getattr(t, column))
+        rows += rows_of(grouping, v, t, t.n_total, getattr(t, column))
     return rows
 
 
 def _against_n(views: Sequence[StudyView], rows: list[Row], key: str, title: str, y_title: str, caption: str) -> Figure:
     x = axis("parameters N (total)", (r["x"] for r in rows))
     y = axis(y_title, (r["y"] for r in rows))
-    return figure(key, title, caption, [marks(rows, x, y, Series(views))])
+    return figure(key, title, caption, [marks(rows, x, y, Grouping(views))])
 
 
 def energy_compute(views: Sequence[StudyView]) -> Figure:
@@ -220,60 +217,65 @@ def _energy(
     symbol: str,
     pick: Callable[[PointTable], tuple[np.ndarray, np.ndarray]],
 ) -> Figure:
-    series, dots, curve = Series(views), [], []
+    grouping, dots, curve = Grouping(views), [], []
     for v in views:
-        dots += rows_of(series, v, v.table, *pick(v.table))
+        dots += rows_of(grouping, v, v.table, *pick(v.table))
         if fit := v.trusted(name):
             curve += _curve(fit, symbol, v.name)
     if not dots:
         return Figure(name, title, "", None, views[0].unfitted.get(name, "no joules were measured"))
     x = axis(x_title, (r["x"] for r in dots + curve), power_labels=symbol == "C")
-    y = axis(y_title, _spread(dots, curve))
-    caption = "Joules that a run of its own would have cost, as measured."
+    y = axis(y_title, y_values(dots, curve))
+    caption = "Measured joules, as if each point were a run of its own."
     caption += " Dashed: the fitted law, with its 95 % band." if curve else " No trusted law to draw."
-    return figure(name, title, caption + thinned(views), [*law(curve, x, y), marks(dots, x, y, series)])
+    return figure(name, title, caption + thinned(views), [*law(curve, x, y), marks(dots, x, y, grouping)])
 
 
 def rates(views: Sequence[StudyView]) -> Figure:
-    """Learning-rate check: loss under scaled rates relative to the rule's own."""
+    """Learning-rate check: loss at scaled rates, relative to that at the rule's rate."""
     title = "Learning-rate check"
-    series, rows = Series(views), []
+    grouping, rows = Grouping(views), []
     for v in views:
         for c in v.rates:
-            same = {"series": series.of(v, c.rung), "line": f"{v.name} {c.rung} {c.seed}"}
+            same = {"series": grouping.name_of(v, c.rung), "line": f"{v.name} {c.rung} {c.seed}"}
             same["run"] = f"seed {c.seed}, {c.tokens:,} tokens"
             rows += [{"x": scale, "y": 100 * relative} | same for scale, relative in c.relative.items()]
     if not rows:
         return Figure("rates", title, "", None, "no probe runs with optim.lr_scale other than 1")
     x = axis("learning rate, multiple of the rule", (r["x"] for r in rows))
-    y = axis("loss, change from the rule's rate (%)", [*_spread(rows), 0.0], log=False)
-    parts = [lines(rows, x, y, series), marks(rows, x, y, series, {"y": "change (%)"})]
+    y = axis("loss, change from the rule's rate (%)", [*y_values(rows), 0.0], log=False)
+    parts = [lines(rows, x, y, grouping), marks(rows, x, y, grouping, {"y": "change (%)"})]
     return figure("rates", title, "A rung whose best rate lies at an edge of the sweep was not tuned.", parts)
 
 
-BUILDERS = {
-    "loss_compute": loss_compute,
-    "loss_tokens": loss_tokens,
-    "excess": excess,
-    "residuals": residuals,
-    "throughput": throughput,
-    "utilisation": utilisation,
-    "energy_compute": energy_compute,
-    "loss_energy": loss_energy,
-    "rates": rates,
-}
+@dataclass(frozen=True)
+class Builder:
+    """A figure of the report: its key, which is the name of its files, and the function that makes it."""
+
+    key: str
+    build: Callable[[Sequence[StudyView]], Figure]
+    of_loss: bool = False  # whether it draws losses, which are comparable on one corpus only
 
 
-OF_LOSS = ("loss_compute", "loss_tokens", "excess", "residuals", "loss_energy", "rates")
+BUILDERS = (  # in reading order
+    Builder("loss_compute", loss_compute, of_loss=True),
+    Builder("loss_tokens", loss_tokens, of_loss=True),
+    Builder("excess", excess, of_loss=True),
+    Builder("residuals", residuals, of_loss=True),
+    Builder("throughput", throughput),
+    Builder("utilisation", utilisation),
+    Builder("energy_compute", energy_compute),
+    Builder("loss_energy", loss_energy, of_loss=True),
+    Builder("rates", rates, of_loss=True),
+)
 
 
 def figures(views: Sequence[StudyView]) -> list[Figure]:
     """All figures in reading order; a figure without data carries its reason."""
     with_points = [v for v in views if len(v.table)]
     if not with_points:
-        return [Figure(key, key.replace("_", " "), "", None, "no point to draw") for key in BUILDERS]
-    drawn = [build(with_points) for build in BUILDERS.values()]
-    if any(len({r.corpus.get("corpus_id") for r in v.records}) > 1 for v in with_points):
-        why = "the study holds several corpora, whose losses are on different scales"
-        return [replace(f, spec=None, reason=why) if f.key in OF_LOSS and f.spec is not None else f for f in drawn]
-    return drawn
+        return [Figure(b.key, b.key.replace("_", " "), "", None, "no point to draw") for b in BUILDERS]
+    mixed = any(len({r.corpus.get("corpus_id") for r in v.records}) > 1 for v in with_points)
+    reason = "the study holds several corpora, whose losses are on different scales"
+    figures = [(b, b.build(with_points)) for b in BUILDERS]
+    return [replace(f, spec=None, reason=reason) if mixed and b.of_loss and f.spec else f for b, f in figures]

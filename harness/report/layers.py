@@ -1,7 +1,7 @@
-"""Building blocks of the figures: series, rows of data, layers of marks, and their assembly.
+"""Building blocks of the figures: groups of points, rows of data, layers of marks, their assembly.
 
-Rows stay outside the Altair objects and are attached by name at the end: Altair checks every value that passes through it
-against the Vega-Lite schema, which for 10,000 points takes longer than everything else in a report.
+Rows are attached to a finished spec by name. Altair checks every value that passes through it
+against the Vega-Lite schema, and for 10,000 points that takes longer than the rest of a report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIPS = {"n": "N (total)", "tokens": "tokens", "flop": "FLOP", "loss": "loss (nat
 
 @dataclass(frozen=True)
 class Figure:
-    """A Vega-Lite spec with its words, or the reason why there is none."""
+    """A Vega-Lite spec with title and caption, or the reason why there is none."""
 
     key: str  # file name without extension
     title: str
@@ -42,8 +42,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Series:
-    """How points are told apart: by rung within one study, by study where there are several."""
+class Grouping:
+    """What colour and shape show: the rung within one study, the study among several."""
 
     views: Sequence[StudyView]
     names: list[str] = field(init=False)
@@ -60,7 +60,7 @@ class Series:
     def by(self) -> str:
         return "rung" if self.single else "study"
 
-    def of(self, v: StudyView, rung: object) -> str:
+    def name_of(self, v: StudyView, rung: object) -> str:
         return str(rung) if self.single else v.name
 
     def color(self) -> alt.Color:
@@ -74,52 +74,52 @@ class Series:
         return alt.Shape("series", type="nominal", title=self.by, sort=self.names, scale=scale)
 
 
-def rows_of(series: Series, v: StudyView, t: PointTable, x: np.ndarray, y: np.ndarray) -> list[Row]:
-    """The rows where `x` and `y` are finite, with what tooltips need; thinned to the study's share of `MAX_ROWS`."""
+def rows_of(grouping: Grouping, v: StudyView, t: PointTable, x: np.ndarray, y: np.ndarray) -> list[Row]:
+    """The rows of finite `x` and `y` (n,) with their tooltips, thinned to the study's share of `MAX_ROWS`."""
     keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    limit = MAX_ROWS // len(series.views)
+    limit = MAX_ROWS // len(grouping.views)
     if len(keep) > limit:  # evenly in table order, and always the extremes, so that the axes show the whole range
         even = keep[np.linspace(0, len(keep) - 1, limit).round().astype(int)]
         extremes = [keep[pick(a[keep])] for a in (x, y) for pick in (np.argmin, np.argmax)]
         keep = np.unique([*even, *extremes])
     extra = {"x": x, "y": y, "n": t.n_total, "tokens": t.tokens, "flop": t.train_flop, "loss": t.loss_nat}
     columns = {k: np.asarray(a)[keep].tolist() for k, a in extra.items()}
-    columns["series"] = [series.of(v, r) for r in t.rung[keep]]
+    columns["series"] = [grouping.name_of(v, r) for r in t.rung[keep]]
     columns["run"] = t.name[keep].tolist()
     columns["line"] = [f"{v.name} {r}" for r in t.rung[keep]]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def thinned(views: Sequence[StudyView]) -> str:
-    """The sentence that owns up to points that are not drawn."""
+    """The sentence about points that are not drawn; empty where all are."""
     count = sum(len(v.table) for v in views)
     return f" About {MAX_ROWS:,} of {count:,} points are drawn; the table holds all." if count > MAX_ROWS else ""
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
-def marks(rows: Sequence[Row], x: Axis, y: Axis, series: Series, tips: dict[str, str] = TIPS) -> Layer:
+def marks(rows: Sequence[Row], x: Axis, y: Axis, grouping: Grouping, tips: dict[str, str] = TIPS) -> Layer:
     """Measured points."""
-    tooltip = [alt.Tooltip("series", type="nominal", title=series.by), alt.Tooltip("run", type="nominal")]
+    tooltip = [alt.Tooltip("series", type="nominal", title=grouping.by), alt.Tooltip("run", type="nominal")]
     tooltip += [alt.Tooltip(f, type="quantitative", title=t, format=".4~g") for f, t in tips.items()]
     mark = alt.Chart().mark_point(filled=True, size=52, opacity=0.9)
-    return Layer(rows, mark.encode(x.x(), y.y(), series.color(), series.shape(), tooltip=tooltip))
+    return Layer(rows, mark.encode(x.x(), y.y(), grouping.color(), grouping.shape(), tooltip=tooltip))
 
 
-def lines(rows: Sequence[Row], x: Axis, y: Axis, series: Series, *, thin: bool = False) -> Layer:
+def lines(rows: Sequence[Row], x: Axis, y: Axis, grouping: Grouping, *, thin: bool = False) -> Layer:
     """Lines in the series' colour; `thin` ones only guide the eye from point to point."""
     mark = alt.Chart().mark_line(strokeWidth=1 if thin else 1.4, opacity=0.45 if thin else 0.8)
     order = alt.Order("x", type="quantitative")
-    return Layer(rows, mark.encode(x.x(), y.y(), series.color(), detail="line:N", order=order))
+    return Layer(rows, mark.encode(x.x(), y.y(), grouping.color(), detail="line:N", order=order))
 
 
 def law(rows: Sequence[Row], x: Axis, y: Axis) -> list[Layer]:
-    """A neutral dashed curve, with its 95 % band where the rows carry one; no rows, no layers."""
+    """A dashed curve in the text colour, with its 95 % band if the rows have one; [] without rows."""
     if not rows:
         return []
     curve = alt.Chart().mark_line(style="law")
     order = alt.Order("x", type="quantitative")
-    drawn = Layer(rows, curve.encode(x.x(), y.y(), detail="line:N", order=order))
-    return [band(rows, x, y), drawn] if all("low" in r for r in rows) else [drawn]
+    line = Layer(rows, curve.encode(x.x(), y.y(), detail="line:N", order=order))
+    return [band(rows, x, y), line] if all("low" in r for r in rows) else [line]
 
 
 def band(rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
@@ -127,12 +127,12 @@ def band(rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
     return Layer(rows, alt.Chart().mark_area(style="band").encode(x.x(), y.y("low"), y2="high:Q", detail="line:N"))
 
 
-def predictions(rows: Sequence[Row], x: Axis, y: Axis, series: Series) -> list[Layer]:
+def predictions(rows: Sequence[Row], x: Axis, y: Axis, grouping: Grouping) -> list[Layer]:
     """Hollow diamonds with 95 % bars."""
     tooltip = [alt.Tooltip(f, type="quantitative", format=".5~g") for f in ("x", "y", "low", "high")]
-    bar = alt.Chart().mark_rule(strokeWidth=2).encode(x.x(), y.y("low"), series.color(), y2="high:Q")
+    bar = alt.Chart().mark_rule(strokeWidth=2).encode(x.x(), y.y("low"), grouping.color(), y2="high:Q")
     mark = alt.Chart().mark_point(filled=False, size=150, strokeWidth=1.8, shape="diamond")
-    return [Layer(rows, bar), Layer(rows, mark.encode(x.x(), y.y(), series.color(), tooltip=tooltip))]
+    return [Layer(rows, bar), Layer(rows, mark.encode(x.x(), y.y(), grouping.color(), tooltip=tooltip))]
 
 
 def level(value: float, text: str, x: Axis, y: Axis) -> list[Layer]:

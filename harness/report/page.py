@@ -1,7 +1,8 @@
-"""One self-contained HTML page, and PNG and SVG of every figure beside it.
+"""One self-contained HTML page, and PNG and SVG files of every figure.
 
-The page loads nothing from outside (its content security policy forbids it): Vega is inlined once for all charts, from
-the bundle that ships with vl-convert. Charts draw in `currentColor`, so one drawing serves light, dark and print.
+The page loads nothing from outside; its content security policy forbids it. Vega is inlined once for
+all charts, from the bundle of vl-convert. Charts draw in `currentColor`, so that one drawing serves
+light, dark and print.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from harness.analysis.ttc.study import StudyAnswers
 from harness.errors import DeviceError
 from harness.records import write_text_atomic
 from harness.records.ttc import TtcRecord
-from harness.report import paper, tables, ttc_figures, ttc_sentences
+from harness.report import charts, paper, tables, ttc_figures, ttc_sentences
 from harness.report import ttc as ttc_curves
 from harness.report.axes import theme
-from harness.report.charts import figures
 from harness.report.layers import Figure
 from harness.report.sentences import ABILITIES, NOT_SHOWN, findings, fit_warnings, not_measured, warnings
 from harness.report.study import StudyView, view
@@ -37,7 +37,7 @@ INK = "#1b1d21"
 
 @cache
 def _environment() -> Environment:
-    """Templates of `assets/`. Text is escaped; in JSON, "<" and "&" are, so that no record can close the script element."""
+    """The templates of `assets/`. Text is escaped, and JSON too: no record closes the script element."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -63,7 +63,7 @@ def _vega() -> str:
 
 
 def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
-    """The Vega-Lite spec of a figure: fixed size and colours for files, fluid and in `currentColor` for the page."""
+    """The Vega-Lite spec: of fixed size and colours for files, fluid in `currentColor` for the page."""
     assert figure.spec is not None
     body = dict(figure.spec)
     body["config"] = theme(INK, "#ffffff") if static else theme("currentColor", "transparent")
@@ -74,35 +74,36 @@ def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
 
 
 def build_report(studies: Sequence[Study], out: Path) -> Path:
-    """Write the page of one or several studies and their figures; returns the page's path.
+    """Write the page of one or several studies and their figures; returns the path of the page.
 
-    `out`: a folder, or a path ending in .html; figures go into `figures/` beside the page. Evaluations are shown for a single study. A
-    single study with fits also gets `fits.md` and `fits.tex`, its laws (those of single cells left out) and their reporting checklists
-    for a paper.
+    `out`: a folder, or a path ending in .html. Figures go to `figures/` in the same folder. Evaluations
+    are shown for a single study. A single study with fits also gets `fits.md` and `fits.tex`, with its
+    laws and their reporting checklists for a paper, without the laws of single cells. Raises
+    DeviceError where a file cannot be written.
     """
     evaluations = studies[0].evaluations if len(studies) == 1 else []
     answers = studies[0].answers if len(studies) == 1 else None
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(study) for study in studies]
-    tested = ttc_curves.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, answers)
-    drawn = [*tested, *figures(views)]
+    of_evaluations = ttc_curves.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, answers)
+    all_figures = [*of_evaluations, *charts.figures(views)]
     folder = page.parent / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for figure in drawn:
+        for figure in all_figures:
             if figure.spec is not None:
                 write_figure(figure, folder / f"{figure.key}.svg", folder / f"{figure.key}.png")
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
-    write_text_atomic(page, html(views, drawn, evaluations, answers))
-    if len(views) == 1 and (own := {name: fit for name, fit in views[0].fits.items() if not of_cell(name)}):
-        write_text_atomic(page.parent / "fits.md", paper.markdown(own))
-        write_text_atomic(page.parent / "fits.tex", paper.latex(own))
+    write_text_atomic(page, html(views, all_figures, evaluations, answers))
+    if len(views) == 1 and (fits := {name: fit for name, fit in views[0].fits.items() if not of_cell(name)}):
+        write_text_atomic(page.parent / "fits.md", paper.markdown(fits))
+        write_text_atomic(page.parent / "fits.tex", paper.latex(fits))
     return page
 
 
 def write_figure(figure: Figure, *paths: Path) -> None:
-    """Write a drawn figure as .svg or .png, by each path's ending."""
+    """Write a figure to .svg or .png files, by the ending of each path."""
     svg = vl_convert.vegalite_to_svg(spec(figure, static=True), vl_version=VL_VERSION)
     for path in paths:
         path.write_bytes(vl_convert.svg_to_png(svg, scale=2) if path.suffix == ".png" else svg.encode())
@@ -110,36 +111,36 @@ def write_figure(figure: Figure, *paths: Path) -> None:
 
 def html(
     views: Sequence[StudyView],
-    drawn: Sequence[Figure],
+    figures: Sequence[Figure],
     evaluations: Sequence[TtcRecord] = (),
     answers: StudyAnswers | None = None,
 ) -> str:
-    """The whole page as text, from `assets/page.html`; the template escapes all text that it shows."""
+    """The whole page as text, from the template `assets/page.html`, which escapes all texts."""
     single = len(views) == 1
-    tested = ttc_sentences.findings(evaluations, answers) if single else []
+    ttc_findings = ttc_sentences.findings(evaluations, answers) if single else []
     return (
         _environment()
         .get_template("page.html")
         .render(
             title=" and ".join(v.name for v in views),
             style=_asset("page.css"),
-            studies=[_sections(v, tested) for v in views],
+            studies=[_sections(v, ttc_findings) for v in views],
             comparison=None if single else tables.comparison(views),
-            figures=[f for f in drawn if f.spec is not None],
-            absent=_absent(drawn),
+            figures=[f for f in figures if f.spec is not None],
+            absent=_absent(figures),
             evaluations=ttc_curves.cells(evaluations) if evaluations else None,
             not_shown=[line for line in NOT_SHOWN if not (evaluations and line == ABILITIES)],
             version=__version__,
             vega=_vega(),
-            charts={f.key: spec(f, static=False) for f in drawn if f.spec is not None},
+            charts={f.key: spec(f, static=False) for f in figures if f.spec is not None},
             script=_asset("page.js"),
         )
     )
 
 
-def _sections(v: StudyView, tested: Sequence[str]) -> dict[str, Any]:
-    """What the page shows of one study; the findings of its evaluations (`tested`) come first."""
-    headline, *rest = [*tested, *findings(v)]
+def _sections(v: StudyView, ttc_findings: Sequence[str]) -> dict[str, Any]:
+    """What the page shows of one study; the findings of its evaluations come first."""
+    headline, *rest = [*ttc_findings, *findings(v)]
     corpora = ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})) or "none"
     devices = ", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "none"
     counts = f"{len(v.records):,} runs, {len(v.table):,} points in the fits"
@@ -155,10 +156,10 @@ def _sections(v: StudyView, tested: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _absent(drawn: Sequence[Figure]) -> dict[str, list[str]]:
+def _absent(figures: Sequence[Figure]) -> dict[str, list[str]]:
     """Reason -> titles of the figures that have nothing to draw for it."""
     titles: dict[str, list[str]] = {}
-    for f in drawn:
+    for f in figures:
         if f.spec is None:
             titles.setdefault((f.reason or "no data").rstrip("."), []).append(f.title)
     return titles

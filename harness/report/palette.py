@@ -1,5 +1,7 @@
-"""Named series of rows: colour and shape, with marks, intervals and lines. Rows hold x, y, series, tip; low and high where there is an
-interval along y; line where they are joined."""
+"""Named series of rows: colour and shape, with marks, intervals and lines.
+
+Rows have x, y, series and tip; low and high for an interval along y; line where they are joined.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from harness.report.layers import Layer, Row
 
 
 class Palette:
-    """Series in order along a ramp, or as categories; `field` names the column that tells them apart. At most six are told apart by shape."""
+    """Colours and shapes of series, in order along a ramp or as categories.
+
+    `field` is the column with the name of the series. There are six shapes; further series repeat them.
+    """
 
     def __init__(self, names: Sequence[str], *, ordered: bool = False, field: str = "series", title: str = "") -> None:
         self.names, self.field, self.title = list(names), field, title
@@ -47,8 +52,8 @@ class Palette:
     def bars(self, rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
         """Intervals along y of the rows that have one."""
         bar = alt.Chart().mark_rule(strokeWidth=1.2, opacity=0.6)
-        kept = [r for r in rows if "low" in r]
-        return Layer(kept, bar.encode(x.x(), y.y("low"), self.color(), y2="high:Q"))
+        with_interval = [r for r in rows if "low" in r]
+        return Layer(with_interval, bar.encode(x.x(), y.y("low"), self.color(), y2="high:Q"))
 
     def lines(self, rows: Sequence[Row], x: Axis, y: Axis, *, dashed: bool = False, thin: bool = False) -> Layer:
         mark = alt.Chart().mark_line(
@@ -57,6 +62,6 @@ class Palette:
         return Layer(rows, mark.encode(x.x(), y.y(), self.color(), detail="line:N", order=alt.Order("x:Q")))
 
 
-def reach(*groups: Sequence[Row]) -> list[float]:
-    """Everything that some rows draw along y."""
+def y_values(*groups: Sequence[Row]) -> list[float]:
+    """All values of some rows along y, ends of intervals included."""
     return [r[k] for rows in groups for r in rows for k in ("y", "low", "high") if k in r]

@@ -1,7 +1,7 @@
-"""What a paper needs of its fits, as Markdown or LaTeX: a table with intervals, and the reporting checklist, filled in.
+"""The fits of a paper as Markdown or LaTeX: a table with intervals, and the reporting checklist.
 
-All numbers and names come from the Fit objects. What a fit file cannot know (schedule, hardware) is listed as not stated
-there, instead of being left out: an empty line of a checklist is information.
+All numbers and names come from the Fit objects. Items that a fit file cannot contain, such as the
+schedule or the hardware, are listed as not stated, because a gap in a checklist is information.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _LATEX |= {
 
 
 def checklist(fit: Fit) -> list[tuple[str, str]]:
-    """The reporting checklist of one fit: what was fitted to what, how, how certain, and what the file cannot say."""
+    """The reporting checklist of one fit, as (item, text): data, method, certainty and gaps."""
     c, columns = fit.certificate, dict(fit.columns)
     table = columns.pop("table", None)
     free = [p for p in fit.params if p not in fit.fixed]
     fixed = "".join(f"; {name} = {number(value, 6)} given" for name, value in fit.fixed.items())
     removed = ", ".join(f"{reason}: {n}" for reason, n in fit.excluded.items()) or "none"
-    held = "none: nothing shows how the law extrapolates"
+    held_out = "none: nothing shows how the law extrapolates"
     if fit.held_out is not None:
         h = fit.held_out
-        held = f"{h.label}: {len(h.measured)} rows, error at most {percent(max(abs(e) for e in h.relative_error))}"
+        held_out = f"{h.label}: {len(h.measured)} rows, error at most {percent(max(abs(e) for e in h.relative_error))}"
         pairs = [abs(e) for e in h.naive_relative_error if e is not None]
-        held += f" (naive line through the last two rungs: {percent(max(pairs))})" if pairs else ""
-        held += "" if h.inside is None else f"; {h.inside} inside their 95 % interval"
+        held_out += f" (naive line through the last two rungs: {percent(max(pairs))})" if pairs else ""
+        held_out += "" if h.inside is None else f"; {h.inside} inside their 95 % interval"
     span = ", ".join(f"{s} {number(low)} to {number(high)}" for s, (low, high) in fit.span.items())
     b = fit.bootstrap
     intervals = "none: no bootstrap"
@@ -58,8 +58,8 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
         )
         if "cold_starts" in b:
             intervals += f"; {b['cold_starts']} of them also from a cold start, of which {b['cold_better']} ended lower"
-        intervals += "; they hold the noise of the rows, not the error of the law's form"
-    unjudged = not fit.columns or any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
+        intervals += "; they contain the noise of the rows, not the error of the law's form"
+    unchecked = not fit.columns or any(w.code == "ROWS_NOT_JUDGED" for w in fit.warnings)
     plain = law_of(fit).residual == "linear"
     objective = f"sum of Huber terms of log residuals, delta {fit.delta:g}"
     residuals = f"{number(fit.residual_rms, 4)} rms" if plain else f"{percent(fit.residual_rms)} rms of the log"
@@ -73,8 +73,8 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
         ("Data", table or ("records of a study" if columns else "arrays given in Python")),
         ("Rows", f"{fit.n_points} fitted in {fit.n_clusters} independent units; {span}"),
         ("Rows left out", removed),
-        ("States, annealing", "not in the table: not checked" if unjudged else "only finished, annealed points"),
-        ("Held out", held),
+        ("States, annealing", "not in the table: not checked" if unchecked else "only finished, annealed points"),
+        ("Held out", held_out),
         ("Objective", f"{objective}: {number(fit.objective, 8)}"),
         ("Residuals", residuals),
         ("Starts", f"{c.starts}, of which {c.starts_agreeing} agree with the best; {c.solver}"),
@@ -106,7 +106,7 @@ def markdown(fits: Mapping[str, Fit]) -> str:
 
 
 def latex(fits: Mapping[str, Fit]) -> str:
-    """The same in LaTeX: a booktabs table, then a description list for each fit. Needs \\usepackage{booktabs}."""
+    """The same in LaTeX: a table for \\usepackage{booktabs}, and a description list for each fit."""
     lines = [r"\begin{tabular}{llll}", r"\toprule", r"fit & parameter & value & 95\,\% interval \\"]
     for name, fit in fits.items():
         lines.append(r"\midrule")
@@ -132,21 +132,20 @@ def _rows(fit: Fit) -> list[tuple[str, str, str]]:
     out = []
     for symbol in (*fit.params, *(d for d in fit.derived if not d.endswith("_at_robust_delta"))):
         value = fit.params.get(symbol, fit.derived.get(symbol))
-        ends = fit.interval.get(symbol, fit.derived_interval.get(symbol))
+        interval = fit.interval.get(symbol, fit.derived_interval.get(symbol))
         if symbol in fit.fixed:
             out.append((symbol, number(value, 6), "given"))
-        elif value is None or ends is None:
+        elif value is None or interval is None:
             out.append((symbol, number(value, 4), "–"))
         else:
-            shown, *band = _alike(value, *ends)
-            out.append(
-                (symbol, shown, ", ".join(band) + (" (not pinned)" if fit.identified.get(symbol) is False else ""))
-            )
+            text, *band = _same_digits(value, *interval)
+            note = " (not pinned)" if fit.identified.get(symbol) is False else ""
+            out.append((symbol, text, ", ".join(band) + note))
     return out
 
 
-def _alike(value: float, low: float, high: float) -> list[str]:
-    """Three numbers to two digits of the interval's width; where its ends differ by a factor, to three digits each."""
+def _same_digits(value: float, low: float, high: float) -> list[str]:
+    """Three numbers to two digits of the interval's width, or to three digits each if it is wide."""
     if low <= 0 or high > 3 * low or not 1e-6 < high - low < 1e4:
         return [number(v) for v in (value, low, high)]
     places = max(0, 1 - math.floor(math.log10(high - low)))
@@ -171,7 +170,7 @@ def _symbol(name: str) -> str:
 
 
 def _formula(fit: Fit) -> str:
-    """The law's formula in math mode; one with functions or primes in it stays text."""
+    """The law's formula in math mode; as text if it contains functions or primes."""
     names = sorted({*fit.params}, key=len, reverse=True)
     text = re.sub(r"\^(-?)(\w+)", lambda m: "^{" + m[1] + m[2] + "}", fit.formula)
     if not re.fullmatch(r"[\w\s=+\-/^{}*.()]*", text):

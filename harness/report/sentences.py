@@ -1,4 +1,4 @@
-"""Sentences of a report, made from fits and records: findings, warnings, what was not measured or is not shown."""
+"""Sentences of a report, from fits and records: findings, warnings, and what was not measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.laws.sentences import proportional
 from harness.report.study import StudyView
 from harness.units import si
 
-# True of nearly every power law with a free coefficient; listed below the tables, not on the first screen
+# Nearly every power law with a free coefficient has these; they are listed below the tables
 ROUTINE = {"STRONGLY_CORRELATED", "A_NOT_PINNED", "B_NOT_PINNED", "K_NOT_PINNED"}
 HEADLINE_FITS = {"loss_nd", "loss_nd_heldout", "loss_compute", "energy_compute", "energy_idle_fixed", "loss_energy"}
 ABILITIES = "Task accuracy or abilities: the measured quantity is validation loss."
@@ -26,7 +26,7 @@ NOT_SHOWN = (
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`number(0.48231) == "0.482"`, an en dash for None; never more digits than asked."""
+    """`number(0.48231) == "0.482"`, with at most `digits` digits; an en dash for None."""
     if value is None:
         return "–"
     text = f"{value:.{digits}g}"
@@ -42,7 +42,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def with_interval(fit: Fit, name: str) -> str:
-    """`0.482 [0.451, 0.513]`, rounded to two digits of the interval's width; says so where fixed or not pinned."""
+    """`0.482 [0.451, 0.513]`, to two digits of the interval's width; marked if fixed or not pinned."""
     derived = name not in fit.params
     value = (fit.derived if derived else fit.params).get(name)
     bounds = (fit.derived_interval if derived else fit.interval).get(name)
@@ -61,8 +61,13 @@ def with_interval(fit: Fit, name: str) -> str:
 
 
 def greek(text: str) -> str:
-    """Parameter names of the laws as they are printed: alpha is α."""
+    """Parameter names of the laws in Greek: alpha becomes α."""
     return text.replace("alpha", "α").replace("beta", "β")
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital letter and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def worst(errors: list[float]) -> float:
@@ -80,16 +85,16 @@ def findings(v: StudyView) -> list[str]:
             f"{fit.n_points} points of {trunks} trunks, rms residual {percent(fit.residual_rms)}."
         )
         out += _floor_sentence(v, fit) + _theory_sentence(v, fit)
-    held = v.trusted("loss_nd_heldout")
-    if held and held.held_out:
-        h = held.held_out
+    fit = v.trusted("loss_nd_heldout")
+    if fit and fit.held_out:
+        h = fit.held_out
         naive = [e for e in h.naive_relative_error if e is not None]
         line = f"; the log-log line through the last two rungs misses by {percent(worst(naive))}" if naive else ""
-        lost = (
-            " On average the law loses to that line." if any(w.code == "WORSE_THAN_LINE" for w in held.warnings) else ""
+        comparison = (
+            " On average the law loses to that line." if any(w.code == "WORSE_THAN_LINE" for w in fit.warnings) else ""
         )
         miss = percent(worst(h.relative_error))
-        out.append(f"The largest rung ({h.label}), never fitted, is predicted within {miss}{line}.{lost}")
+        out.append(f"The largest rung ({h.label}), never fitted, is predicted within {miss}{line}.{comparison}")
     if fit := v.trusted("loss_compute"):
         g = fit.params.get("g")
         cut = f": ten times the compute removes {percent(1 - 10 ** (-g), 0)} of the loss above the floor" if g else ""
@@ -97,16 +102,15 @@ def findings(v: StudyView) -> list[str]:
     if fit := v.trusted("energy_compute"):
         b = with_interval(fit, "b")
         test = proportional(fit)
-        tested = f" ({test})" if test else ""
-        out.append(f"Energy grows as C^b with b = {b}{tested}; b < 1 means that larger runs use the device better.")
+        note = f" ({test})" if test else ""
+        out.append(f"Energy grows as C^b with b = {b}{note}; b < 1 means that larger runs use the device better.")
     if rows := study_energy.by_rung(v.table):
-        said = study_energy.crossover(rows, v.fits)
-        out.append(f"{said[0].upper()}{said[1:]}.")
+        out.append(sentence(study_energy.crossover(rows, v.fits)))
     if fit := v.trusted("loss_energy"):
         out.append(f"Against joules the loss above its floor falls with exponent g = {with_interval(fit, 'g')}.")
     if not out:
-        why = v.unfitted.get("loss_nd") or "the certificate of every fit failed"
-        out.append(f"No law could be fitted: {why.rstrip('.')}.")
+        reason = v.unfitted.get("loss_nd") or "the certificate of every fit failed"
+        out.append(f"No law could be fitted: {reason.rstrip('.')}.")
     return out
 
 
@@ -128,7 +132,7 @@ def _theory_sentence(v: StudyView, fit: Fit) -> list[str]:
 
 
 def verdict(fit: Fit, name: str, expected: float) -> str:
-    """How an exponent stands beside theory: agrees, misses, or says nothing because the data do not pin it."""
+    """Whether an exponent agrees with theory or misses it, or is not pinned by the data."""
     if fit.identified.get(name) is False or name not in fit.interval:
         return "is not pinned by these data"
     low, high = fit.interval[name]
@@ -136,7 +140,7 @@ def verdict(fit: Fit, name: str, expected: float) -> str:
 
 
 def fit_warnings(v: StudyView, *, all_of_them: bool) -> list[str]:
-    """Warnings that the fits carry; the first screen leaves out routine ones and those of convention variants."""
+    """The warnings of the fits; without `all_of_them`, those of headline fits that are not routine."""
     out: dict[str, None] = {}
     for name, fit in v.fits.items():
         for w in fit.warnings:
@@ -146,7 +150,7 @@ def fit_warnings(v: StudyView, *, all_of_them: bool) -> list[str]:
 
 
 def warnings(v: StudyView) -> list[str]:
-    """What a reader must know before the numbers: unconverged fits, the fits' own warnings, untuned rates, lost runs."""
+    """What a reader must know before the numbers: failed fits, warnings, untuned rates, lost runs."""
     out = []
     for name, fit in v.fits.items():
         if not fit.certificate.passed:
@@ -161,7 +165,7 @@ def warnings(v: StudyView) -> list[str]:
     stale = v.fits.get("loss_nd")
     if stale is not None and stale.n_points != len(v.table):
         out.append(
-            f"The fits are of {stale.n_points} points and the records hold {len(v.table)} now: run harness fit again before you read them."
+            f"The fits are of {stale.n_points} points and the records hold {len(v.table)} now: run harness fit again."
         )
     if (repeated := v.table.epochs > 1 + 1e-9).any():
         out.append(
@@ -177,7 +181,7 @@ def warnings(v: StudyView) -> list[str]:
 
 
 def not_measured(v: StudyView) -> list[str]:
-    """One line per thing that is absent, with the reason in the record's own words."""
+    """One line for each missing quantity, with the reason from the record."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in v.unfitted.items():
         by_reason.setdefault(reason, []).append(FIT_NAMES.get(name, name))
@@ -202,8 +206,8 @@ def checklist(v: StudyView) -> list[tuple[str, str]]:
     schedules = {str(r.config.get("schedule", {}).get("kind")) for r in v.records}
     devices = {str(r.provenance.get("device")) for r in v.records}
     seeds = sorted({r.seed for r in v.records})
-    spent = [p.get("energy_j") for r in v.records for phase, p in r.spent.items() if phase != "total"]
-    joules = [e for e in spent if e is not None]
+    phase_totals = [p.get("energy_j") for r in v.records for phase, p in r.spent.items() if phase != "total"]
+    joules = [e for e in phase_totals if e is not None]
     lines = [
         ("Runs by state", _counts(states)),
         ("Rows left out", _counts(v.table.excluded)),
@@ -226,7 +230,9 @@ def checklist(v: StudyView) -> list[tuple[str, str]]:
         ("Hardware", ", ".join(sorted(devices))),
         (
             "Energy spent",
-            si(sum(joules), "J") + f" over {len(joules)} of {len(spent)} phase totals" if joules else "not measured",
+            si(sum(joules), "J") + f" over {len(joules)} of {len(phase_totals)} phase totals"
+            if joules
+            else "not measured",
         ),
     ]
     if fit:
@@ -247,8 +253,8 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _noise(v: StudyView, seeds: list[int]) -> str:
-    listed = ", ".join(map(str, seeds[:5])) + (" …" if len(seeds) > 5 else "")
+    shown_seeds = ", ".join(map(str, seeds[:5])) + (" …" if len(seeds) > 5 else "")
     if v.noise is None:
-        return f"seeds {listed}; no budget was repeated, so the noise is unknown"
+        return f"seeds {shown_seeds}; no budget was repeated, so the noise is unknown"
     pooled = f"{v.noise.groups} budgets, {v.noise.dof} degrees of freedom"
-    return f"seeds {listed}; sd of ln loss {percent(v.noise.sd_ln)}, pooled over {pooled}"
+    return f"seeds {shown_seeds}; sd of ln loss {percent(v.noise.sd_ln)}, pooled over {pooled}"

@@ -1,4 +1,4 @@
-"""What the report knows about one study (table, floor, noise, checks), computed once for charts and tables."""
+"""One study with its table, floor, noise and checks, computed once for charts and tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StudyView:
     unfitted: dict[str, str]  # law -> why it is absent
 
     def trusted(self, name: str) -> Fit | None:
-        """The fit if it exists and its certificate passed: only such a fit may be drawn or predicted from."""
+        """The fit, if it exists and its certificate passed; others are neither drawn nor used."""
         fit = self.fits.get(name)
         return fit if fit is not None and fit.certificate.passed else None
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from harness.analysis import energy as study_energy
 from harness.analysis.study_laws import FIT_NAMES
-from harness.report.sentences import checklist, greek, number, percent, verdict, with_interval
+from harness.report.sentences import checklist, greek, number, percent, sentence, verdict, with_interval
 from harness.report.study import StudyView
 from harness.units import duration, si
 
@@ -17,7 +17,7 @@ MAX_ROWS = 200  # of a table on the page; the whole is exported as parquet
 
 @dataclass(frozen=True)
 class Table:
-    """A captioned table; the first column is text, the rest are numbers unless `text` says otherwise."""
+    """A captioned table; the columns after the first are numbers, unless `text` is true."""
 
     title: str
     head: list[str]
@@ -39,7 +39,7 @@ class Table:
 
 
 def laws(v: StudyView) -> Table | None:
-    """Every fit with its parameters and intervals; a failed certificate is named in the first column."""
+    """Every fit with its parameters and intervals; the first column names a failed certificate."""
     if not v.fits:
         return None
     rows = []
@@ -56,7 +56,7 @@ def laws(v: StudyView) -> Table | None:
 
 
 def exponents(v: StudyView) -> Table | None:
-    """Exponents beside theory, with the floor free and with it fixed."""
+    """Exponents and their theory, with the floor free and with it fixed."""
     if v.theory is None:
         return None
     rows = []
@@ -81,7 +81,7 @@ def exponents(v: StudyView) -> Table | None:
 
 
 def conventions(v: StudyView) -> Table | None:
-    """The same points under three counts of N: exponents differ by convention and are not comparable across."""
+    """Fits of the same points under three counts of N, whose exponents are not comparable."""
     rows = []
     for name, convention in (("loss_nd", "n_total"), ("loss_nd_nonemb", "n_nonemb"), ("loss_nd_head", "n_head")):
         if fit := v.trusted(name):
@@ -122,15 +122,15 @@ def held_out(v: StudyView) -> Table | None:
         return None
     h = fit.held_out
     target = v.table.where(v.table.rung == h.label)
-    which = [f"{h.label}, {si(d)} tokens, seed {s:.0f}" for d, s in zip(target.tokens, target.seed, strict=True)]
-    if len(which) != len(h.predicted):  # the fit is of other rows than these records
-        which = [h.label] * len(h.predicted)
+    labels = [f"{h.label}, {si(d)} tokens, seed {s:.0f}" for d, s in zip(target.tokens, target.seed, strict=True)]
+    if len(labels) != len(h.predicted):  # the fit is of other rows than these records
+        labels = [h.label] * len(h.predicted)
     rows = []
     for i, (p, m, e, n) in enumerate(
         zip(h.predicted, h.measured, h.relative_error, h.naive_relative_error, strict=True)
     ):
         interval = f"[{number(h.interval[i][0], 5)}, {number(h.interval[i][1], 5)}]" if h.interval else "–"
-        rows.append([which[i], number(p, 5), interval, number(m, 5), percent(e), percent(n)])
+        rows.append([labels[i], number(p, 5), interval, number(m, 5), percent(e), percent(n)])
     head = ["held out", "predicted (nat)", "95 % interval", "measured (nat)", "error", "naive line"]
     return Table(
         "Held-out rung",
@@ -184,22 +184,22 @@ def points(v: StudyView) -> Table:
             si(float(t.tokens_per_s[i])),
         ]
         rows.append([*cells, percent(None if t.mfu[i] != t.mfu[i] else float(t.mfu[i]), 1)])
-    filler = [["" for _ in head]] * max(0, len(t) - len(rows))  # counted, never shown
+    filler = [["" for _ in head]] * max(0, len(t) - len(rows))  # rows that are counted, and never shown
     return Table(
         "Points",
         head,
         rows + filler,
-        "One row per annealed point that entered the fits, as if it had been trained alone.",
+        "One row per annealed point of the fits, as if it had been trained alone.",
     )
 
 
 def rung_joules(v: StudyView) -> Table | None:
-    """Joules per token and per FLOP of each rung, how much of them is idle, and how they stand to the card's floor."""
+    """Joules per token and per FLOP of each rung, their idle share, and their ratio to the card's floor."""
     rows = study_energy.by_rung(v.table)
     if not rows:
         return None
-    said = "; ".join(study_energy.context(v.table, rows, v.fits))
-    note = f"Gross, all measured points of a rung. {said[0].upper()}{said[1:]}."
+    context = "; ".join(study_energy.context(v.table, rows, v.fits))
+    note = f"Gross, all measured points of a rung. {sentence(context)}"
     return Table("Joules by rung", study_energy.HEAD, [study_energy.cells(r) for r in rows], note, text=True)
 
 
@@ -208,18 +208,18 @@ def _cell(value: float, digits: int) -> str:
 
 
 def spend(v: StudyView) -> Table:
-    """What the study really used, by phase, beside what its points would have cost one by one."""
+    """What the study used, by phase, and what its points would have cost one by one."""
     phases: dict[str, dict[str, float]] = {}
     unmetered: dict[str, int] = {}
     for r in v.records:
-        for phase, used in r.spent.items():
+        for phase, amounts in r.spent.items():
             total = phases.setdefault(phase, {"tokens": 0, "flop": 0, "wall_s": 0, "energy_j": 0, "metered": 0})
             for k in ("tokens", "flop", "wall_s"):
-                total[k] += used.get(k) or 0
-            if used.get("energy_j") is None:
+                total[k] += amounts.get(k) or 0
+            if amounts.get("energy_j") is None:
                 unmetered[phase] = unmetered.get(phase, 0) + 1
             else:
-                total["energy_j"] += used["energy_j"]
+                total["energy_j"] += amounts["energy_j"]
                 total["metered"] += 1
     rows = []
     for phase, total in phases.items():
@@ -228,8 +228,10 @@ def spend(v: StudyView) -> Table:
             joules += f" (+ {unmetered[phase]} unmetered)"
         rows.append([f"spent: {phase}", si(total["tokens"]), number(total["flop"]), duration(total["wall_s"]), joules])
     t = v.table
-    known = t.energy_j[t.energy_j == t.energy_j]
-    joules = si(float(known.sum()), "J") + f" ({len(known)} of {len(t)} points)" if len(known) else "not measured"
+    measured = t.energy_j[t.energy_j == t.energy_j]
+    joules = (
+        si(float(measured.sum()), "J") + f" ({len(measured)} of {len(t)} points)" if len(measured) else "not measured"
+    )
     tokens, flop, wall = (float(a.sum()) for a in (t.tokens, t.train_flop, t.wall_s))
     rows.append(["as if each point were a run", si(tokens), number(flop), duration(wall), joules])
     note = "A trunk shared by several points is spent once, but counted in each point's as-if cost."
@@ -251,15 +253,15 @@ def reporting(v: StudyView) -> Table:
 
 def provenance(v: StudyView) -> Table:
     """Where the records come from; each distinct value once, times as a range."""
-    found: dict[str, dict[str, None]] = {}
+    values: dict[str, dict[str, None]] = {}
     times: dict[str, list[float]] = {}
     for r in v.records:
         for key, value in r.provenance.items():
             if key.endswith("_unix_s"):
                 times.setdefault(key.removesuffix("_unix_s"), []).append(float(value))
             else:
-                found.setdefault(key, {})[_text(value)] = None
-    rows = [[key, _few(list(texts))] for key, texts in found.items()]
+                values.setdefault(key, {})[_text(value)] = None
+    rows = [[key, _few(list(texts))] for key, texts in values.items()]
     for key, stamps in times.items():
         first, last = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(stamps), max(stamps)))
         rows.append([key, first + ("" if first == last else f" to {last}") + " UTC"])
@@ -286,12 +288,12 @@ def comparison(views: Sequence[StudyView]) -> Table:
         ("lowest loss (nat)", [number(float(v.table.loss_nat.min()), 4) if len(v.table) else "–" for v in views]),
         ("true floor (nat)", [number(v.oracle_nat, 4) for v in views]),
     ]
-    wanted = [
+    columns = [
         ("loss_nd", p, label)
         for p, label in (("alpha", "α, L(N, D)"), ("beta", "β, L(N, D)"), ("E", "E, L(N, D) (nat)"))
     ]
-    wanted += [("loss_compute", "g", "g, L(C)"), ("energy_compute", "b", "b, E(C)"), ("loss_energy", "g", "g, L(J)")]
-    for name, p, label in wanted:
+    columns += [("loss_compute", "g", "g, L(C)"), ("energy_compute", "b", "b, E(C)"), ("loss_energy", "g", "g, L(J)")]
+    for name, p, label in columns:
         fits = [v.trusted(name) for v in views]
         lines.append((label, [with_interval(f, p) if f else "–" for f in fits]))
     errors = [f.held_out.relative_error if (f := v.trusted("loss_nd_heldout")) and f.held_out else None for v in views]
@@ -304,7 +306,7 @@ def comparison(views: Sequence[StudyView]) -> Table:
 
 def tables(v: StudyView) -> list[Table]:
     """All tables of a study in reading order."""
-    maybe = [
+    all_tables = [
         laws(v),
         exponents(v),
         conventions(v),
@@ -318,4 +320,4 @@ def tables(v: StudyView) -> list[Table]:
         provenance(v),
         points(v),
     ]
-    return [t for t in maybe if t is not None]
+    return [t for t in all_tables if t is not None]

@@ -15,7 +15,7 @@ from harness.analysis.ttc.exchange_rate import Exchange
 from harness.records.ttc import TtcRecord, TtcRow
 from harness.report.axes import axis
 from harness.report.layers import Figure, Layer, Row, figure, level
-from harness.report.palette import Palette, reach
+from harness.report.palette import Palette, y_values
 from harness.report.sentences import number
 from harness.report.ttc import AXES
 
@@ -49,7 +49,7 @@ def serial_parallel(records: Sequence[TtcRecord], cost: str) -> Figure:
                 voted.append(_priced(row, spent, f"votes, {cells[i].label}", f"n = {row.n}"))
     palette = Palette([serial[0]["series"], *dict.fromkeys(r["series"] for r in voted)])
     x = axis(AXES[cost], (r["x"] for r in serial + voted), power_labels=cost == "test_flop")
-    y = axis("accuracy (share of problems)", reach(serial, voted), log=False)
+    y = axis("accuracy (share of problems)", y_values(serial, voted), log=False)
     gains = equalcost.compare(cells, cost)
     wins = sum(e.gain.low is not None and e.gain.low > 0 for e in gains)
     losses = sum(e.gain.high is not None and e.gain.high < 0 for e in gains)
@@ -92,7 +92,7 @@ def exchanges(found: Sequence[Exchange]) -> list[Figure]:
         y = axis(TEST[e.basis], (r["y"] for r in rows), power_labels=power)
         ends = "without an interval" if e.low is None else f"95 % [{number(e.low)}, {number(e.high)}]"
         caption = (
-            f"A line joins the controls of one size that reach one accuracy (colours) of a single sample. Test cost falls as training cost to the "
+            f"A line joins the controls of one size that y_values one accuracy (colours) of a single sample. Test cost falls as training cost to the "
             f"−g, g = {number(e.g)}, {ends}. Interpolated between end points, never extrapolated; verification costs nothing and is not in it."
         )
         caption += f" {e.note[0].upper()}{e.note[1:]}." if e.note else ""
@@ -132,7 +132,7 @@ def break_even(found: Sequence[Payback]) -> Figure:
             f"{_name(p)}: {p.cheap_to_ask} against {p.cheap_to_train} from {', '.join([f'{number(q.queries)} queries', *interval, q.note])}"
         )
     x = axis("queries over the lifetime", grid.tolist(), power_labels=True)
-    y = axis("lifetime cost, cheapest to ask / cheapest to train", reach(rows, at))
+    y = axis("lifetime cost, cheapest to ask / cheapest to train", y_values(rows, at))
     bar = alt.Chart().mark_rule(strokeWidth=4, opacity=0.6).encode(x.x("left"), y.y(), palette.color(), x2="right:Q")
     step = (y.high / y.low) ** 0.02  # intervals lie under one another, where they would hide each other at 1
     wide = [r | {"y": step ** ((len(at) - 1) / 2 - i)} for i, r in enumerate(at) if "left" in r]
@@ -174,7 +174,7 @@ def per_correct(records: Sequence[TtcRecord], cost: str) -> Figure:
     palette = Palette(sorted({r["series"] for r in rows}))
     shapes = Palette(sorted({r["strategy"] for r in rows}), field="strategy")
     x = axis(AXES["tokens"], (r["x"] for r in rows))
-    y = axis(PER_CORRECT[cost], [v for v in reach(rows) if v is not None])
+    y = axis(PER_CORRECT[cost], [v for v in y_values(rows) if v is not None])
     rows = [r | {"high": y.high} if "low" in r and r["high"] is None else r for r in rows]
     caption = (
         f"All {unit} of a cell over its right answers; the most training of the largest size of each task and format. Thin lines join votes over more and "

@@ -20,7 +20,7 @@ from harness.records.ttc import TtcRecord
 from harness.report import ttc_costs
 from harness.report.axes import axis
 from harness.report.layers import Figure, Row, figure, level
-from harness.report.palette import Palette, reach
+from harness.report.palette import Palette, y_values
 
 CELLS = 6  # curves per figure
 UNFITTED = "ttc.json is missing: run harness fit on the study"
@@ -79,7 +79,7 @@ def law_pair(records: Sequence[TtcRecord], fits: Mapping[str, Fit], law: str) ->
                 line = {"series": ttc_curves.cell_name(r), "line": ttc_curves.cell_name(r)}
                 drawn += [{"x": a, "y": b} | line for a, b in zip(grid.tolist(), _law(fit, grid).tolist(), strict=True)]
     x = axis(f"samples per problem {symbol}", (r["x"] for r in dots))
-    y = axis(y_title, reach(dots, drawn), log=False)
+    y = axis(y_title, y_values(dots, drawn), log=False)
     formula = "1 − e_inf − q n^−b" if voting else "exp(−a k^−b)"
     which = (
         f"{len(cells)} of the {of} cells of the largest size whose curve has a shape, evenly spaced by accuracy; bars: 95 %, over problems. "
@@ -96,7 +96,7 @@ def law_pair(records: Sequence[TtcRecord], fits: Mapping[str, Fit], law: str) ->
     apart = {ttc_curves.cell_name(r): 2 ** (0.08 * (i - (len(cells) - 1) / 2)) for i, r in enumerate(cells)}
     missed, other = ([q | {"x": q["x"] * apart[q["series"]]} for q in rows] for rows in (missed, other))
     x = axis(f"samples per problem {symbol}, cells set apart", (r["x"] for r in missed))
-    z = axis("measured − fitted (share of problems)", [*reach(missed, other), 0.0], log=False)
+    z = axis("measured − fitted (share of problems)", [*y_values(missed, other), 0.0], log=False)
     words = f"Of {formula}, same cells. The points of a curve share problems, so neighbours err together; bars are those of the points."
     parts = [*level(0.0, "", x, z), palette.bars(missed, x, z), palette.marks(missed, x, z)]
     if other:
@@ -130,7 +130,7 @@ def forecasts(said: StudyAnswers) -> Figure:
             told.append(f"{name} {rms:.3f}" + (f" ({len(errors)} cells)" if len(errors) < len(kept) else ""))
     ks, fitted = (sorted({getattr(f, n) for f in kept}) for n in ("k", "fitted"))
     x = axis("measured pass@k of the held-out samples (share of problems)", (r["x"] for r in rows), log=False)
-    y = axis("forecast − measured (share of problems)", [*reach(rows), 0.0], log=False)
+    y = axis("forecast − measured (share of problems)", [*y_values(rows), 0.0], log=False)
     caption = (
         f"From {_listed(fitted)} samples per problem to the other {_listed(ks)}, which no fit saw; {len(kept)} cells of every size. "
         f"Root mean square error: {', '.join(told)}. Left out: cells at chance or nearly always right."

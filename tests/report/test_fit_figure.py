@@ -89,7 +89,7 @@ def test_many_sizes_are_grouped_and_each_line_has_its_own_points_span() -> None:
     table = tables.TableFile("t.csv", "", {"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37})
     _, layers = drawn(fit_points(table, "chinchilla", {}, bootstrap=0))
     assert [one["mark"]["type"] for one, _ in layers] == ["line", "point", "rule", "point"], "no draws, no band"
-    assert len({r["series"] for r in layers[0][1]}) == fit_figure.GROUPS
+    assert len({r["series"] for r in layers[0][1]}) == fit_figure.MAX_GROUPS
     assert {r["series"] for r in layers[1][1]} == {r["series"] for r in layers[0][1]}
     assert layers[1][0]["encoding"]["color"]["title"].startswith("N of the line")
 

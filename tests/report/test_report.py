@@ -143,7 +143,7 @@ def test_text_of_a_figure_and_of_a_table_is_escaped_once(measured: Study) -> Non
     figure = Figure("key", label, label, spec=None, reason=label)
     drawn = Figure("other", label, label, spec={"mark": label})
     view = dataclasses.replace(study.view(measured), name=label, theory=None, unfitted={"loss_nd": label})
-    text = html(views=[view, view], drawn=[figure, drawn])
+    text = html(views=[view, view], figures=[figure, drawn])
     assert "<b>" not in text.split("<script>")[0]
     assert (
         text.count("a &lt;b&gt;&amp;&#34;c") >= 8
