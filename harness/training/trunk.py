@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from harness import models
 from harness.config.ladder import PlannedPoint, Rung
-from harness.config.schema import LlamaConfig, RunConfig
+from harness.config.schema import LlamaConfig, RunConfig, choice
 from harness.errors import HarnessError
 from harness.power.estimate import total
 from harness.records import SpendRow, StepRow
@@ -34,7 +34,8 @@ T = TypeVar("T")
 def build_model(config: RunConfig, rung: Rung) -> PreTrainedModel:
     """The model of a rung with its initial weights, a pure function of (shape, seed)."""
     assert isinstance(config.model, LlamaConfig)
-    return models.build("llama", rung.shape, config.seed, rope_theta=config.model.rope_theta)
+    kind = choice("model", config.model)
+    return models.build(kind, rung.shape, config.seed, rope_theta=config.model.rope_theta)
 
 
 class TrunkRunner:

@@ -142,6 +142,7 @@ def _scored(s: Sampled, scoring: Scoring, samples: int) -> Scored:
         correct=correct,
         steps=s.samples["verified"],
         logprob=s.samples["logprob"],
+        length=s.samples["length"],
         accepted=noise < np.where(correct, scoring.verifier_tpr, scoring.verifier_fpr),
         covered=np.array(stats.trace_ok if by_trace else stats.correct),
         stats=stats,

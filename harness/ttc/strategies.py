@@ -28,6 +28,7 @@ class Scored:
     correct: np.ndarray  # (P, M) bool
     steps: np.ndarray  # (P, M) steps that the task's verifier accepts, from the first on
     logprob: np.ndarray  # (P, M) of the generated tokens, nat
+    length: np.ndarray  # (P, M) generated tokens
     accepted: np.ndarray  # (P, M) bool, by the noisy verifier
     covered: np.ndarray  # (P,) samples that count for coverage: right answers, or verified traces where answers are few
     stats: ProblemStats
