@@ -18,7 +18,7 @@ PACKAGE = ROOT / "harness"
 
 # Lowest first. A room imports from lower layers only; rooms of one layer never import each other.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "units", "hardware"),
+    ("errors", "units", "hardware", "console"),
     ("laws",),
     ("records",),
     ("models",),
@@ -36,7 +36,7 @@ MAX_ROOMS, MAX_EDGES, MAX_MODULES = 24, 100, 18
 HEAVY = {"torch", "transformers", "safetensors"}
 # Packages that torch is not imported for, and the modules of other packages of which the same holds
 TORCH_FREE = {
-    *("errors", "units", "hardware", "laws", "records", "config", "power", "track", "tasks", "analysis", "report", "sweep", "cli"),
+    *("errors", "units", "hardware", "console", "laws", "records", "config", "power", "track", "tasks", "analysis", "report", "sweep", "cli"),
     *("models", "models.flops", "data", "data.corpora", "runtime", "runtime.lock", "runtime.signals", "runtime.energy_budget"),
 }  # fmt: skip
 MIXED = {"models", "data", "runtime"}  # only those of their modules that are named above
@@ -63,6 +63,7 @@ ONLY_IN = {
         "training/trunk.py",
         "training/validate.py",
     },
+    "rich": {"console.py"},
     "altair": {"report/*.py"},
     "jinja2": {"report/page.py"},
     "pyarrow": {"power/table.py", "analysis/tables.py", "analysis/export.py", "data/text.py", "data/text_corpus.py"},
@@ -211,11 +212,17 @@ def test_outside_libraries_have_their_files(library: str) -> None:
     assert users, f"nothing imports {library}: the rule is out of date"
 
 
-@pytest.mark.parametrize("module", ["runtime.lock", "runtime.signals", "config.schema"])
+@pytest.mark.parametrize(
+    "module", ["runtime.lock", "runtime.signals", "config.schema", "config.sections", "config.setting"]
+)
 def test_these_are_the_standard_library_alone(module: str) -> None:
     """`status` asks who holds a run's lock, and the schema is imported everywhere."""
     for other, _ in imports(MODULES[module]):
-        assert other.split(".")[0] in sys.stdlib_module_names or other == "errors", other
+        assert other.split(".")[0] in sys.stdlib_module_names or other in (
+            "errors",
+            "config.sections",
+            "config.setting",
+        ), other
 
 
 def test_nothing_beyond_the_door_sees_a_dictconfig() -> None:

@@ -18,66 +18,19 @@ def _help(name: str, text: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"harness {name}", description=text)
 
 
-_HYDRA_HELP = """\
-usage: harness {verb} [+ladder=NAME] [key=value …] [--config-dir DIR] [-m]
+def _print_help(verb: str, description: str) -> int:
+    from harness.cli.settings_help import print_help
 
-{what}
-
-Settings are key=value; a list of values (seed=0,1,2) sweeps. Ladders (+ladder=…): {ladders}
-Choices: {choices}
-Your own ladders: DIR/ladder/NAME.yaml with --config-dir DIR, or conf/ladder/NAME.yaml in the working directory.
-Every setting with its default:
-{settings}"""
-
-
-def _hydra_help(verb: str, what: str) -> str:
-    """Help from the schema itself: every key, type, default; no torch, no composition."""
-    import dataclasses
-
-    from harness.config.schema import FAMILIES, RunConfig
-    from harness.sweep.compose_sweep import CONF
-
-    lines = []
-    for f in dataclasses.fields(RunConfig):
-        if f.name in FAMILIES:
-            for choice, cls in FAMILIES[f.name].items():
-                lines.append(
-                    f"  {f.name}={choice}: "
-                    + ", ".join(f"{f.name}.{g.name}={_default(g)}" for g in dataclasses.fields(cls))
-                )
-        elif f.default_factory is not dataclasses.MISSING:
-            section = f.default_factory()
-            lines.append("  " + ", ".join(f"{f.name}.{g.name}={_default(g)}" for g in dataclasses.fields(section)))
-        else:
-            lines.append(f"  {f.name}={_default(f)}")
-    return _HYDRA_HELP.format(
-        verb=verb,
-        what=what,
-        ladders=", ".join(sorted(p.stem for p in (CONF / "ladder").glob("*.yaml"))),
-        choices="; ".join(f"{k}={'|'.join(v)}" for k, v in FAMILIES.items()),
-        settings="\n".join(lines),
-    )
-
-
-def _default(f) -> str:
-    import dataclasses
-    from enum import Enum
-
-    value = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-    if isinstance(value, Enum):
-        return "|".join(m.value for m in type(value)) + f" (default {value.value})"
-    return "null" if value is None else str(value)
+    print_help(verb, description)
+    return 0
 
 
 def plan(arguments: list[str]) -> int:
     """Print what a sweep would train and cost, and spend nothing."""
     if {"-h", "--help"} & set(arguments):
-        print(
-            _hydra_help(
-                "plan", "Print N, tokens, steps, FLOP, predicted seconds and joules, disk, and totals; train nothing."
-            )
+        return _print_help(
+            "plan", "Print N, tokens, steps, FLOP, predicted seconds and joules, disk, and totals; train nothing."
         )
-        return 0
     from harness.sweep.compose_sweep import enumerate_runs
     from harness.sweep.plan import plan_table
 
@@ -89,13 +42,10 @@ def plan(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """Train a sweep; exit code 0 when every run is done."""
     if {"-h", "--help"} & set(arguments):
-        print(
-            _hydra_help(
-                "run",
-                "Train every run of the sweep that is not done yet. Killed or stopped, it resumes where it stood.",
-            )
+        return _print_help(
+            "run",
+            "Train every run of the sweep that is not done yet. Killed or stopped, it resumes where it stood.",
         )
-        return 0
     from harness.sweep.compose_sweep import enumerate_runs
     from harness.sweep.launch import launch
     from harness.sweep.plan import check_rungs
@@ -108,15 +58,12 @@ def run(arguments: list[str]) -> int:
 def ttc(arguments: list[str]) -> int:
     """Train a sweep of tasks where needed, evaluate every end point, fit and report; exit code 0 when all of it is done."""
     if {"-h", "--help"} & set(arguments):
-        print(
-            _hydra_help(
-                "ttc",
-                "Train the runs that are not done, test every end point at every control and number of samples (ttc.*), fit, and write "
-                "the report. Killed or stopped, it draws only what is missing; asked for more samples, it draws only those. "
-                "A pretrained model (model=pretrained model.path=PATH corpus=qa) is only tested.",
-            )
+        return _print_help(
+            "ttc",
+            "Train the runs that are not done, test every end point at every control and number of samples (ttc.*), fit, and write "
+            "the report. Killed or stopped, it draws only what is missing; asked for more samples, it draws only those. "
+            "A pretrained model (model=pretrained model.path=PATH corpus=qa) is only tested.",
         )
-        return 0
     from harness.sweep.compose_sweep import enumerate_runs
     from harness.sweep.launch import launch_tests
     from harness.sweep.plan import check_tests

@@ -25,8 +25,8 @@ from harness.config.schema import (
     TaskConfig,
     TextConfig,
     choice,
-    local_paths,
 )
+from harness.config.setting import default_of, local_paths
 from harness.records import Json, to_json
 
 _SECTIONS: dict[str, type] = {"budget": BudgetConfig, "device": DeviceConfig, "evaluation": EvalConfig}
@@ -93,7 +93,7 @@ def _hashed(section: str, settings: Json) -> Json:
     else:
         cls, key = _SECTIONS[section], section
     always = {"kind", *_ALWAYS.get(key, "").split()}
-    defaults = {f.name: to_json(_default(f)) for f in dataclasses.fields(cls)}
+    defaults = {f.name: to_json(default_of(f)) for f in dataclasses.fields(cls)}
     out = {}
     for name, item in settings.items():
         if name in _OUTSIDE_FIELDS.get(section, ()):
@@ -102,10 +102,6 @@ def _hashed(section: str, settings: Json) -> Json:
             old_name = _RENAMED.get((section, name), name)
             out[old_name] = next((b for a, b in _HASHED_AS.get((section, name), []) if a == item), item)
     return out
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def resolved(run: RunConfig) -> Json:
@@ -152,10 +148,10 @@ def public_overrides(overrides: list[str]) -> list[str]:
 
 
 def _names_path(key: str) -> bool:
-    """Whether a key is a field with the metadata `PATH` in some choice of its family."""
+    """Whether a key is a field with `path=True` in some choice of its family."""
     family, _, name = key.lstrip("+").partition(".")
     choices = FAMILIES.get(family, {}).values()
-    return any(f.name == name and "path" in f.metadata for cls in choices for f in dataclasses.fields(cls))
+    return any(f.name == name and f.metadata.get("path") for cls in choices for f in dataclasses.fields(cls))
 
 
 def run_name(run: RunConfig) -> str:

@@ -1,27 +1,33 @@
-"""Every setting of a run, with its unit, default and meaning. Standard library only, so help answers at once.
+"""Every setting of a run, with its default, unit and meaning. Standard library only, so help answers at once.
 
-YAML files hold named choices; types, defaults and documentation live here and only here. A *family* (corpus, schedule,
-power …) is a base class with one subclass per choice; the choice is made by a config group (`corpus=facts`). Names that end
-in a unit carry it (`_s`, `_w`); counts of tokens and steps are `int`; FLOP and kWh budgets are `float`. `None` means "decided by
-the documented rule", and what was decided is stored in the record.
+YAML files hold named choices; types, defaults and documentation live here and in `sections`, and only there. A *family* (corpus,
+schedule, power …) is a base class with one subclass per choice; the choice is made by a config group (`corpus=facts`). Names that
+end in a unit carry it (`_s`, `_w`); counts of tokens and steps are `int`; FLOP and kWh budgets are `float`. `None` means "decided
+by the documented rule", and what was decided is stored in the record.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
-
-class Role(Enum):
-    """What a run is for: `fit` enters the laws, `probe` (a learning-rate check, a trial) never does."""
-
-    fit = "fit"
-    probe = "probe"
-
-
-PATH = {"path": True}  # metadata of a field that names a local file or folder: records hold its base name
+from harness.config.sections import (
+    BudgetConfig,
+    DeviceConfig,
+    EvalConfig,
+    PathsConfig,
+    Role,
+    RunControl,
+    TrackerConfig,
+    TtcConfig,
+)
+from harness.config.sections import DeviceKind as DeviceKind
+from harness.config.sections import Precision as Precision
+from harness.config.sections import Retry as Retry
+from harness.config.sections import Toggle as Toggle
+from harness.config.sections import TtcPoints as TtcPoints
+from harness.config.sections import WandbMode as WandbMode
+from harness.config.setting import REQUIRED, setting
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
@@ -34,63 +40,71 @@ class ModelConfig:
 class LlamaConfig(ModelConfig):
     """A Llama decoder (RMSNorm, RoPE, SwiGLU) built from config by `transformers`. Shape rule: `ladder.shape`."""
 
-    width: int = 64  # residual width d; the one size dial
-    depth: int | None = None  # layers; None: max(2, round(width / 64))
-    head_dim: int | None = None  # None: 64, or for narrow models the largest of 32, 16, 8 that leaves two heads
-    kv_heads: int | None = None  # None: as many as query heads
-    ffn: int | None = None  # SwiGLU hidden size; None: 8/3 width, rounded up to a multiple of 16
-    tie_embeddings: bool = True
-    rope_theta: float = 10_000.0
+    width: int = setting(64, "residual width d; the one size dial")
+    depth: int | None = setting(None, "layers; null: max(2, round(width / 64))")
+    head_dim: int | None = setting(
+        None,
+        "width of an attention head; null: 64, or for narrow models the largest of 32, 16, 8 that leaves two heads",
+    )
+    kv_heads: int | None = setting(None, "key and value heads; null: as many as query heads")
+    ffn: int | None = setting(None, "hidden size of SwiGLU; null: 8/3 width, rounded up to a multiple of 16")
+    tie_embeddings: bool = setting(True, "the output layer shares the weights of the embedding")
+    rope_theta: float = setting(10_000.0, "base of the rotary positions")
 
 
 @dataclass
 class PretrainedConfig(ModelConfig):
     """A causal LM loaded from a folder or the Hub, for evaluation and test-time compute; never trained from scratch."""
 
-    path: str = "???"
+    path: str = setting(REQUIRED, "folder or Hub name")
 
 
 # --- corpus ----------------------------------------------------------------------------------------------------------
 @dataclass
 class CorpusConfig:
-    """Base of the corpus family. `context` is the number of positions that are fed and scored per sequence."""
+    """Base of the corpus family."""
 
-    context: int = 63
-    val_tokens: int = 129_024  # scored validation tokens
+    context: int = setting(63, "positions that are fed and scored per sequence", unit="tokens")
+    val_tokens: int = setting(129_024, "scored validation tokens", unit="tokens")
 
 
 @dataclass
 class FactsConfig(CorpusConfig):
     """Key-key-value triplets with Zipf keys and a fixed random value per key; the entropy is known in closed form."""
 
-    vocab: int = 256
-    keys: int = 65_536  # at most vocab squared
-    zipf_a: float = 0.5  # key rank ~ rank^-(1 + a)
-    table_seed: int = 20_240  # fixes which key has which value; not the run's seed
-    # Caps the fresh tokens a run may see; None: never repeats
-    unique_tokens: int | None = None
+    vocab: int = setting(256, "tokens of the vocabulary")
+    keys: int = setting(65_536, "keys, at most vocab squared")
+    zipf_a: float = setting(0.5, "exponent a of the key frequencies, rank^-(1 + a)")
+    table_seed: int = setting(20_240, "fixes which key has which value; not the run's seed")
+    unique_tokens: int | None = setting(None, "cap on distinct training tokens; null: no repetition", unit="tokens")
 
 
 @dataclass
 class TextConfig(CorpusConfig):
     """Real text through `datasets`: a Hub name (streamed) or local .txt, .jsonl, .parquet files."""
 
-    train: str = "???"  # Hub name or path of a local file
-    val: str | None = None  # path; None: the Hub's validation split, or the last `val_fraction` of a local file
-    val_fraction: float = 0.05
-    hub_config: str | None = None  # the Hub dataset's configuration, e.g. sample-10BT
-    text_field: str = "text"
-    tokenizer: str = "bytes"  # bytes | bpe | hub:NAME | path of a folder
-    vocab: int = 4096  # asked vocabulary of a trained BPE; the model takes what the tokenizer really has
-    unique_tokens: int | None = None  # cap on distinct training tokens; more tokens than that are repeated
-    allow_repetition: bool = False  # without it, asking for more tokens than there are is an error
-    context: int = 256
-    cache_dir: str | None = None  # shards; None: ~/.cache/scaling-harness, or $XDG_CACHE_HOME
+    train: str = setting(REQUIRED, "Hub name or path of a local file")
+    val: str | None = setting(
+        None, "path of the validation text; null: the Hub's validation split, or the end of a local file"
+    )
+    val_fraction: float = setting(0.05, "share of a local file that is its validation text where val is null")
+    hub_config: str | None = setting(None, "configuration of the Hub dataset, such as sample-10BT")
+    text_field: str = setting("text", "name of the text field or column")
+    tokenizer: str = setting("bytes", "bytes | bpe | hub:NAME | path of a folder")
+    vocab: int = setting(4096, "vocabulary asked of a trained BPE; the model takes what the tokenizer really has")
+    unique_tokens: int | None = setting(
+        None, "cap on distinct training tokens, beyond which they are repeated; null: no cap", unit="tokens"
+    )
+    allow_repetition: bool = setting(False, "repeat a text that is shorter than the budget instead of refusing it")
+    context: int = setting(256, "positions that are fed and scored per sequence", unit="tokens")
+    cache_dir: str | None = setting(
+        None, "folder of the tokenised shards; null: ~/.cache/scaling-harness, or $XDG_CACHE_HOME"
+    )
 
 
-# --- tasks: corpora to train on that are also tests -------------------------------------------------------------------
+# --- tasks: corpora to train on that are also tests ------------------------------------------------------------------
 class Arm(Enum):
-    """What stands between a problem and its answer: a chain of thought, nothing, or as many filler tokens (the control)."""
+    """What stands between a problem and its answer."""
 
     cot = "cot"
     direct = "direct"
@@ -99,96 +113,90 @@ class Arm(Enum):
 
 @dataclass
 class TaskConfig(CorpusConfig):
-    """Base of the tasks: fresh problems without end to train on, distinct test problems held out by a hash."""
+    """Base of the tasks: unlimited fresh problems to train on, distinct test problems held out by a hash."""
 
-    context: int = 0  # not to be set: the task's format decides how many positions a row has
-    val_tokens: int = 16_384
-    arm: Arm = Arm.cot
+    context: int = setting(0, "not to be set: the task's format decides the positions of a row", unit="tokens")
+    val_tokens: int = setting(16_384, "scored validation tokens", unit="tokens")
+    arm: Arm = setting(
+        Arm.cot,
+        "between problem and answer: a chain of thought, nothing, or as many filler tokens as a control",
+    )
 
 
 class GroupFormat(Enum):
-    stride = "stride"  # every s-th running product is written; rows draw s from `strides`
-    budget = "budget"  # all products are written up to a budget, then an answer mark and the answer
+    stride = "stride"
+    budget = "budget"
 
 
 @dataclass
 class GroupConfig(TaskConfig):
     """Word problem of a finite group: the product of `steps` operators; the chain of thought is the running products."""
 
-    group: str = "A5"  # S3, S4, S5, A4, A5, or Z<n>
-    # Element indices that serve as operators; [] : all. The default are four generators of A5
-    operators: list[int] = field(default_factory=lambda: [16, 30, 36, 48])
-    steps: int = 12  # operators of a problem; in the budget format the largest number, each row draws its own
-    format: GroupFormat = GroupFormat.stride
-    strides: list[int] = field(default_factory=lambda: [1, 2, 3, 12])  # stride format only
+    group: str = setting("A5", "S3, S4, S5, A4, A5, or Z<n>")
+    operators: list[int] = setting(
+        [16, 30, 36, 48], "indices of the elements that serve as operators; []: all; default: four generators of A5"
+    )
+    steps: int = setting(12, "operators of a problem; in the budget format the most that a row may draw")
+    format: GroupFormat = setting(
+        GroupFormat.stride,
+        "stride: each row draws s from strides and writes every s-th running product; budget: all products are written "
+        "up to a budget, then an answer mark and the answer",
+    )
+    strides: list[int] = setting([1, 2, 3, 12], "stride format: strides that rows draw from")
 
 
 @dataclass
 class CountdownConfig(TaskConfig):
     """Reach a target from a few numbers with + - *; many answers are right, and a verifier knows all of them."""
 
-    numbers: int = 3
-    low: int = 1
-    high: int = 12
-    ceiling: int = 99  # every intermediate value lies in 0 .. ceiling
+    numbers: int = setting(3, "numbers of a problem")
+    low: int = setting(1, "smallest number")
+    high: int = setting(12, "largest number")
+    ceiling: int = setting(99, "every intermediate value lies between 0 and this")
 
 
 @dataclass
 class MultiplyConfig(TaskConfig):
-    """Product of two numbers of `digits` digits; the chain of thought is the partial products and their running sums."""
+    """Product of two numbers; the chain of thought is the partial products and their running sums."""
 
-    digits: int = 4
+    digits: int = setting(4, "digits of each factor")
 
 
 @dataclass
 class QaConfig(TaskConfig):
     """Questions in text with a final answer, for pretrained checkpoints: GSM8K by its Hub name or local .jsonl files."""
 
-    test: str = (
-        "openai/gsm8k"  # Hub name, or path of a .jsonl with `question` and `answer`; "countdown": generated in words
+    test: str = setting(
+        "openai/gsm8k",
+        "Hub name, path of a .jsonl with `question` and `answer`, or countdown: generated problems in words",
     )
-    shots_from: str | None = None  # file or split that exemplars are drawn from; None: the train split
-    hub_config: str | None = "main"
-    revision: str | None = None  # of the Hub dataset; recorded
-    shots: int = 8  # exemplars before the question; 0: the chat template, where the tokenizer has one
-    shots_seed: int = 0
+    shots_from: str | None = setting(None, "file or split that exemplars are drawn from; null: the train split")
+    hub_config: str | None = setting("main", "configuration of the Hub dataset")
+    revision: str | None = setting(None, "revision of the Hub dataset; recorded")
+    shots: int = setting(8, "exemplars before the question; 0: the chat template, where the tokenizer has one")
+    shots_seed: int = setting(0, "seed of the choice of exemplars")
 
 
-# --- budget, schedule, optimiser -------------------------------------------------------------------------------------
-@dataclass
-class BudgetConfig:
-    """How long to train: exactly one of tokens, flop, tokens_per_param; and where else to branch a cooldown."""
-
-    tokens: int | None = None
-    flop: float | None = None  # training FLOP (causal count) of the longest point
-    tokens_per_param: float | None = None  # D / N, with N = n_head
-    # Further points of a wsd trunk, as fractions of the budget in (0, 1); each is a cooldown branch
-    cooldowns: list[float] = field(default_factory=list)
-    # Energy that the whole study may spend, kWh: the sweep stops cleanly when its spent joules reach it. Not part of a run's identity
-    kwh: float | None = None
-    drop_short: bool = False  # leave out points too short for this rung instead of refusing (isoFLOP grids)
-
-
+# --- schedule, optimiser ---------------------------------------------------------------------------------------------
 @dataclass
 class ScheduleConfig:
-    """Base of the schedule family."""
+    """Base of the schedule family. The warm-up is never a function of the budget: one trunk serves all its budgets."""
 
-    # Warm-up in tokens; None: n_head tokens (arXiv:2406.19146). Never a function of the budget: a trunk serves all its budgets
-    warmup_tokens: int | None = None
+    warmup_tokens: int | None = setting(None, "warm-up; null: n_head tokens (arXiv:2406.19146)", unit="tokens")
 
 
 @dataclass
 class WsdConfig(ScheduleConfig):
     """Warm-up, stable trunk, cooldown branches. One trunk run gives a point per token budget (arXiv:2405.18392)."""
 
-    decay_fraction: float = 0.2  # share of a point's tokens spent in its cooldown; shape 1 - sqrt(progress)
+    decay_fraction: float = setting(0.2, "share of a point's tokens in its cooldown; its shape is 1 - sqrt(progress)")
 
 
 @dataclass
 class CosineConfig(ScheduleConfig):
-    """Cosine to `final` of the peak over the whole budget; one point per run."""
+    """Cosine decay over the whole budget; one point per run."""
 
-    final: float = 0.1
+    final: float = setting(0.1, "final rate as a share of the peak rate")
 
 
 @dataclass
@@ -198,182 +206,73 @@ class ConstantConfig(ScheduleConfig):
 
 @dataclass
 class OptimConfig:
-    """Base of the optimiser family. Rule for what is None: `ladder.hyperparameters`."""
+    """Base of the optimiser family. Rule for null: `ladder.hyperparameters`."""
 
-    lr: float | None = None  # peak rate; None: rule
-    lr_scale: float = 1.0  # multiplies the rate; the rate check runs 0.5, 1, 2
-    batch_tokens: int | None = None  # None: rule
-    weight_decay: float = 0.1  # decoupled; none on embeddings, norms
-    grad_clip: float = 1.0
+    lr: float | None = setting(None, "peak learning rate; null: the rule")
+    lr_scale: float = setting(1.0, "multiplies the learning rate; the rate check runs 0.5, 1, 2")
+    batch_tokens: int | None = setting(None, "batch size; null: the rule", unit="tokens")
+    weight_decay: float = setting(0.1, "decoupled weight decay; none on embeddings and norms")
+    grad_clip: float = setting(1.0, "norm to which gradients are clipped")
 
 
 @dataclass
 class AdamwConfig(OptimConfig):
     """AdamW, fused where torch has it."""
 
-    beta1: float = 0.9
-    beta2: float | None = None  # None: 0.95 from 524,288 tokens per batch up, else 0.99 (arXiv:2406.19146)
-    eps: float = 1e-8
+    beta1: float = setting(0.9, "decay of the first moment")
+    beta2: float | None = setting(
+        None,
+        "decay of the second moment; null: 0.95 from 524,288 tokens per batch up, else 0.99 (arXiv:2406.19146)",
+    )
+    eps: float = setting(1e-8, "added to the root of the second moment")
 
 
 @dataclass
 class MuonConfig(OptimConfig):
-    """torch's Muon on the hidden matrices, AdamW at `adamw_lr_ratio` of the rate on everything else."""
+    """torch's Muon on the hidden matrices, AdamW on everything else."""
 
-    momentum: float = 0.95
-    adamw_lr_ratio: float = 1.0
-
-
-# --- where and how it runs -------------------------------------------------------------------------------------------
-class DeviceKind(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+    momentum: float = setting(0.95, "momentum of Muon")
+    adamw_lr_ratio: float = setting(1.0, "learning rate of the AdamW part as a multiple of Muon's")
 
 
-class Precision(Enum):
-    """bf16 is autocast with fp32 weights; auto: bf16 on CUDA, fp32 on CPU."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Toggle(Enum):
-    """Not called on/off: YAML reads those as booleans."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-@dataclass
-class DeviceConfig:
-    kind: DeviceKind = DeviceKind.auto
-    precision: Precision = Precision.auto
-    compile: Toggle = Toggle.auto  # auto: on CUDA only
-    threads: int | None = None  # CPU threads of this run; None: cores / parallel runs
-    micro_batch_tokens: int | None = None  # tokens per forward pass; None: the whole batch, halved on out-of-memory
-    # fp32 matrix products on CUDA round their factors to TF32 (10 bits of mantissa). bf16 runs have no such products
-    tf32: bool = False
-    # Lets torch choose cuDNN's attention on CUDA; scripts/gpu_campaign measures whether it is faster and sound on a card
-    cudnn_attention: bool = False
-    # Kernels that give the same bits each time, so that a resumed run is bitwise the undisturbed one on CUDA too; slower
-    deterministic: bool = False
-
-
-@dataclass
-class EvalConfig:
-    every_tokens: int | None = None  # trunk evaluations besides the points; None: none
-    # Tokens per forward pass of an evaluation; None: 16,384 on a CPU, up to 131,072 on a GPU, whose memory bounds them
-    batch_tokens: int | None = None
-
-
+# --- power -----------------------------------------------------------------------------------------------------------
 @dataclass
 class PowerConfig:
-    """Base of the power family. A field that names a local file or folder says so: `field(default=…, metadata=PATH)`."""
+    """Base of the power family. A field that names a local file or folder says `path=True`."""
 
 
 @dataclass
 class NvmlConfig(PowerConfig):
     """NVIDIA GPUs through NVML: energy counter as the value, instant and average power as cross-checks."""
 
-    period_s: float = 0.01  # polling period of the sampler process
-    tolerance: float = 0.03  # a window whose 95 % interval is wider than this share is refused
-    mig_whole_card: bool = False  # label a MIG slice's energy as the whole card's instead of refusing
+    period_s: float = setting(0.01, "polling period of the sampler process", unit="s")
+    tolerance: float = setting(0.03, "a window whose 95 % interval is wider than this share of its value is refused")
+    mig_whole_card: bool = setting(False, "label a MIG slice's energy as the whole card's instead of refusing it")
 
 
 @dataclass
 class RaplConfig(PowerConfig):
     """CPU package and DRAM by the kernel's powercap tree."""
 
-    root: str = field(default="/sys/class/powercap", metadata=PATH)
-    period_s: float = 1.0
+    root: str = setting("/sys/class/powercap", "folder of the powercap tree", path=True)
+    period_s: float = setting(1.0, "polling period of the sampler process", unit="s")
 
 
 @dataclass
 class ReplayConfig(PowerConfig):
-    """A recorded power trace played back as if it were a sensor: CSV with columns t_s, power_w."""
+    """A recorded power trace played back as if it were a sensor."""
 
-    path: str = field(default="???", metadata=PATH)
+    path: str = setting(REQUIRED, "CSV file with the columns t_s, power_w", path=True)
 
 
 @dataclass
 class UnmeteredConfig(PowerConfig):
     """No meter: energy is None with this reason."""
 
-    reason: str = "no meter: power=unmetered"
+    reason: str = setting("no meter: power=unmetered", "why no energy is measured; recorded")
 
 
-class WandbMode(Enum):
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-@dataclass
-class TrackerConfig:
-    """W&B mirror of the ledger. The files in the run's folder stay the truth."""
-
-    mode: WandbMode = WandbMode.disabled
-    project: str = "scaling-harness"
-    entity: str | None = None
-    init_timeout_s: float = 15.0
-    finish_timeout_s: float = 30.0
-
-
-class TtcPoints(Enum):
-    """Which end points of a run are evaluated."""
-
-    all = "all"
-    longest = "longest"
-
-
-@dataclass
-class TtcConfig:
-    """How `harness ttc` evaluates a task at the end points of a run. No part of a run's identity."""
-
-    problems: int = 256  # distinct held-out problems
-    samples: int = 16  # drawn per problem, once; every smaller n is derived from them
-    temperatures: list[float] = field(default_factory=lambda: [1.0])
-    strides: list[int] = field(default_factory=list)  # group task, stride format; []: all that it was trained on
-    max_states: list[int] = field(
-        default_factory=list
-    )  # budgets of thought that are forced; []: the model ends by itself
-    min_states: int | None = None  # thought may not end before so many states
-    points: TtcPoints = TtcPoints.all
-    beam_width: int = 4  # continuations per kept path of the step search; 0: no step search
-    beam_keep: int = 1
-    verifier_tpr: float = 0.95  # of the noisy verifier: the share of right answers that it accepts
-    verifier_fpr: float = 0.05  # and of wrong ones
-    max_new_tokens: int = 512  # text tasks
-    batch_rows: int = 4096  # sequences decoded side by side
-    # Joules and seconds are metered at these n, over windows of `meter_s`; every other n is modelled from them
-    meter_samples: list[int] = field(default_factory=lambda: [1, 4, 16])
-    meter_s: float = 20.0
-    seed: int = 0
-
-
-class Retry(Enum):
-    """Which earlier runs a new launch takes up again, besides interrupted and killed ones; diverged ones need `force`."""
-
-    nothing = "nothing"
-    failed = "failed"  # failed runs go on from their last checkpoint
-
-
-@dataclass
-class RunControl:
-    retry: Retry = Retry.nothing
-    force: bool = False  # discard an earlier result and start afresh
-    checkpoint_every_s: float = 60.0
-    diverged_above: float = 3.0  # diverged when the training loss exceeds this multiple of ln(vocab)
-
-
-@dataclass
-class PathsConfig:
-    runs: str = "runs"  # relative to the working directory
-
-
+# --- the run ---------------------------------------------------------------------------------------------------------
 @dataclass
 class RunConfig:
     """What to do: one run, that is one trunk of one rung with its cooldown branches."""
@@ -390,9 +289,11 @@ class RunConfig:
     run: RunControl = field(default_factory=RunControl)
     ttc: TtcConfig = field(default_factory=TtcConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    study: str = "default"  # runs of one study are fitted together; also the W&B group
-    role: Role = Role.fit
-    seed: int = 0  # initialisation and data order
+    study: str = setting("default", "name of the study: its runs are fitted together; also the W&B group")
+    role: Role = setting(
+        Role.fit, "fit: the run enters the laws; probe: it never does, such as a learning-rate check or a trial"
+    )
+    seed: int = setting(0, "seed of the initialisation and of the data order")
 
 
 FAMILIES: dict[str, dict[str, type]] = {
@@ -418,9 +319,3 @@ def choice(family: str, config: object) -> str:
         if type(config) is cls:
             return name
     raise TypeError(f"{type(config).__name__} is no choice of FAMILIES[{family!r}]")
-
-
-def local_paths(config: Any) -> dict[str, str]:
-    """Fields of a config that name a file or folder of this machine, and what they name. A default names that of every machine."""
-    marked = [f for f in dataclasses.fields(config) if f.metadata.get("path")]
-    return {f.name: getattr(config, f.name) for f in marked if getattr(config, f.name) not in (None, f.default)}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records
-from harness.config import schema
+from harness.config import schema, setting
 from harness.power import estimate, segment_file, sensor
 from harness.power.sampler import LEAVE, POLL_NOW, Spec, make_source
 from harness.power.segment_process import Segment, last_words, spawn
@@ -40,7 +40,7 @@ def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_v
     tolerance = getattr(config, "tolerance", schema.NvmlConfig.tolerance)
     if isinstance(config, schema.UnmeteredConfig):
         return Meter(None, folder.absolute(), tolerance=tolerance, reason=config.reason)
-    local = {name: str(Path(path).absolute()) for name, path in schema.local_paths(config).items()}
+    local = {name: str(Path(path).absolute()) for name, path in setting.local_paths(config).items()}
     spec = Spec(schema.choice("power", config), "", 0.0, os.getpid(), attempt, index=0, follow_thread=True)
     spec.settings, spec.cuda_visible = {**records.to_json(config), **local}, cuda_visible
     source = make_source(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -64,23 +65,26 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
             assert f"\n  {verb}" in text
 
 
-@pytest.mark.parametrize("verb", ["plan", "run"])
-def test_help_of_composing_verbs_names_every_setting(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from harness.config.schema import FAMILIES
+@pytest.mark.parametrize("verb", ["plan", "run", "ttc"])
+def test_help_of_composing_verbs_names_every_setting_that_applies(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.cli.settings_help import UNUSED_SECTIONS
+    from harness.config.schema import FAMILIES, RunConfig
 
     assert cli.main([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    for words in (
-        "+ladder=NAME",
-        "--config-dir",
-        "cpu",
-        "budget.tokens",
-        "run.checkpoint_every_s",
-        "power=rapl",
-        "seed=0",
-    ):
+    for words in ("+ladder=NAME", "--config-dir", "cpu", "seed=0", "\n  model.width=64 ", "\n  corpus.train=VALUE "):
         assert words in text
-    assert all(choice in text for choices in FAMILIES.values() for choice in choices)
+    for family, choices in FAMILIES.items():
+        assert all(f"\n{family}={choice} " in text for choice in choices)
+    assert "\n  optim.batch_tokens=null" in text
+    assert "batch size; null: the rule [tokens]\n" in text
+    assert "auto: a GPU where there is one [auto | cpu | cuda]\n" in text
+    for section in dataclasses.fields(RunConfig):
+        used = section.name not in UNUSED_SECTIONS[verb]
+        assert (f"\n  {section.name}." in text or f"\n{section.name}=" in text) == used
+    assert "\x1b" not in text
 
 
 @pytest.mark.parametrize("verb", ["status", "fit", "ask", "report", "reproduce", "export", "doctor"])

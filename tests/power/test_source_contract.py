@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from doubles.nvml import ENERGY, Fault, Script, integral_j, square
 from doubles.nvml.playback import Player
 
 from harness.config import identity, schema
+from harness.config.setting import REQUIRED, setting
 from harness.power import estimate, reason_codes, sampler, segment_file
 from harness.power.meter import open_meter
 from harness.power.nvml import NvmlSource
@@ -70,7 +71,7 @@ class FileSource:
 class FileConfig(schema.PowerConfig):
     """Its settings."""
 
-    path: str = field(default="???", metadata=schema.PATH)
+    path: str = setting(REQUIRED, "file of the sensor", path=True)
     period_s: float = 0.01
 
 
