@@ -92,7 +92,7 @@ def exchanges(found: Sequence[Exchange]) -> list[Figure]:
         y = axis(TEST[e.basis], (r["y"] for r in rows), power_labels=power)
         ends = "without an interval" if e.low is None else f"95 % [{number(e.low)}, {number(e.high)}]"
         caption = (
-            f"A line joins the controls of one size that y_values one accuracy (colours) of a single sample. Test cost falls as training cost to the "
+            f"A line joins the controls of one size that reach one accuracy (colours) of a single sample. Test cost falls as training cost to the "
             f"−g, g = {number(e.g)}, {ends}. Interpolated between end points, never extrapolated; verification costs nothing and is not in it."
         )
         caption += f" {e.note[0].upper()}{e.note[1:]}." if e.note else ""
