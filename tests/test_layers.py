@@ -65,6 +65,7 @@ ONLY_IN = {
     },
     "rich": {"console.py"},
     "altair": {"report/*.py"},
+    "msgspec": {"records/files.py", "records/schemas.py"},
     "jinja2": {"report/page.py"},
     "pyarrow": {"power/table.py", "analysis/tables.py", "analysis/export.py", "data/text.py", "data/text_corpus.py"},
 }

@@ -133,7 +133,7 @@ def ready(clone: Path, harness: str, venv: str = ".venv") -> None:
     stub(
         clone / venv / "bin/python",
         f'case "$*" in "-m pip --version") exit 0;; "-m pip"*) echo "pip $*" >> {clone.parent}/pip; exit 0;; '
-        f'"-m ruff"*|"-m pyright"*|"-m pytest"*|"-m sphinx"*) echo "$@"; exit ${{CODE:-0}};; esac\nexec {sys.executable} "$@"',
+        f'"-m ruff"*|"-m pyright"*|"-m pytest"*|"-m sphinx"*|"-m harness"*) echo "$@"; exit ${{CODE:-0}};; esac\nexec {sys.executable} "$@"',
     )
     stub(clone / venv / "bin/harness", harness)
 
@@ -213,7 +213,10 @@ def test_docs_have_an_environment_of_their_own(clone: Path, bin_dir: Path) -> No
     done = start(clone, bin_dir, "docs")
     assert done.returncode == 0, done.stderr
     commands = [line for line in done.stdout.splitlines() if line.startswith("-m")]
-    assert commands == ["-m sphinx --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs"]
+    assert commands == [
+        "-m harness.records.schemas docs/schema",
+        "-m sphinx --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs",
+    ]
     assert f"--group {clone}/pyproject.toml:docs" in (clone.parent / "pip").read_text()
     assert not (clone / ".venv").exists()
     assert start(clone, bin_dir, "docs", CODE="1").returncode == 1

@@ -83,7 +83,7 @@ def load_reference(name: str) -> Reference:
                 f"ladder {name!r} has no committed reference. Ladders with one: {', '.join(sorted({*paths, *ladders})) or 'none'}."
             )
         name = ladders[name]
-    return records.from_json(Reference, records.read_json(paths[name]), str(paths[name]))
+    return records.load_json(paths[name], Reference)
 
 
 def quantities(

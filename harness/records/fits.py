@@ -1,8 +1,8 @@
-"""Files of fits: {schema_version, fits: {name: Fit}}, as a study's `fits.json`, and a file that holds one Fit.
+"""Files of fits: several by name (`FitsFile`), as a study's `fits.json`, or a single `Fit`.
 
-A file of several fits keeps their bootstrap draws beside it, packed: `fits.draws.npz`, an array of 9 digits per fit and parameter
-("loss_nd/alpha"). Its hash stands in the file of fits, so that draws of other fits are never taken for these. A file of one fit holds
-its draws itself.
+A file of several fits keeps their bootstrap draws in a side file, `fits.draws.npz`: an array of 9 digits per fit and
+parameter ("loss_nd/alpha"). The file of fits holds the hash of its side file, so that draws of other fits are never
+taken for these. A file of a single fit holds its own draws.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ from harness.laws.result import Fit
 
 STUDY_FILE = "fits.json"
 DRAWS_SUFFIX = ".draws.npz"
+
+
+@dataclass
+class FitsFile:
+    """Several fits by name. `draws_sha256`: hash of the side file of draws; None where the fits hold theirs, or have none."""
+
+    fits: dict[str, Fit]
+    draws_sha256: str | None = None
+    schema_version: int = records.SCHEMA_VERSION
 
 
 def write_fits(folder: Path, fits: dict[str, Fit]) -> None:
@@ -70,24 +80,28 @@ def load_file(path: Path) -> dict[str, Fit]:
     """Every Fit of a file of either kind, by name; a single Fit goes by its law. RecordError where the file is neither."""
     value = records.read_json(path)
     if "fits" in value or path.name == STUDY_FILE:
-        fits = value.get("fits")
-        if not isinstance(fits, dict):
-            raise RecordError(f"{path}: expected an object `fits`, found {type(fits).__name__}. Run harness fit again.")
-        loaded = {name: records.from_json(Fit, fit, f"{path}: {name}") for name, fit in fits.items()}
-        if sha256 := value.get("draws_sha256"):
-            for key, draws in _read_draws(path.with_suffix(DRAWS_SUFFIX), sha256).items():
-                name, _, parameter = key.rpartition("/")
-                loaded[name].draws[parameter] = draws
-        return {name: _whole(fit, f"{path}: {name}") for name, fit in loaded.items()}
+        file = records.from_json(FitsFile, value, str(path))
+        if file.draws_sha256:
+            _add_draws(file, path)
+        return {name: _checked(fit, f"{path}: {name}") for name, fit in file.fits.items()}
     value.pop("schema_version", None)
     if "law" not in value:
         raise RecordError(f"{path} holds no fit. Files of fits come from harness fit, as fits.json or with --out.")
-    fit = _whole(records.from_json(Fit, value, str(path)), str(path))
+    fit = _checked(records.from_json(Fit, value, str(path)), str(path))
     return {fit.law: fit}
 
 
-def _read_draws(path: Path, sha256: object) -> dict[str, list[float]]:
-    """The draws in a side file, by "fit/parameter". RecordError where it is missing or is not the one that was written with the fits."""
+def _add_draws(file: FitsFile, path: Path) -> None:
+    """Give the fits of `path` the draws of its side file."""
+    for key, draws in _read_draws(path.with_suffix(DRAWS_SUFFIX), file.draws_sha256).items():
+        name, _, parameter = key.rpartition("/")
+        if name not in file.fits:
+            raise RecordError(f"{path}: the fit {name} of the draws is missing. Run harness fit again.")
+        file.fits[name].draws[parameter] = draws
+
+
+def _read_draws(path: Path, sha256: str | None) -> dict[str, list[float]]:
+    """The draws in a side file, by "fit/parameter". RecordError where it is missing or was written with other fits."""
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -98,8 +112,8 @@ def _read_draws(path: Path, sha256: object) -> dict[str, list[float]]:
         raise RecordError(f"{path} cannot be read: {e}. Run harness fit again.") from e
 
 
-def _whole(fit: Fit, where: str) -> Fit:
-    """The fit itself; RecordError where its parts do not belong together, so that no prediction comes out of half a fit.
+def _checked(fit: Fit, where: str) -> Fit:
+    """The fit itself. RecordError where its parts do not belong together, because half a fit must not predict.
     A law that is a caller's function is in no file: its parameters are taken as they are."""
     if fit.law in LAWS and (missing := [p for p in LAWS[fit.law].params if p not in fit.params]):
         raise RecordError(f"{where}: {fit.law} lacks {', '.join(missing)}; the file is damaged. Run harness fit again.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.errors import RecordError
-from harness.records.run import from_json, to_json, write_bytes_atomic
+from harness.records.files import from_json, parse, to_json, write_bytes_atomic
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def read_packed(path: Path, cls: type[T]) -> list[T]:
         lines = decompress(data).decode().splitlines()
         if not data:  # which gzip takes for an archive of nothing
             raise ValueError("it is empty")
-        rows = [json.loads(line) for line in lines]
+        rows = [parse(line) for line in lines]
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as e:
         raise RecordError(f"{path} cannot be read: {e}. Restore it from the repository.") from e
     return [from_json(cls, row, f"{path} line {i}") for i, row in enumerate(rows, start=1)]

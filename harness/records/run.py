@@ -1,4 +1,4 @@
-"""What a run leaves on disk, its types, and how it is written and read. The files are the truth; everything else mirrors them.
+"""What a run leaves on disk, as dataclasses. The files are the truth; everything else mirrors them.
 
 <runs>/<study>/<run_id>/
   state.json    RunState, rewritten by rename        record.json   RunRecord, once, whole, by rename, when done
@@ -8,25 +8,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import os
-import re
-import types
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
 
-from harness.errors import DeviceError, RecordError
-
-SCHEMA_VERSION = 1
-T = TypeVar("T")
-_NUMBERS = re.compile(r'\[([^\[\]{}"]+)\](?=,?\n)')  # a list of numbers, over several lines
-Json = dict[str, Any]
+from harness.records.files import SCHEMA_VERSION, Json, load_json
 
 
 @dataclass
@@ -175,146 +160,12 @@ class RunState:
     schema_version: int = SCHEMA_VERSION
 
 
-# --- JSON <-> dataclass ------------------------------------------------------------------------------------------------
-def to_json(value: Any) -> Any:
-    """Dataclasses, lists, dicts, enums and numbers as JSON values; a non-finite float is refused (missing is None)."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RecordError(f"refusing to write the non-finite number {value}: a missing value is None with a reason")
-    if isinstance(value, Enum):
-        return value.value
-    return value
-
-
-def from_json(cls: type[T], value: Any, where: str) -> T:
-    """Build the dataclass `cls` from a JSON object; `where` names the file in errors. Unknown keys are refused."""
-    if not isinstance(value, dict):
-        raise RecordError(f"{where}: expected an object for {cls.__name__}, found {type(value).__name__}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(value) - set(known)):
-        raise RecordError(f"{where}: {cls.__name__} has no field {', '.join(unknown)}; the file is damaged or foreign")
-    kwargs = {}
-    for name, f in known.items():
-        if name in value:
-            kwargs[name] = _convert(hints[name], value[name], f"{where}: {name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise RecordError(f"{where}: {cls.__name__}.{name} is missing; the file is damaged or was cut off")
-    return cls(**kwargs)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint is Any:
-        return value
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
-        return _convert(hint, value, where)
-    if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), value, where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise RecordError(f"{where}: expected a list, found {type(value).__name__}")
-        (item,) = typing.get_args(hint)
-        return [_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise RecordError(f"{where}: expected an object, found {type(value).__name__}")
-        _, item = typing.get_args(hint)
-        return {k: _convert(item, v, f"{where}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise RecordError(f"{where}: expected {hint.__name__}, found {value!r}")
-    return value
-
-
-# --- files ---------------------------------------------------------------------------------------------------------------
-def write_text_atomic(path: Path, text: str) -> None:
-    write_bytes_atomic(path, text.encode())
-
-
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: a temporary sibling, flushed to disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise RecordError(
-            f"cannot write {path}: {e.strerror}. Free space or choose another folder (paths.runs)."
-        ) from e
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, a list of numbers on one line."""
-    text = json.dumps(to_json(value), indent=1, allow_nan=False)
-    write_text_atomic(path, _NUMBERS.sub(lambda m: f"[{' '.join(m[1].split())}]", text) + "\n")
-
-
-def read_json(path: Path) -> Json:
-    """The JSON object in `path`; RecordError when missing, torn, or of a newer schema."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise RecordError(f"{path} does not exist") from e
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise RecordError(f"{path} cannot be read: {e}. Remove it, or run again with run.force=true.") from e
-    if not isinstance(value, dict):
-        raise RecordError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    version = value.get("schema_version", 1)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise RecordError(
-            f"{path}: schema_version={version!r} is newer than {SCHEMA_VERSION}, the newest known here. Update the harness."
-        )
-    return value
-
-
 def load_record(run_dir: Path) -> RunRecord:
-    path = run_dir / "record.json"
-    return from_json(RunRecord, read_json(path), str(path))
+    """The record of a finished run. RecordError where it is missing or damaged."""
+    return load_json(run_dir / "record.json", RunRecord)
 
 
 def load_state(run_dir: Path) -> RunState | None:
     """The state of a run, or None where it was never started."""
     path = run_dir / "state.json"
-    return from_json(RunState, read_json(path), str(path)) if path.exists() else None
-
-
-def read_rows(path: Path, cls: type[T], offset: int = 0) -> Iterator[T]:
-    """Rows of a JSONL file from byte `offset`. A torn last line (killed while writing) is dropped; a torn earlier one is an error."""
-    if not path.exists():
-        return
-    lines = path.read_bytes()[offset:].split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            value = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as e:
-            if number == len(lines):  # no newline after it
-                return
-            raise RecordError(f"{path} line {number} is not JSON: {e}") from e
-        yield from_json(cls, value, f"{path} line {number}")
-
-
-def append_row(path: Path, row: StepRow | SpendRow) -> None:
-    """Append one row to a JSONL file. DeviceError where it cannot be written, such as on a full disk."""
-    try:
-        with path.open("ab") as f:
-            f.write(json.dumps(to_json(row)).encode() + b"\n")
-    except OSError as e:
-        raise DeviceError(
-            f"cannot write {path.name}: {e.strerror}. Free disk space or choose another folder (paths.runs); the run resumes where it stood."
-        ) from e
+    return load_json(path, RunState) if path.exists() else None

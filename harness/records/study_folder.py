@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import RecordError
+from harness.records.files import load_json
 from harness.records.packed import read_packed, write_packed
-from harness.records.run import RunRecord, from_json, load_record, load_state, read_json
+from harness.records.run import RunRecord, load_record, load_state
 
 PACKED_RECORDS = "records.jsonl.xz"
 
@@ -42,7 +43,7 @@ def load(folder: Path) -> tuple[list[RunRecord], dict[str, int]]:
     records = read_packed(packed, RunRecord) if packed.exists() else []
     excluded: dict[str, int] = {}
     for path in sorted(folder.glob("records/*.json")):
-        records.append(from_json(RunRecord, read_json(path), str(path)))
+        records.append(load_json(path, RunRecord))
     for run_dir in sorted(p for p in folder.iterdir() if (p / "state.json").exists() or (p / "record.json").exists()):
         state = load_state(run_dir)
         if (run_dir / "record.json").exists() and (state is None or state.state == "done"):

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import records
+from harness.records.files import SCHEMA_VERSION, Json
 from harness.records.packed import read_packed, write_packed
-from harness.records.run import SCHEMA_VERSION, Json, Measured
+from harness.records.run import Measured
 
 FOLDER = "ttc"  # of an evaluation, inside its run's folder
 QUESTION_FILE = "asked.json"
@@ -147,7 +148,7 @@ def load(folder: Path) -> list[TtcRecord]:
         if packed.exists():
             return read_packed(packed, TtcRecord)
     paths = sorted(folder.glob("*/ttc/*/record.json"))
-    return [records.from_json(TtcRecord, records.read_json(p), str(p)) for p in paths]
+    return [records.load_json(p, TtcRecord) for p in paths]
 
 
 def pack(folder: Path, evaluations: list[TtcRecord]) -> None:

@@ -50,7 +50,7 @@ class Progress:
 
 def load_progress(run_dir: Path) -> Progress | None:
     path = run_dir / "progress.json"
-    return records.from_json(Progress, records.read_json(path), str(path)) if path.exists() else None
+    return records.load_json(path, Progress) if path.exists() else None
 
 
 def save_progress(run_dir: Path, progress: Progress) -> None:

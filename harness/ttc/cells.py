@@ -158,7 +158,7 @@ def _metered(context: EvaluationContext, plan: EvaluationPlan, cell: Cell) -> tu
                 request, samples, Sampling(cell.temperature, ttc.seed, ttc.batch_rows), timer
             )
         records.write_json(path, Metered(windows, [x.numbers().tolist() for x in loads]))
-    stored = records.from_json(Metered, records.read_json(path), str(path))
+    stored = records.load_json(path, Metered)
     return stored.windows, [metering.Load(*x) for x in stored.loads]
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from harness.laws import estimators
-from harness.records.run import Json
+from harness.records import Json
 from harness.records.ttc import ProblemStats
 
 SCORER_VERSION = 1  # of what a strategy of the same name computes

@@ -112,11 +112,11 @@ def test_missing_field_and_wrong_shapes_are_named() -> None:
     del value["lr"]
     with pytest.raises(RecordError, match=r"StepRow\.lr is missing"):
         records.from_json(StepRow, value, "x")
-    with pytest.raises(RecordError, match="expected an object for StepRow, found list"):
+    with pytest.raises(RecordError, match=r"StepRow: expected object, got array: \[\]"):
         records.from_json(StepRow, [], "x")
-    with pytest.raises(RecordError, match=r"codes: expected a list, found str"):
+    with pytest.raises(RecordError, match=r"codes: expected array, got str: 'COUNTER_RESET'"):
         records.from_json(Measured, {"codes": "COUNTER_RESET"}, "x")
-    with pytest.raises(RecordError, match=r"codes\[1\]: expected str, found 3"):
+    with pytest.raises(RecordError, match=r"codes\[1\]: expected str, got int: 3"):
         records.from_json(Measured, {"codes": ["a", 3]}, "x")
 
 

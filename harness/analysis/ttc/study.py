@@ -178,7 +178,7 @@ def write(folder: Path, a: StudyAnswers) -> None:
 def read(folder: Path) -> StudyAnswers | None:
     """What `harness fit` found for the evaluations of a study; None where it has not run."""
     path = next((p for p in (folder / STUDY_FILE, folder / OLD_STUDY_FILE) if p.exists()), folder / STUDY_FILE)
-    return records.from_json(StudyAnswers, records.read_json(path), str(path)) if path.exists() else None
+    return records.load_json(path, StudyAnswers) if path.exists() else None
 
 
 def lines(a: StudyAnswers) -> list[str]:
