@@ -12,7 +12,7 @@ import pytest
 from harness import laws
 from harness.analysis import reproduce
 from harness.cli import main as cli
-from harness.cli import verbs
+from harness.cli import sources
 from harness.errors import HarnessError
 from harness.laws.catalogue import LAWS
 from harness.power.reason_codes import EFFECT
@@ -170,7 +170,7 @@ def test_command_parses(arguments: list[str], workplace: Path, monkeypatch: pyte
     def parsed(*_: object, **__: object) -> None:
         raise Parsed("understood")
 
-    monkeypatch.setattr(verbs, "find_study", parsed)
+    monkeypatch.setattr(sources, "find_study", parsed)
     monkeypatch.setattr(reproduce, "load_reference", parsed)
     monkeypatch.setattr("harness.track.wandb.fetch_records", parsed)
     verb, rest = arguments[0], arguments[1:]

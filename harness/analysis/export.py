@@ -7,19 +7,21 @@ from pathlib import Path
 
 from harness import records
 from harness.analysis import points as study_points
+from harness.analysis.study import Study
 from harness.errors import RecordError
 from harness.records import Point, RunRecord
 
 
-def to_parquet(study: Path, out: Path) -> int:
+def to_parquet(study: Study, out: Path) -> int:
     """Write one row per point of every finished run; returns the number of rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    runs, _ = records.load(study)
-    rows = study_points.study_table(runs)
+    rows = study_points.study_table(study.records)
     if not rows:
-        raise RecordError(f"{study} has no finished run, so there is no point to export. See harness status {study}.")
+        raise RecordError(
+            f"{study.folder} has no finished run, so there is no point to export. See harness status {study.folder}."
+        )
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         pq.write_table(pa.Table.from_pylist(rows), temporary)

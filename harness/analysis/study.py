@@ -68,10 +68,11 @@ class Study:
         answers = ttc_study.read(source) if evaluations else None
         return cls(name, runs, excluded, fit_files.load_fits(source), evaluations, answers, folder, results)
 
-    def fit(self, *, bootstrap: int = 1000, delta: float = 1e-3, seed: int = 0) -> None:
+    def fit(self, *, bootstrap: int = 1000, delta: float | None = None, seed: int = 0) -> None:
         """Fit every law that the records allow, of training and of evaluations; `save` keeps them.
 
-        `bootstrap`: draws behind the intervals; `delta`: Huber delta on log residuals; `seed`: of the draws.
+        `bootstrap`: draws behind the intervals; `delta`: Huber delta on log residuals, None for each law's own;
+        `seed`: of the draws.
         """
         self.fits = study_laws.fit_study(self.records, self.excluded, bootstrap=bootstrap, seed=seed, delta=delta)
         if self.evaluations:

@@ -155,7 +155,7 @@ def fit_study(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
-    delta: float = 1e-3,
+    delta: float | None = None,
 ) -> dict[str, Fit]:
     """Every law that the records allow, by the names of `FIT_NAMES`; `unfitted` explains the others.
 
@@ -175,7 +175,7 @@ def fit_study(
     return fits
 
 
-def _run(job: Job, *, bootstrap: int, seed: int, delta: float) -> Fit:
+def _run(job: Job, *, bootstrap: int, seed: int, delta: float | None) -> Fit:
     t = job.table
     return laws.fit(
         job.law,
@@ -208,7 +208,7 @@ def _absorbs_offset(job: Job) -> bool:
     return "t" in job.columns and not job.fixed
 
 
-def _shift_powers(job: Job, fit: Fit, delta: float) -> None:
+def _shift_powers(job: Job, fit: Fit, delta: float | None) -> None:
     """Refit with every power 5 W lower and higher; the slopes (b, or e) go into `fit.derived`."""
     law = law_of(fit)
     slope = law.exponents[0] if law.exponents else law.params[-1]
@@ -243,7 +243,7 @@ def unfitted(
             reasons[name] = job
             continue
         try:
-            _run(job, bootstrap=0, seed=0, delta=1e-3)
+            _run(job, bootstrap=0, seed=0, delta=None)
             reasons[name] = "not fitted yet; run harness fit"
         except FitError as e:
             reasons[name] = str(e)

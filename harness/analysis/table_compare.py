@@ -55,7 +55,7 @@ def compare_table(
     *,
     sigma: str | None = None,
     keep: str | None = None,
-    bootstrap: int = 4000,
+    bootstrap: int = 1000,
     seed: int = 0,
 ) -> Compared:
     """Approaches 1, 2 and 3 on the rows of `table` where `keep` is true; arguments as in `fit_table`.

@@ -58,7 +58,7 @@ def fit_points(
     keep: str | None = None,
     hold_out: str | None = None,
     delta: float | None = None,
-    bootstrap: int = 4000,
+    bootstrap: int = 1000,
     seed: int = 0,
 ) -> Fitted:
     """Fit `law` to the rows of `table` where `keep` is true, without those where `hold_out` is true.

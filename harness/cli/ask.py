@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import records
 from harness.analysis import next_runs, optimal
 from harness.analysis import points as study_points
 from harness.analysis.costs import Costs, of_study, without_records
-from harness.analysis.study import results_folder
+from harness.analysis.study import Study
+from harness.cli import sources
 from harness.errors import FitError
 from harness.laws.catalogue import LAWS, law_of
 from harness.laws.law import Question
@@ -45,82 +46,87 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(arguments: list[str], find_study: Callable[[str], Path]) -> int:
-    """The verb. `find_study`: a study's folder from its name."""
+def ask(arguments: Sequence[str]) -> int:
+    """Answer from fits: the best run for a budget, the cheapest run for a loss, the runs to do next."""
     p = parser()
-    given = p.parse_args(arguments)
-    if given.flop is None and given.loss is None and given.next is None:
+    args = p.parse_args(arguments)
+    if args.flop is None and args.loss is None and args.next is None:
         p.error("ask something: --flop C, --loss L or --next COUNT")
-    if given.next is not None and (given.next < 1 or given.loss is not None):
+    if args.next is not None and (args.next < 1 or args.loss is not None):
         p.error("--next takes a count of 1 or more, and --flop for its target, not --loss")
-    if given.out is not None and (given.out.is_dir() or not given.out.absolute().parent.is_dir()):
-        raise FitError(
-            f"--out {given.out}: there is no folder {given.out.parent}, or it is one itself. Choose another place."
-        )
-    fits, folder = gather(given.sources, find_study)
-    name = pick(fits, given.fit)
+    if args.out is not None:
+        sources.refuse_place("--out", args.out)
+    fits, study = gather(args.sources)
+    name = pick(fits, args.fit)
     fit = fits[name]
-    costs = _costs(fit, folder)
+    costs = _costs(fit, study)
     outcome: records.Json = {
         "schema_version": records.SCHEMA_VERSION,
         "fit": name,
         "law": fit.law,
         "compute": costs.flop_text,
-        "extrapolate": given.extrapolate,
+        "extrapolate": args.extrapolate,
     }
-    lines = [
-        f"{name}: {fit.formula} on {fit.n_points} points; N = {fit.columns.get('N', 'not stated')}; {costs.flop_text}"
-    ]
-    if given.next is not None:
-        target = next_runs.target_at(fit, costs, given.flop, extrapolate=given.extrapolate)
-        plan = next_runs.plan_next(fit, costs, target, given.next)
+    if args.next is not None:
+        target = next_runs.target_at(fit, costs, args.flop, extrapolate=args.extrapolate)
+        plan = next_runs.plan_next(fit, costs, target, args.next)
         outcome |= records.to_json(plan)
-        lines += _next_lines(plan, costs)
+        lines = _next_lines(plan, costs)
     else:
-        choices = []
-        if given.flop is not None:
-            choices.append(optimal.best_for_flop(fit, costs, given.flop, extrapolate=given.extrapolate))
-        if given.loss is not None:
-            choices += optimal.cheapest_for_loss(fit, costs, given.loss, extrapolate=given.extrapolate)
-        choices += optimal.from_energy_laws(fits, choices, given.loss, extrapolate=given.extrapolate)
+        choices = _choices(args, fits, fit, costs)
         outcome["answers"] = choices
-        for choice in choices:
-            lines += _choice_lines(choice)
-    unpinned = [n for n in fit.params if fit.identified.get(n) is False and n not in ("A", "B")]
-    if unpinned:
-        lines.append(
-            f"warning: {', '.join(unpinned)} not pinned by the data; intervals do not hold the error of the law's form."
-        )
-    print("\n".join(lines))
-    if given.out is not None:
-        records.write_json(given.out, outcome)
-        print(f"written: {given.out}")
+        lines = [line for choice in choices for line in _choice_lines(choice)]
+    size = fit.columns.get("N", "not stated")
+    print(f"{name}: {fit.formula} on {fit.n_points} points; N = {size}; {costs.flop_text}")
+    print("\n".join([*lines, *_unpinned(fit)]))
+    if args.out is not None:
+        records.write_json(args.out, outcome)
+        print(f"written: {args.out}")
     return 0
 
 
-def gather(sources: list[str], find_study: Callable[[str], Path]) -> tuple[dict[str, Fit], Path | None]:
-    """All fits of the sources by name, and the study's folder where its records can be read."""
+def _choices(args: argparse.Namespace, fits: dict[str, Fit], fit: Fit, costs: Costs) -> list[optimal.Choice]:
+    """The answers to --flop and --loss, with those of the study's energy laws."""
+    choices: list[optimal.Choice] = []
+    if args.flop is not None:
+        choices.append(optimal.best_for_flop(fit, costs, args.flop, extrapolate=args.extrapolate))
+    if args.loss is not None:
+        choices += optimal.cheapest_for_loss(fit, costs, args.loss, extrapolate=args.extrapolate)
+    return choices + optimal.from_energy_laws(fits, choices, args.loss, extrapolate=args.extrapolate)
+
+
+def _unpinned(fit: Fit) -> list[str]:
+    names = [n for n in fit.params if fit.identified.get(n) is False and n not in ("A", "B")]
+    text = f"warning: {', '.join(names)} not pinned by the data; intervals do not hold the error of the law's form."
+    return [text] if names else []
+
+
+def gather(paths: Sequence[str]) -> tuple[dict[str, Fit], Study | None]:
+    """All fits of the sources by name, and the study among the sources, whose records give costs."""
     fits: dict[str, Fit] = {}
-    folder: Path | None = None
-    for source in sources:
-        path = Path(source)
+    study: Study | None = None
+    for source in paths:
+        path, source_study = Path(source), None
         if path.suffix == ".json":
-            found = fit_files.load_file(path)
-            if len(found) == 1 and path.name != "fits.json":
-                found = {path.stem: next(iter(found.values()))}
-            study = path.absolute().parent if path.name == "fits.json" else None
+            loaded = fit_files.load_file(path)
+            if path.name == fit_files.STUDY_FILE:
+                source_study = Study.load(path.parent)
+            elif len(loaded) == 1:
+                loaded = {path.stem: next(iter(loaded.values()))}
         else:
-            study = find_study(source)
-            found = fit_files.load_fits(results_folder(study)) or fit_files.load_fits(study)
-            if not found:
+            source_study = Study.load(sources.find_study(source))
+            loaded = source_study.fits
+            if not loaded:
                 raise FitError(f"study {source} has no fits.json. Run first: harness fit {source}.")
-        if twice := sorted(found.keys() & fits.keys()):
-            raise FitError(f"{source}: a fit named {twice[0]} was given already. Rename one of the files.")
-        if study is not None and folder is not None:
-            raise FitError("give one study, or one study and files of single fits: two studies are asked one by one.")
-        folder = study or folder
-        fits |= found
-    return fits, folder
+        if repeated := sorted(loaded.keys() & fits.keys()):
+            raise FitError(
+                f"{source}: a fit named {repeated[0]} is in an earlier source, too. Rename one of the files."
+            )
+        if source_study is not None and study is not None:
+            raise FitError("give one study, or one study and files of single fits: ask two studies one by one.")
+        study = source_study or study
+        fits |= loaded
+    return fits, study
 
 
 def pick(fits: dict[str, Fit], name: str | None) -> str:
@@ -137,14 +143,15 @@ def pick(fits: dict[str, Fit], name: str | None) -> str:
         if preferred in fits and _question(fits[preferred]):
             return preferred
     for question, of in QUESTIONS.items():
-        found = [n for n, f in fits.items() if _question(f) == question]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise FitError(f"{len(found)} fits of a law of {of}: {', '.join(found)}. Say which with --fit.")
-    held = ", ".join(f"{n} ({f.law})" for n, f in fits.items())
+        names = [n for n, f in fits.items() if _question(f) == question]
+        if len(names) == 1:
+            return names[0]
+        if names:
+            raise FitError(f"{len(names)} fits of a law of {of}: {', '.join(names)}. Choose one with --fit.")
+    available = ", ".join(f"{n} ({f.law})" for n, f in fits.items())
     raise FitError(
-        f"no fit to ask; there is {held}, and questions go to {_answering()}. Fit one: harness fit TABLE --law chinchilla."
+        f"no fit can be asked: there is {available}, and {_answering()} answer questions. Fit one of these: "
+        "harness fit TABLE --law chinchilla."
     )
 
 
@@ -156,16 +163,15 @@ def _answering() -> str:
     return ", ".join(name for name, law in LAWS.items() if law.questions)
 
 
-def _costs(fit: Fit, folder: Path | None) -> Costs:
+def _costs(fit: Fit, study: Study | None) -> Costs:
     n_column = fit.columns.get("N")
-    if folder is None:
+    if study is None:
         return without_records(
             "a file of fits knows no runs; joules and hours need a study, or a fit of law energy_power"
         )
-    found, _ = records.load(folder)
     if law_of(fit).questions != "run" or n_column not in study_points.CONVENTIONS or "table" in fit.columns:
         return without_records("this fit is not of the study's own N and D")
-    return of_study(found, n_column)
+    return of_study(study.records, n_column)
 
 
 # --- words ----------------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,26 @@ PACKAGES = (
 )
 OPTIONAL = {"hydra-submitit-launcher": "only for Slurm: pip install 'scaling-harness[slurm]'"}
 LOW_DISK_BYTES = 5e9
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Print versions, GPUs, sensors, disk and W&B login, and what to do about each problem."""
+    parser = argparse.ArgumentParser(
+        prog="harness doctor", description="What this machine has, what is missing, and what to do about it."
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs will be written (default: runs)")
+    parser.add_argument(
+        "--sensor",
+        action="store_true",
+        help="measure the power sensor of each idle GPU for about two minutes and keep the result: runs then state net joules",
+    )
+    args = parser.parse_args(arguments)
+    if args.sensor:
+        lines, good = sensor_cards()
+        print(lines)
+        return 0 if good else 1
+    print(text(examine(args.runs)))
+    return 0
 
 
 def examine(runs: Path) -> list[tuple[str, str, str | None]]:

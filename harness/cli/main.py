@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -9,14 +10,27 @@ from collections.abc import Callable
 from harness import __version__
 from harness.errors import HarnessError
 
+# Verb -> module that has the function of its name. Modules are imported late, so that help is instant
+MODULES = {
+    "plan": "run",
+    "run": "run",
+    "ttc": "run",
+    "status": "status",
+    "fit": "fit",
+    "ask": "ask",
+    "report": "report",
+    "reproduce": "reproduce",
+    "export": "export",
+    "doctor": "doctor",
+}
 USAGE = """\
 usage: harness VERB [ARGUMENTS]
 
   plan    [+ladder=NAME] [key=value …]   what a sweep would train: N, tokens, steps, FLOP, seconds, joules, disk
   run     [+ladder=NAME] [key=value …]   train it; launching again resumes, finished runs are skipped
-  ttc     [+ladder=NAME] [key=value …]   train what is missing, test it with chain of thought, fit, report
+  ttc     [+ladder=NAME] [key=value …]   train what is missing, evaluate it with chain of thought, fit, report
   status  STUDY                          the runs of a study folder and their states
-  fit     STUDY|TABLE --law LAW          fit a study's records, into fits.json, or one law to a CSV or parquet table
+  fit     STUDY | TABLE --law LAW        fit a study's records, into fits.json, or one law to a CSV or parquet table
   ask     FITS|STUDY --flop C|--loss L   the best run for a budget, the cheapest for a loss, the runs to do --next
   report  STUDY [STUDY …]                one HTML page and figures; several studies side by side
   reproduce LADDER                       run a ladder afresh and compare it with the committed reference
@@ -53,28 +67,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _verb(name: str) -> Callable[[list[str]], int]:
-    from harness.cli import verbs
-
-    known: dict[str, Callable[[list[str]], int]] = {
-        "plan": verbs.plan,
-        "run": verbs.run,
-        "ttc": verbs.ttc,
-        "status": verbs.status,
-        "fit": verbs.fit,
-        "ask": verbs.ask,
-        "report": verbs.report,
-        "reproduce": verbs.reproduce,
-        "export": verbs.export,
-        "doctor": verbs.doctor,
-    }
-    if name not in known:
+    if name not in MODULES:
         import difflib
 
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, MODULES, n=1)
         raise HarnessError(
-            f"there is no such verb. {f'Did you mean {near[0]}? ' if near else ''}Verbs: {', '.join(known)}."
+            f"there is no such verb. {f'Did you mean {near[0]}? ' if near else ''}Verbs: {', '.join(MODULES)}."
         )
-    return known[name]
+    return getattr(importlib.import_module(f"harness.cli.{MODULES[name]}"), name)
 
 
 if __name__ == "__main__":

@@ -142,12 +142,13 @@ def test_the_exported_table_of_a_study_needs_no_names(tmp_path: Path) -> None:
     """`export --format parquet` and `fit` speak the same names; points of one run are one cluster."""
     from harness import records
     from harness.analysis import export
+    from harness.analysis.study import Study
 
     found = synthetic.ladder()
     for r in found:
         (tmp_path / "s" / r.run_id).mkdir(parents=True)
         records.write_json(tmp_path / "s" / r.run_id / "record.json", r)
-    export.to_parquet(tmp_path / "s", tmp_path / "t.parquet")
+    export.to_parquet(Study.load(tmp_path / "s"), tmp_path / "t.parquet")
     fit = fit_table(tables.read_table(tmp_path / "t.parquet"), "chinchilla", {}, bootstrap=0)
     mine = study_laws.fit_study(found, bootstrap=0)["loss_nd"]
     assert fit.params == pytest.approx(mine.params, rel=1e-9)

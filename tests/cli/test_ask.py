@@ -344,7 +344,7 @@ def test_ask_refuses_what_is_ambiguous(fit: Fit, tmp_path: Path, capsys: pytest.
         fit_files.write_fit(tmp_path / f"{name}.json", fit)
     both = ["ask", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--flop", "1e20"]
     assert cli.main(both) == 2
-    assert "2 fits of a law of N and D: a, b. Say which with --fit." in capsys.readouterr().err
+    assert "2 fits of a law of N and D: a, b. Choose one with --fit." in capsys.readouterr().err
     assert cli.main([*both, "--fit", "c"]) == 2
     assert "Choose one of: a, b." in capsys.readouterr().err
     assert cli.main([*both, "--fit", "b"]) == 0

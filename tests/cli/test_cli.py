@@ -181,6 +181,7 @@ def test_a_mistake_through_the_shell(tmp_path: Path) -> None:
         ["export", "x", "--format", "onnx"],
         ["fit", "x", "--nope"],
         ["fit", "x.csv", "--law", "chinchilla"],
+        ["fit", "x.csv", "--out", "f.json"],
         ["ask", "x"],
         ["ask", "x", "--flop", "-1"],
         ["ask", "x", "--flop", "1e9", "--loss", "2"],
@@ -192,6 +193,26 @@ def test_argparse_mistakes_exit_with_2(arguments: list[str], capsys: pytest.Capt
         cli.main(arguments)
     assert e.value.code == 2
     assert f"usage: harness {arguments[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "x", "--filter", "N > 1"], "argument --filter: it applies only with --law."),
+        (["fit", "x", "--column", "N=n"], "argument --column: it applies only with --law."),
+        (["fit", "x", "--hold-out", "N > 1"], "argument --hold-out: it applies only with --law."),
+        (["fit", "x", "--law", "chinchilla", "--wandb", "online"], "argument --wandb: it applies only without --law."),
+        (["fit", "x.csv"], "x.csv is a table: choose the law with --law LAW"),
+        (["fit", "x", "--law", "chinchilla"], "--law LAW needs --out FILE"),
+    ],
+)
+def test_fit_refuses_options_of_its_other_use(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(arguments)
+    assert e.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_exit_codes_of_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from harness import records
 from harness.analysis import export
+from harness.analysis.study import Study
 from harness.config.schema import LlamaConfig
 from harness.data.corpora import open_corpus
 from harness.errors import RecordError
@@ -97,7 +98,7 @@ def test_parquet_has_one_row_per_point(trained: tuple, tmp_path: Path) -> None:
 
     folder, _ = trained
     study = folder.parent
-    assert export.to_parquet(study, tmp_path / "points.parquet") == 2
+    assert export.to_parquet(Study.load(study), tmp_path / "points.parquet") == 2
     rows = pq.read_table(tmp_path / "points.parquet").to_pylist()
     points = records.load_record(folder).points
     for column in ("tokens", "train_flop", "loss_nat", "loss_se_nat"):
@@ -110,6 +111,6 @@ def test_parquet_of_nothing_and_to_nowhere(trained: tuple, tmp_path: Path) -> No
     folder, _ = trained
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match="no finished run"):
-        export.to_parquet(tmp_path / "empty", tmp_path / "x.parquet")
+        export.to_parquet(Study.load(tmp_path / "empty"), tmp_path / "x.parquet")
     with pytest.raises(RecordError, match=r"cannot write .*x\.parquet.*--out"):
-        export.to_parquet(folder.parent, tmp_path / "nowhere" / "x.parquet")
+        export.to_parquet(Study.load(folder.parent), tmp_path / "nowhere" / "x.parquet")
