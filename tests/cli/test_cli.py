@@ -118,7 +118,7 @@ SMALL = ["budget.tokens=2_000_000"]
         (["plan", *SMALL, "--config-dir", "mine", "+ladder=typo"], ["budgt", "Did you mean budget"]),
         (["plan", *SMALL, "--config-dir", "mine", "+ladder=loose"], ["# @package _global_"]),
         (["fit", "broken", "--delta", "-1"], ["--delta -1"]),
-        (["report", "odd"], ["fits.json", "Run harness fit again"]),
+        (["report", "odd"], ["fits.json", "expected object", "make it again"]),
         (["run", *SMALL, "--frobnicate"], ["--frobnicate", "key=value"]),
         (["run", *SMALL, "--config-dir"], ["--config-dir", "needs a folder"]),
         (["run", *SMALL, "--config-dir", "nowhere"], ["nowhere", "is not a folder"]),
