@@ -81,7 +81,7 @@ def exchange_ladder(g: float, *, seeds: int = 3, problems: int = 150, joules: bo
     return out
 
 
-def lines_to_pay_back(g: float, *, seed: int = 0, problems: int = 200, noisy: bool = False) -> list[TtcRecord]:
+def lines_that_break_even(g: float, *, seed: int = 0, problems: int = 200, noisy: bool = False) -> list[TtcRecord]:
     """Greedy accuracy = sigmoid(ln F_test/1e6 + g ln F_train/1e12) of three lines at test costs 1e6, 5e5 and 2.5e5 FLOP.
 
     Exactly so unless `noisy`: then each problem is right by chance, the same draw of luck in every cell.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from harness import records
 from harness.analysis import points as study_points
 from harness.analysis import study_laws
-from harness.analysis.ttc import laws as ttc_laws
-from harness.analysis.ttc import study as ttc_study
-from harness.analysis.ttc.study import StudyAnswers
+from harness.analysis.ttc import answers as ttc_answers
+from harness.analysis.ttc import control_laws
+from harness.analysis.ttc.answers import StudyAnswers
 from harness.laws.result import Fit
 from harness.records import RunRecord
 from harness.records import fits as fit_files
@@ -65,7 +65,7 @@ class Study:
         results = results_folder(folder) if results is None else Path(results)
         source = results if (results / fit_files.STUDY_FILE).exists() else folder
         evaluations = ttc_records.load(folder)
-        answers = ttc_study.read(source) if evaluations else None
+        answers = ttc_answers.read(source) if evaluations else None
         return cls(name, runs, excluded, fit_files.load_fits(source), evaluations, answers, folder, results)
 
     def fit(self, *, bootstrap: int = 1000, delta: float | None = None, seed: int = 0) -> None:
@@ -76,16 +76,16 @@ class Study:
         """
         self.fits = study_laws.fit_study(self.records, self.excluded, bootstrap=bootstrap, seed=seed, delta=delta)
         if self.evaluations:
-            of_evaluations, self.unfitted_ttc = ttc_laws.fit_all(self.evaluations, bootstrap=bootstrap, seed=seed)
+            of_evaluations, self.unfitted_ttc = control_laws.fit_all(self.evaluations, bootstrap=bootstrap, seed=seed)
             self.fits |= of_evaluations
-            self.answers = ttc_study.answers(self.evaluations, self.unfitted_ttc, seed=seed)
+            self.answers = ttc_answers.answers(self.evaluations, self.unfitted_ttc, seed=seed)
 
     def save(self) -> Path:
         """Write fits and answers into `results`; returns the path of fits.json."""
         self.results.mkdir(parents=True, exist_ok=True)
         fit_files.write_fits(self.results, self.fits)
         if self.answers is not None:
-            ttc_study.write(self.results, self.answers)
+            ttc_answers.write(self.results, self.answers)
         return self.results / fit_files.STUDY_FILE
 
     def unfitted(self) -> dict[str, str]:

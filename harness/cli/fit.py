@@ -140,8 +140,8 @@ def print_study(study: Study, path: Path) -> None:
     """Print the laws of a study, and the reasons of those that are missing. `path`: its fits.json."""
     from harness.analysis import energy as study_energy
     from harness.analysis import points as study_points
+    from harness.analysis.ttc import answers as ttc_answers
     from harness.analysis.ttc import curves as ttc_curves
-    from harness.analysis.ttc import study as ttc_study
 
     for name, law_fit in study.fits.items():
         if not ttc_curves.of_cell(name):
@@ -149,7 +149,7 @@ def print_study(study: Study, path: Path) -> None:
     if cells := sum(map(ttc_curves.of_cell, study.fits)):  # three laws per cell would bury the rest
         print(f"{cells} laws of single cells (voting, coverage, pass@k): in {path}")
     if study.answers is not None:
-        print("\n".join(ttc_study.lines(study.answers)))
+        print("\n".join(ttc_answers.lines(study.answers)))
     for name, reason in study.unfitted().items():
         print(f"{name}: not fitted: {reason}")
     if text := study_energy.text(study_points.points(study.records, study.excluded), study.fits):

@@ -32,7 +32,7 @@ from harness.report.layers import (
     thinned,
 )
 from harness.report.palette import y_values
-from harness.report.study import StudyView
+from harness.report.view import StudyView
 
 GRID = 60  # points of a drawn law
 COMPUTE = "training compute, causal count (FLOP)"

@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.analysis.points import PointTable
 from harness.report.axes import CATEGORIES, SHAPES, Axis, ramp
-from harness.report.study import StudyView
+from harness.report.view import StudyView
 
 Row = dict[str, Any]
 MAX_ROWS = 1200  # points drawn per figure; keeps a page of nine figures under 2.5 MB

@@ -18,17 +18,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness import __version__
 from harness.analysis.study import Study
+from harness.analysis.ttc.answers import StudyAnswers
 from harness.analysis.ttc.curves import of_cell
-from harness.analysis.ttc.study import StudyAnswers
 from harness.errors import DeviceError
 from harness.records import write_text_atomic
 from harness.records.ttc import TtcRecord
-from harness.report import charts, paper, tables, ttc_figures, ttc_sentences
-from harness.report import ttc as ttc_curves
+from harness.report import charts, paper, tables, ttc_accuracy, ttc_figures, ttc_sentences
 from harness.report.axes import theme
 from harness.report.layers import Figure
 from harness.report.sentences import ABILITIES, NOT_SHOWN, findings, fit_warnings, not_measured, warnings
-from harness.report.study import StudyView, view
+from harness.report.view import StudyView, view
 
 VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 ASSETS = Path(__file__).parent / "assets"
@@ -85,7 +84,7 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
     answers = studies[0].answers if len(studies) == 1 else None
     page = out if out.suffix == ".html" else out / "report.html"
     views = [view(study) for study in studies]
-    of_evaluations = ttc_curves.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, answers)
+    of_evaluations = ttc_accuracy.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, answers)
     all_figures = [*of_evaluations, *charts.figures(views)]
     folder = page.parent / "figures"
     try:
@@ -128,7 +127,7 @@ def html(
             comparison=None if single else tables.comparison(views),
             figures=[f for f in figures if f.spec is not None],
             absent=_absent(figures),
-            evaluations=ttc_curves.cells(evaluations) if evaluations else None,
+            evaluations=ttc_accuracy.cells(evaluations) if evaluations else None,
             not_shown=[line for line in NOT_SHOWN if not (evaluations and line == ABILITIES)],
             version=__version__,
             vega=_vega(),

@@ -9,7 +9,7 @@ from harness.analysis.points import CONVENTIONS
 from harness.analysis.study_laws import FIT_NAMES
 from harness.laws.result import Fit
 from harness.laws.sentences import proportional
-from harness.report.study import StudyView
+from harness.report.view import StudyView
 from harness.units import si
 
 # Nearly every power law with a free coefficient has these; they are listed below the tables

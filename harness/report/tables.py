@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from harness.analysis import energy as study_energy
 from harness.analysis.study_laws import FIT_NAMES
 from harness.report.sentences import checklist, greek, number, percent, sentence, verdict, with_interval
-from harness.report.study import StudyView
+from harness.report.view import StudyView
 from harness.units import duration, si
 
 MAX_ROWS = 200  # of a table on the page; the whole is exported as parquet

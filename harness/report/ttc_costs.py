@@ -1,5 +1,7 @@
-"""Figures of what test-time compute costs: votes against longer thought, the exchange of training for test compute, break-even, and
-the cost of a correct answer. A figure whose data is missing carries the reason."""
+"""Figures of costs at test time: votes, exchange with training, break-even, cost per correct answer.
+
+A figure whose data is missing carries the reason.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,15 @@ import altair as alt
 import numpy as np
 
 from harness.analysis.ttc import curves as ttc_curves
-from harness.analysis.ttc import votes as equalcost
-from harness.analysis.ttc.break_even import Payback
+from harness.analysis.ttc import votes
+from harness.analysis.ttc.break_even import BreakEvenAnswer
 from harness.analysis.ttc.exchange_rate import Exchange
 from harness.records.ttc import TtcRecord, TtcRow
 from harness.report.axes import axis
 from harness.report.layers import Figure, Layer, Row, figure, level
 from harness.report.palette import Palette, y_values
 from harness.report.sentences import number
-from harness.report.ttc import AXES
+from harness.report.ttc_accuracy import AXES
 
 PER_CORRECT = {"wall_s": "seconds per correct answer (s)", "energy_j": "joules per correct answer, gross (J)"}
 TEST = {
@@ -28,50 +30,52 @@ TEST = {
 
 
 def serial_parallel(records: Sequence[TtcRecord], cost: str) -> Figure:
-    """Greedy answers of longer and longer thought, and votes over samples of shorter ones, against one cost."""
+    """Greedy answers after longer thought, and votes over samples of shorter thought, against one cost."""
     key, title = f"ttc_serial_parallel_{cost}", f"Longer thought against votes, by {AXES[cost].split(' per')[0]}"
-    groups = [c for c in equalcost.longest(records) if len(c) > 1 and c[0].task.get("arm", "cot") == "cot"]
+    groups = [c for c in votes.longest(records) if len(c) > 1 and c[0].task.get("arm", "cot") == "cot"]
     if not groups:
-        return Figure(key, title, "", None, "no end point was asked under several controls")
+        return Figure(key, title, "", None, "no end point was evaluated under several controls")
     cells = max(groups, key=lambda c: (len(c), c[0].n_total))
     serial: list[Row] = []
     for r in cells:
-        if (row := equalcost.greedy(r)) and (spent := ttc_curves.cost(row, cost)):
-            serial.append(_priced(row, spent, "one answer, longer thought", r.label))
+        if (row := votes.greedy(r)) and (spent := ttc_curves.cost(row, cost)):
+            serial.append(_point(row, spent, "one answer, longer thought", r.label))
     if not serial:
-        why = {x.energy_reason for r in cells for x in r.rows if x.energy_reason} if cost == "energy_j" else set()
-        return Figure(key, title, "", None, "; ".join(sorted(why)) or f"{cost} was not measured")
+        reasons = {x.energy_reason for r in cells for x in r.rows if x.energy_reason} if cost == "energy_j" else set()
+        return Figure(key, title, "", None, "; ".join(sorted(reasons)) or f"{cost} was not measured")
     voted: list[Row] = []
-    picked = sorted({round(i) for i in np.linspace(0, len(cells) - 1, min(4, len(cells)))})
-    for i in picked:
-        for row in equalcost.votes(cells[i]):
+    indices = sorted({round(i) for i in np.linspace(0, len(cells) - 1, min(4, len(cells)))})
+    for i in indices:
+        for row in votes.votes(cells[i]):
             if spent := ttc_curves.cost(row, cost):
-                voted.append(_priced(row, spent, f"votes, {cells[i].label}", f"n = {row.n}"))
+                voted.append(_point(row, spent, f"votes, {cells[i].label}", f"n = {row.n}"))
     palette = Palette([serial[0]["series"], *dict.fromkeys(r["series"] for r in voted)])
     x = axis(AXES[cost], (r["x"] for r in serial + voted), power_labels=cost == "test_flop")
     y = axis("accuracy (share of problems)", y_values(serial, voted), log=False)
-    gains = equalcost.compare(cells, cost)
+    gains = votes.compare(cells, cost)
     wins = sum(e.gain.low is not None and e.gain.low > 0 for e in gains)
     losses = sum(e.gain.high is not None and e.gain.high < 0 for e in gains)
     caption = (
         f"{cells[0].name} {cells[0].branch}, T={cells[0].temperature:g}; votes over 1, 2, 4 … samples side by side; bars: 95 %. Against the best "
-        f"single answer that costs no more, {wins} of {len(gains)} votes win and {losses} lose (95 %, paired by problem). Wrong answers are paid for."
+        f"single answer that costs no more, {wins} of {len(gains)} votes win and {losses} lose (95 %, paired by problem). Costs include wrong answers."
     )
     if cost in ("wall_s", "energy_j"):
-        caption += " Metered at a few n, modelled from these at the others; the scatter of the windows is in no bar."
-    both = serial + voted
-    return figure(key, title, caption, [palette.lines(both, x, y), palette.bars(both, x, y), palette.marks(both, x, y)])
+        caption += (
+            " Metered at a few n, modelled from these at the others; the bars exclude the scatter of the windows."
+        )
+    rows = serial + voted
+    return figure(key, title, caption, [palette.lines(rows, x, y), palette.bars(rows, x, y), palette.marks(rows, x, y)])
 
 
-def _priced(row: TtcRow, spent: float, series: str, tip: str) -> Row:
+def _point(row: TtcRow, spent: float, series: str, tip: str) -> Row:
     out = {"x": spent, "y": row.accuracy, "series": series, "line": series, "tip": tip}
     return out if row.accuracy_low is None else out | {"low": row.accuracy_low, "high": row.accuracy_high}
 
 
-def exchanges(found: Sequence[Exchange]) -> list[Figure]:
+def exchanges(rates: Sequence[Exchange]) -> list[Figure]:
     """Settings of equal accuracy, training cost against test cost; a figure per basis and format."""
     out = []
-    for e in found:
+    for e in rates:
         key = f"ttc_exchange_{e.basis}_{e.of}".replace(" ", "_").replace("+", "_")
         title = f"Training for test compute, {e.of}, {e.basis}"
         if e.g is None or not e.points:
@@ -90,22 +94,22 @@ def exchanges(found: Sequence[Exchange]) -> list[Figure]:
             power_labels=power,
         )
         y = axis(TEST[e.basis], (r["y"] for r in rows), power_labels=power)
-        ends = "without an interval" if e.low is None else f"95 % [{number(e.low)}, {number(e.high)}]"
+        interval = "without an interval" if e.low is None else f"95 % [{number(e.low)}, {number(e.high)}]"
         caption = (
             f"A line joins the controls of one size that reach one accuracy (colours) of a single sample. Test cost falls as training cost to the "
-            f"−g, g = {number(e.g)}, {ends}. Interpolated between end points, never extrapolated; verification costs nothing and is not in it."
+            f"−g, g = {number(e.g)}, {interval}. Interpolated between end points, never extrapolated; verification costs nothing and is not included."
         )
         caption += f" {e.note[0].upper()}{e.note[1:]}." if e.note else ""
         out.append(figure(key, title, caption, [palette.lines(rows, x, y), palette.marks(rows, x, y, shapes=shapes)]))
     return out
 
 
-def break_even(found: Sequence[Payback]) -> Figure:
-    """Lifetime cost of the setting that is cheapest to ask over that of the one cheapest to train, against the number of queries."""
-    key, title = "ttc_break_even", "Break-even: from how many queries on dearer training pays"
-    crossed = [p for p in found if p.result.queries is not None and p.train and p.query]
+def break_even(answers: Sequence[BreakEvenAnswer]) -> Figure:
+    """Lifetime cost of the setting cheapest to ask over that cheapest to train, against queries."""
+    key, title = "ttc_break_even", "Break-even: queries from which costlier training pays"
+    crossed = [p for p in answers if p.result.queries is not None and p.train and p.query]
     absent: dict[str, list[str]] = {}
-    for p in found:
+    for p in answers:
         if p.result.queries is None:
             absent.setdefault(
                 f"{p.result.dominating + ': ' if p.result.dominating else ''}{p.result.reason}", []
@@ -114,63 +118,66 @@ def break_even(found: Sequence[Payback]) -> Figure:
     if not crossed:
         return Figure(key, title, "", None, without or "no setting to compare")
     palette = Palette([_name(p) for p in crossed])
-    ends = [v for p in crossed for v in (p.result.queries, p.result.low, p.result.high) if v]
-    grid = np.geomspace(min(ends) / 30, max(ends) * 30, 90)
+    queries = [v for p in crossed for v in (p.result.queries, p.result.low, p.result.high) if v]
+    grid = np.geomspace(min(queries) / 30, max(queries) * 30, 90)
     rows: list[Row] = []
-    at: list[Row] = []
-    told = []
+    crossings: list[Row] = []
+    sentences = []
     for p in crossed:
         (ta, tb), (qa, qb), q = p.train or [], p.query or [], p.result
-        same = {"series": _name(p), "line": _name(p), "tip": f"{p.cheap_to_ask} against {p.cheap_to_train}"}
-        rows += [{"x": n, "y": (tb + n * qb) / (ta + n * qa)} | same for n in grid.tolist()]
+        shared = {"series": _name(p), "line": _name(p), "tip": f"{p.cheap_to_ask} against {p.cheap_to_train}"}
+        rows += [{"x": n, "y": (tb + n * qb) / (ta + n * qa)} | shared for n in grid.tolist()]
         span = {} if q.low is None else {"left": q.low or float(grid[0]), "right": q.high or float(grid[-1])}
-        at.append({"x": q.queries, "y": 1.0} | same | span)
+        crossings.append({"x": q.queries, "y": 1.0} | shared | span)
         interval = (
             [] if q.low is None else [f"95 % [{number(q.low)}, {'unbounded' if q.high is None else number(q.high)}]"]
         )
-        told.append(
+        sentences.append(
             f"{_name(p)}: {p.cheap_to_ask} against {p.cheap_to_train} from {', '.join([f'{number(q.queries)} queries', *interval, q.note])}"
         )
     x = axis("queries over the lifetime", grid.tolist(), power_labels=True)
-    y = axis("lifetime cost, cheapest to ask / cheapest to train", y_values(rows, at))
+    y = axis("lifetime cost, cheapest to ask / cheapest to train", y_values(rows, crossings))
     bar = alt.Chart().mark_rule(strokeWidth=4, opacity=0.6).encode(x.x("left"), y.y(), palette.color(), x2="right:Q")
-    step = (y.high / y.low) ** 0.02  # intervals lie under one another, where they would hide each other at 1
-    wide = [r | {"y": step ** ((len(at) - 1) / 2 - i)} for i, r in enumerate(at) if "left" in r]
+    step = (y.high / y.low) ** 0.02  # intervals are drawn below one another; at 1 they would hide each other
+    wide = [r | {"y": step ** ((len(crossings) - 1) / 2 - i)} for i, r in enumerate(crossings) if "left" in r]
     spans = [Layer(wide, bar)] if wide else []
     caption = (
-        f"Training plus queries, at greedy accuracy {crossed[0].accuracy:g}; below 1 the dearer training has paid. "
+        f"Training plus queries, at greedy accuracy {crossed[0].accuracy:g}; below 1 the costlier training has paid. "
         f"Bars, set apart: 95 % of the break-even; one that runs to the end is unbounded. "
-        f"{'; '.join(told)}. Costs are taken as exact; evaluation and failed runs are in none of them."
+        f"{'; '.join(sentences)}. Costs are taken as exact; evaluation and failed runs are excluded."
     )
     caption += f" None for {without}." if without else ""
-    parts = [*level(1.0, "", x, y), palette.lines(rows, x, y), *spans, palette.marks(at, x, y, size=36)]
+    parts = [*level(1.0, "", x, y), palette.lines(rows, x, y), *spans, palette.marks(crossings, x, y, size=36)]
     return figure(key, title, caption, parts)
 
 
-def _name(p: Payback) -> str:
+def _name(p: BreakEvenAnswer) -> str:
     return f"{p.task}, {p.unit}"
 
 
 def per_correct(records: Sequence[TtcRecord], cost: str) -> Figure:
-    """Seconds or joules per correct answer against tokens used, of greedy answers and votes; wrong answers are paid for."""
+    """Seconds or joules per correct answer against tokens, of greedy answers and votes.
+
+    The costs include those of wrong answers.
+    """
     unit = "seconds" if cost == "wall_s" else "joules"
     key, title = f"ttc_per_correct_{cost}", f"{unit.capitalize()} per correct answer"
     rows: list[Row] = []
-    why: set[str] = set()
+    reasons: set[str] = set()
     none_right = 0
-    for r in (r for cells in equalcost.longest(records) for r in cells):
-        answers = [x for x in (equalcost.greedy(r), *equalcost.votes(r)) if x is not None and x.strategy != "sample"]
+    for r in (r for cells in votes.longest(records) for r in cells):
+        answers = [x for x in (votes.greedy(r), *votes.votes(r)) if x is not None and x.strategy != "sample"]
         for x in answers:
             e = ttc_curves.per_correct(r, x, cost, draws=400)
             if e.value is None:
                 none_right += x.accuracy == 0
-                why |= {e.reason or "not measured"}
+                reasons |= {e.reason or "not measured"}
                 continue
-            row = {"x": x.tokens, "y": e.value, "series": equalcost.kind(r), "strategy": x.strategy}
+            row = {"x": x.tokens, "y": e.value, "series": votes.setup(r), "strategy": x.strategy}
             row |= {"line": f"{ttc_curves.cell_name(r)} {x.strategy}", "tip": f"{ttc_curves.cell_name(r)}, n = {x.n}"}
             rows.append(row if e.low is None else row | {"low": e.low, "high": e.high})
     if not rows:
-        return Figure(key, title, "", None, "; ".join(sorted(why)) or "no greedy answer and no vote")
+        return Figure(key, title, "", None, "; ".join(sorted(reasons)) or "no greedy answer and no vote")
     palette = Palette(sorted({r["series"] for r in rows}))
     shapes = Palette(sorted({r["strategy"] for r in rows}), field="strategy")
     x = axis(AXES["tokens"], (r["x"] for r in rows))
@@ -182,6 +189,6 @@ def per_correct(records: Sequence[TtcRecord], cost: str) -> Figure:
         "a few n and modelled at the others."
     )
     caption += f" Left out: {none_right} cells without a right answer." if none_right else ""
-    votes = [r for r in rows if r["strategy"] == "majority"]
-    parts = [palette.lines(votes, x, y, thin=True)] if votes else []
+    majorities = [r for r in rows if r["strategy"] == "majority"]
+    parts = [palette.lines(majorities, x, y, thin=True)] if majorities else []
     return figure(key, title, caption, [*parts, palette.bars(rows, x, y), palette.marks(rows, x, y, shapes=shapes)])

@@ -1,4 +1,4 @@
-"""Sentences of a report on test-time compute: what thinking bought, what voting bought, and what each is worth in training."""
+"""Sentences of a report on test-time compute: the gains of thought and of votes, and their worth."""
 
 from __future__ import annotations
 
@@ -6,76 +6,81 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.analysis.ttc import curves as ttc_curves
-from harness.analysis.ttc.study import StudyAnswers, forecast_lines
+from harness.analysis.ttc.answers import StudyAnswers, forecast_lines
 from harness.analysis.ttc.votes import greedy
 from harness.records.ttc import TtcRecord, TtcRow
-from harness.report.sentences import number
+from harness.report.sentences import number, sentence
 
-ARMS = {
+MODES = {
     "cot": "with a written chain of thought",
     "filler": "with fillers in its place",
     "direct": "with the answer alone",
 }
 
 
-def findings(records: Sequence[TtcRecord], said: StudyAnswers | None) -> list[str]:
+def findings(records: Sequence[TtcRecord], answers: StudyAnswers | None) -> list[str]:
     """One sentence per result; the first is the headline. Empty without evaluations."""
     if not records:
         return []
     out = [_accuracies(records)]
-    if said is None:
+    if answers is None:
         return out
-    for e in said.exchange:
+    for e in answers.exchange:
         if e.g is not None:
-            ends = "" if e.low is None else f" [{number(e.low)}, {number(e.high)}]"
+            interval = "" if e.low is None else f" [{number(e.low)}, {number(e.high)}]"
             note = f" ({e.note})" if e.note else ""
             out.append(
-                f"At equal accuracy, test compute falls as (training compute)^−g with g = {number(e.g)}{ends}: {e.of}, {e.basis}{note}."
+                f"At equal accuracy, test compute falls as (training compute)^−g with g = {number(e.g)}{interval}: {e.of}, {e.basis}{note}."
             )
-    for name in dict.fromkeys(e.cost for e in said.equal_costs):
-        gains = [e.gain for e in said.equal_costs if e.cost == name]
+    for name in dict.fromkeys(e.cost for e in answers.equal_costs):
+        gains = [e.gain for e in answers.equal_costs if e.cost == name]
         wins = sum(g.low is not None and g.low > 0 for g in gains)
         losses = sum(g.high is not None and g.high < 0 for g in gains)
         unit = {"test_flop": "FLOP", "wall_s": "seconds", "energy_j": "joules"}.get(name, name)
         out.append(
             f"Of {len(gains)} votes over samples, {wins} beat one longer thought of no more {unit}, {losses} lose to it (95 %)."
         )
-    for p in said.paybacks:
+    for p in answers.break_evens:
         q = p.result
         if q.queries is not None:
-            ends = "" if q.low is None else f" [{number(q.low)}, {'unbounded' if q.high is None else number(q.high)}]"
-            pays = f"{p.cheap_to_ask} pays against {p.cheap_to_train} from {number(q.queries)}{ends} queries on"
+            interval = (
+                "" if q.low is None else f" [{number(q.low)}, {'unbounded' if q.high is None else number(q.high)}]"
+            )
+            pays = f"{p.cheap_to_ask} pays against {p.cheap_to_train} from {number(q.queries)}{interval} queries on"
             out.append(f"In {p.unit}, at accuracy {p.accuracy:g} ({p.task}): {pays}.")
-    verdicts = Counter(a.verdict for a in said.emergence.values())
+    verdicts = Counter(a.verdict for a in answers.emergence.values())
     if verdicts:
-        counts = ", ".join(f"{v} at {n} of {len(said.emergence)} controls" for v, n in verdicts.most_common())
-        out.append(f"Is the jump of exact match an ability or the metric? {counts[0].upper()}{counts[1:]}.")
-    out += [f"{line[0].upper()}{line[1:]}." for line in forecast_lines(said.forecasts)]
+        counts = ", ".join(f"{v} at {n} of {len(answers.emergence)} controls" for v, n in verdicts.most_common())
+        out.append(f"Is the jump of exact match an ability or the metric? {sentence(counts)}")
+    out += [sentence(line) for line in forecast_lines(answers.forecasts)]
     if reasons := {row.energy_reason for r in records for row in r.rows if row.energy_reason}:
         out.append(f"Joules per answer: not measured ({'; '.join(sorted(reasons))}).")
     return out
 
 
 def _accuracies(records: Sequence[TtcRecord]) -> str:
-    """Greedy accuracy of the widest model at the end of its training, each arm by its best control, as a mean over seeds."""
-    ends = [(r, row) for r in ttc_curves.last_end_points(records) if (row := greedy(r)) is not None]
-    if not ends:
+    """Greedy accuracy of the widest model at its last end points: the best control of each mode.
+
+    Accuracies are means over seeds.
+    """
+    greedy_rows = [(r, row) for r in ttc_curves.last_end_points(records) if (row := greedy(r)) is not None]
+    if not greedy_rows:
         return "No evaluation has a greedy answer."
-    width = max(r.width or 0 for r, _ in ends)
-    told = []
-    for arm, words in ARMS.items():
+    width = max(r.width or 0 for r, _ in greedy_rows)
+    parts = []
+    for mode, phrase in MODES.items():
         by_control: dict[str, list[tuple[TtcRecord, TtcRow]]] = {}
-        for r, row in ends:
-            if (r.width or 0) == width and r.task.get("arm", "cot") == arm:
+        for r, row in greedy_rows:
+            if (r.width or 0) == width and r.task.get("arm", "cot") == mode:
                 by_control.setdefault(r.label, []).append((r, row))
         if not by_control:
             continue
         mean = {k: sum(row.accuracy or 0.0 for _, row in v) / len(v) for k, v in by_control.items()}
         best = max(mean, key=lambda k: mean[k])
         tokens = sum(row.tokens for _, row in by_control[best]) / len(by_control[best])
-        told.append(f"{mean[best]:.3f} {words} ({best}, {tokens:.1f} tokens)")
-    size = f"width {width}" if width else f"N = {max(r.n_total for r, _ in ends):,}"
-    seeds = len({r.seed for r, _ in ends})
-    chance = number(ends[0][0].chance)
-    over = f", mean of {seeds} seeds" if seeds > 1 else ""
-    return f"Greedy accuracy of {size}{over}: {', '.join(told)}; chance is {chance}."
+        parts.append(f"{mean[best]:.3f} {phrase} ({best}, {tokens:.1f} tokens)")
+    size = f"width {width}" if width else f"N = {max(r.n_total for r, _ in greedy_rows):,}"
+    seeds = len({r.seed for r, _ in greedy_rows})
+    chance = number(greedy_rows[0][0].chance)
+    mean_of = f", mean of {seeds} seeds" if seeds > 1 else ""
+    return f"Greedy accuracy of {size}{mean_of}: {', '.join(parts)}; chance is {chance}."

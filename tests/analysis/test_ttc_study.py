@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from harness import records
-from harness.analysis.ttc import break_even, emergence, exchange_rate, votes
+from harness.analysis.ttc import answers as ttc_answers
+from harness.analysis.ttc import break_even, control_laws, emergence, exchange_rate, votes
 from harness.analysis.ttc import curves as ttc_curves
-from harness.analysis.ttc import laws as ttc_laws
-from harness.analysis.ttc import study as ttc_study
 from harness.records.ttc import Smooth, TtcRecord
 from tests import synthetic_ttc as synthetic
 
@@ -22,7 +21,7 @@ def beta() -> np.ndarray:
 
 
 def test_beta_binomial_fit_recovers_its_parameters(beta: np.ndarray) -> None:
-    fits, _ = ttc_curves.fit_study_ttc([synthetic.record(beta)], bootstrap=100)
+    fits, _ = ttc_curves.fit_cells([synthetic.record(beta)], bootstrap=100)
     (fit,) = [f for name, f in fits.items() if "/pass_at_k/" in name]
     assert fit.interval["a"][0] < 0.6 < fit.interval["a"][1]
     assert fit.interval["b"][0] < 4.0 < fit.interval["b"][1]
@@ -94,16 +93,16 @@ def test_a_budget_of_tokens_has_no_silent_depth() -> None:
     assert ttc_curves.silent_depth([r]) == {1: (1.0, 20)}
     r.task = {**r.task, "name": "qa"}
     assert ttc_curves.silent_depth([r]) == {}
-    assert ttc_study.answers([r], {}, draws=20).depths == []
+    assert ttc_answers.answers([r], {}, draws=20).depths == []
 
 
 def test_break_even_and_its_null_cases() -> None:
-    assert ttc_curves.break_even("small", 10, 3, "large", 110, 1).queries == 50
-    assert ttc_curves.break_even("large", 110, 1, "small", 10, 3).queries == 50
-    assert ttc_curves.break_even("a", 10, 1, "b", 20, 2).dominating == "a"
-    assert ttc_curves.break_even("a", 20, 2, "b", 10, 1).dominating == "b"
-    assert ttc_curves.break_even("a", 10, 1, "b", 10, 1).queries is None
-    assert ttc_curves.break_even("a", None, 1, "b", 10, 1).reason == "a cost was not measured"
+    assert break_even.break_even("small", 10, 3, "large", 110, 1).queries == 50
+    assert break_even.break_even("large", 110, 1, "small", 10, 3).queries == 50
+    assert break_even.break_even("a", 10, 1, "b", 20, 2).dominating == "a"
+    assert break_even.break_even("a", 20, 2, "b", 10, 1).dominating == "b"
+    assert break_even.break_even("a", 10, 1, "b", 10, 1).queries is None
+    assert break_even.break_even("a", None, 1, "b", 10, 1).reason == "a cost was not measured"
 
 
 @pytest.mark.parametrize("g", [0.3, 0.6])
@@ -135,9 +134,9 @@ def test_a_bend_is_not_seen_in_straight_lines_more_often_than_the_test_says() ->
         y = 2 * x + rng.normal(0, 0.3, len(x))
         gains = emergence.broken_gain(x, y[None])
         assert gains is not None
-        if gains[0] > emergence.LEAST_GAIN:
+        if gains[0] > emergence.MIN_GAIN:
             halved += 1
-            counted += emergence.chance_of_gain(x, y, float(gains[0]), draws=200) < emergence.MOST_CHANCE
+            counted += emergence.chance_of_gain(x, y, float(gains[0]), draws=200) < emergence.MAX_CHANCE
     bent = 2 * x + 3 * np.maximum(x - 1.5, 0) + rng.normal(0, 0.3, len(x))
     gains = emergence.broken_gain(x, bent[None])
     assert gains is not None
@@ -158,16 +157,16 @@ def test_emergence_verdicts() -> None:
 def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
     found = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
     found[-1].config = {"ttc": {"verifier_tpr": 0.9, "verifier_fpr": 0.1}}
-    said = ttc_study.answers(found, {"ttc/voting/x": "too few"}, draws=40)
+    said = ttc_answers.answers(found, {"ttc/voting/x": "too few"}, draws=40)
     limit = said.noisy_limit[ttc_curves.cell_name(found[-1])]
     single = float(ttc_curves.hits(found[-1]).mean()) / found[-1].samples
     assert (
         single < limit < 1
     )  # a verifier that is right more often than not improves on one sample, and stays short of all
-    ttc_study.write(tmp_path, said)
-    path = tmp_path / ttc_study.STUDY_FILE
-    assert records.from_json(ttc_study.StudyAnswers, records.read_json(path), str(path)) == said
-    text = "\n".join(ttc_study.lines(said))
+    ttc_answers.write(tmp_path, said)
+    path = tmp_path / ttc_answers.STUDY_FILE
+    assert records.from_json(ttc_answers.StudyAnswers, records.read_json(path), str(path)) == said
+    text = "\n".join(ttc_answers.lines(said))
     assert "decode: g = 0." in text
     assert "joules: none: no meter: power=unmetered" in text
     assert "samples, rms error: beta binomial" in text
@@ -176,19 +175,19 @@ def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
 def test_laws_over_the_end_points_of_a_control_are_recovered() -> None:
     """Stride 1 of the exchange ladder: accuracy = sigmoid(g ln(C/1e12)). A second ladder: sigmoid(4 (0.8 - loss)) above chance 0.1."""
     by_flop = [r for r in synthetic.exchange_ladder(0.7) if r.label == "stride 1"]
-    fits, absent = ttc_laws.fit_controls(by_flop, bootstrap=60)
+    fits, absent = control_laws.fit_controls(by_flop, bootstrap=60)
     fit = fits["ttc/accuracy_flop/group, stride 1, T=1"]
     assert fit.params["s"] == pytest.approx(0.7, rel=0.05)
     assert fit.params["C0"] == pytest.approx(1e12, rel=0.15)
     assert fit.fixed == {"chance": 0.0}
-    assert absent == {"ttc/accuracy_loss/group, stride 1, T=1": "no end point has what the law runs along"}
+    assert absent == {"ttc/accuracy_loss/group, stride 1, T=1": "no end point has the law's variable"}
 
     cells = []
     for i, loss in enumerate(np.linspace(0.1, 2.5, 16).tolist()):
         p = np.full(400, 0.1 + 0.9 / (1 + np.exp(-4 * (0.8 - loss))))
         smooth = Smooth(loss, 0.5, 0.1, 0.2, 12.0, [0.5], 0.4, 0.6, 0.1, 0.1)
         cells.append(synthetic.record(p, seed=i, tokens=i + 1, chance=0.1, smooth=smooth))
-    fits, _ = ttc_laws.fit_controls(cells, bootstrap=60)
+    fits, _ = control_laws.fit_controls(cells, bootstrap=60)
     fit = fits["ttc/accuracy_loss/group, stride 1, T=1"]
     assert fit.params["k"] == pytest.approx(4, rel=0.05)
     assert fit.params["L0"] == pytest.approx(0.8, abs=0.02)
@@ -196,7 +195,7 @@ def test_laws_over_the_end_points_of_a_control_are_recovered() -> None:
 
 def test_a_control_at_chance_has_no_law_of_accuracy() -> None:
     flat = [synthetic.record(np.full(60, 0.1), tokens=i + 1, train_flop=10.0 ** (10 + i), chance=0.1) for i in range(8)]
-    fits, absent = ttc_laws.fit_controls(flat)
+    fits, absent = control_laws.fit_controls(flat)
     assert fits == {}
     assert absent["ttc/accuracy_flop/group, stride 1, T=1"] == "no end point rises above chance"
 
@@ -207,7 +206,7 @@ def test_what_one_more_right_answer_costs_between_budgets() -> None:
         return synthetic.record(np.full(20, 0.5), budget=states, rows=rows)
 
     cells = [budget(4, 0.5, 3e6), budget(0, 0.25, 1e6), budget(8, 0.5, 4e6)]
-    found = {(m.cost, m.per_extra_correct, m.reason) for m in ttc_study.marginal("x", cells)}
+    found = {(m.cost, m.per_extra_correct, m.reason) for m in ttc_answers.marginal("x", cells)}
     assert ("test_flop", 8e6, None) in found  # 2e6 FLOP for a quarter more of the problems
     assert ("test_flop", None, "no more answers are right") in found
     assert ("energy_j", None, "no meter: power=unmetered") in found
@@ -223,8 +222,8 @@ def test_what_to_train_for_how_many_queries() -> None:
     assert "poor" not in named.values()
 
 
-def pay_back_truth(g: float, accuracy: float) -> float:
-    """Q* between strides 1 and 4 of `synthetic.lines_to_pay_back`: training cost at which each sigmoid reaches `accuracy`."""
+def true_break_even(g: float, accuracy: float) -> float:
+    """Q* between strides 1 and 4 of `synthetic.lines_that_break_even`: training cost at which each sigmoid reaches `accuracy`."""
     logit = np.log(accuracy / (1 - accuracy))
     one, four = (1e12 * np.exp((logit + np.log(stride)) / g) for stride in (1, 4))
     return float((four - one) / (1e6 - 2.5e5))
@@ -232,25 +231,25 @@ def pay_back_truth(g: float, accuracy: float) -> float:
 
 @pytest.mark.parametrize("g", [0.5, 0.8])
 def test_break_even_of_equal_accuracy_is_recovered_with_its_interval(g: float) -> None:
-    found = synthetic.lines_to_pay_back(g)
-    p = break_even.payback("group", found, "FLOP", accuracy=0.8, draws=100)
+    found = synthetic.lines_that_break_even(g)
+    p = break_even.study_break_even("group", found, "FLOP", accuracy=0.8, draws=100)
     assert (p.cheap_to_train or "").endswith("stride 1")
     assert (p.cheap_to_ask or "").endswith("stride 4")
-    assert p.result.queries == pytest.approx(pay_back_truth(g, 0.8), rel=0.1)
+    assert p.result.queries == pytest.approx(true_break_even(g, 0.8), rel=0.1)
     assert p.result.low is not None
     assert p.result.high is not None
-    assert p.result.low < pay_back_truth(g, 0.8) < p.result.high
-    assert p.result.note == "1 seed: the interval holds problems only"
+    assert p.result.low < true_break_even(g, 0.8) < p.result.high
+    assert p.result.note == "1 seed: the interval covers problems only"
 
 
 def test_break_even_says_what_it_lacks() -> None:
-    found = synthetic.lines_to_pay_back(0.5)
-    joules = break_even.payback("group", found, "J", draws=40)
+    found = synthetic.lines_that_break_even(0.5)
+    joules = break_even.study_break_even("group", found, "J", draws=40)
     assert joules.result.queries is None
     assert joules.result.reason == "no setting has both costs in joules; no meter"
-    high = break_even.payback("group", found, "FLOP", accuracy=0.9999, draws=40)
+    high = break_even.study_break_even("group", found, "FLOP", accuracy=0.9999, draws=40)
     assert high.result.reason == "no setting reaches greedy accuracy 0.9999"
-    one = break_even.payback("group", [r for r in found if r.control["stride"] == 2], "FLOP", draws=40)
+    one = break_even.study_break_even("group", [r for r in found if r.control["stride"] == 2], "FLOP", draws=40)
     assert one.result.queries is None
     assert one.cheap_to_ask == one.cheap_to_train == one.result.dominating
 
@@ -258,9 +257,11 @@ def test_break_even_says_what_it_lacks() -> None:
 def test_break_even_that_often_never_comes_is_unbounded_above() -> None:
     """At the last end point of stride 4, 84 of 100 problems are right: one resampling in ten stays under 0.8 and never pays."""
     kept = [
-        r for r in synthetic.lines_to_pay_back(0.5, problems=100) if r.control["stride"] == 1 or (r.tokens or 0) <= 25
+        r
+        for r in synthetic.lines_that_break_even(0.5, problems=100)
+        if r.control["stride"] == 1 or (r.tokens or 0) <= 25
     ]
-    q = break_even.payback("group", kept, "FLOP", accuracy=0.8, draws=200).result
+    q = break_even.study_break_even("group", kept, "FLOP", accuracy=0.8, draws=200).result
     assert q.low is not None
     assert q.queries is not None
     assert q.low < q.queries
@@ -289,10 +290,10 @@ def test_votes_are_compared_with_the_best_answer_of_no_more_cost() -> None:
 @pytest.mark.slow
 def test_interval_of_the_break_even_holds_the_truth() -> None:
     """40 studies of 200 new problems each: below 34 of 40 has chance 1.4 % at 95 %."""
-    truth, held = pay_back_truth(0.5, 0.8), 0
+    truth, held = true_break_even(0.5, 0.8), 0
     for k in range(40):
-        found = synthetic.lines_to_pay_back(0.5, seed=k, noisy=True)
-        q = break_even.payback("group", found, "FLOP", accuracy=0.8, draws=200).result
+        found = synthetic.lines_that_break_even(0.5, seed=k, noisy=True)
+        q = break_even.study_break_even("group", found, "FLOP", accuracy=0.8, draws=200).result
         held += q.low is not None and q.high is not None and q.low <= truth <= q.high
     assert held >= 34
 

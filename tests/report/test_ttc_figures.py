@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from harness import laws
+from harness.analysis.ttc import answers as ttc_answers
 from harness.analysis.ttc import curves as ttc_curves
 from harness.analysis.ttc import exchange_rate
-from harness.analysis.ttc import study as ttc_study
-from harness.analysis.ttc.break_even import payback
+from harness.analysis.ttc.break_even import study_break_even
 from harness.records.ttc import TtcRecord
 from harness.report import ttc_costs as costs
 from harness.report import ttc_figures
@@ -33,14 +33,15 @@ def beta() -> TtcRecord:
 
 
 def test_a_law_is_drawn_through_its_points_and_residuals_are_measured_minus_fitted(beta: TtcRecord) -> None:
-    fits, _ = ttc_curves.fit_study_ttc([beta], bootstrap=0)
+    fits, _ = ttc_curves.fit_cells([beta], bootstrap=0)
     curve, missed = ttc_figures.law_pair([beta], fits, "coverage")
     dots = {r["x"]: r["y"] for r in rows_with(curve, "tip")}
     k, right = ttc_curves.coverage_curve(beta)
     assert list(dots) == k.tolist()
     assert list(dots.values()) == pytest.approx(right.mean(0), rel=1e-5)
     fitted = {
-        law: laws.predict(fits[ttc_curves.fit_name(law, beta)], {"k": k}) for law in ("coverage", "pass_at_k")
+        law: laws.predict(fits[ttc_curves.fit_name(law, ttc_curves.cell_name(beta))], {"k": k})
+        for law in ("coverage", "pass_at_k")
     }  # the truth is a beta-binomial: its residuals are sampling noise, those of the curve are not
     drawn = sorted((r["x"], r["y"]) for r in rows_with(missed, "tip"))
     wanted = sorted((x, y) for v in fitted.values() for x, y in zip(k.tolist(), right.mean(0) - v, strict=True))
@@ -63,7 +64,7 @@ def test_laws_without_a_fit_and_cells_without_a_shape(beta: TtcRecord) -> None:
 def test_forecast_errors_are_those_of_the_study_file(beta: TtcRecord) -> None:
     chance = synthetic.record(np.full(50, 0.02), tokens=7)
     found = [beta, chance]
-    said = ttc_study.answers(found, ttc_curves.fit_study_ttc(found, bootstrap=0)[1], draws=40)
+    said = ttc_answers.answers(found, ttc_curves.fit_cells(found, bootstrap=0)[1], draws=40)
     f = ttc_figures.forecasts(said)
     (kept,) = [x for x in said.forecasts if x.cell == ttc_curves.cell_name(beta)]
     errors = {r["series"]: r["y"] for r in rows_with(f, "tip")}
@@ -78,15 +79,15 @@ def test_exchange_figure_has_a_mark_per_point_and_its_rate() -> None:
     drawn, absent = costs.exchanges([replace(e, of="group"), replace(e, g=None, points=[], reason="no meter")])
     assert len(rows_with(drawn, "tip")) == len(e.points)
     assert f"g = {e.g:.3g}" in drawn.caption
-    assert "1 seed: the interval holds problems only" in drawn.caption
+    assert "1 seed: the interval covers problems only" in drawn.caption
     assert absent.spec is None
     assert absent.reason == "no meter"
 
 
 def test_break_even_line_crosses_one_at_the_break_even() -> None:
-    found = synthetic.lines_to_pay_back(0.5)
-    p = payback("group", found, "FLOP", draws=60)
-    f = costs.break_even([p, payback("group", found, "J", draws=60)])
+    found = synthetic.lines_that_break_even(0.5)
+    p = study_break_even("group", found, "FLOP", draws=60)
+    f = costs.break_even([p, study_break_even("group", found, "J", draws=60)])
     (star,) = [r for r in rows_with(f, "left", "right") if r["y"] == 1]
     assert star["x"] == pytest.approx(p.result.queries, rel=1e-4)
     assert star["left"] == pytest.approx(p.result.low, rel=1e-4)
@@ -94,7 +95,7 @@ def test_break_even_line_crosses_one_at_the_break_even() -> None:
     x, y = np.array(line).T
     assert np.exp(np.interp(np.log(star["x"]), np.log(x), np.log(y))) == pytest.approx(1, abs=0.01)
     assert "group, J: no setting has both costs in joules; no meter" in f.caption
-    alone = costs.break_even([payback("group", found, "J")])
+    alone = costs.break_even([study_break_even("group", found, "J")])
     assert alone.spec is None
     assert "no setting has both costs in joules" in (alone.reason or "")
 
@@ -157,7 +158,7 @@ def test_a_page_leads_with_what_thinking_bought() -> None:
 
 def test_findings_name_each_result_once() -> None:
     found = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
-    said = sentences.findings(found, ttc_study.answers(found, {}, draws=40))
+    said = sentences.findings(found, ttc_answers.answers(found, {}, draws=40))
     assert sum("g = " in line for line in said) == 2  # decode, and with prefill; joules were not measured
     assert any(line.startswith("Joules per answer: not measured (no meter") for line in said)
     assert any("rms error" in line for line in said)

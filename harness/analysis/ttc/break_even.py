@@ -1,9 +1,10 @@
-"""From how many queries on does a setting that is dearer to train and cheaper to ask pay? Q* = (train_b - train_a) / (query_a - query_b).
+"""The number of queries from which a setting that costs more to train and less to ask costs less in all.
 
-Both settings answer greedily and reach one accuracy: each line (size, format, control) has the training cost at which its monotone
-envelope passes that accuracy, interpolated in log cost as for the exchange rate; a line whose first end point is already above it stands
-with that end point. Compared are the line that is cheapest to train so far and the one that is then cheapest to ask. FLOP, joules and
-seconds each name their own pair.
+Q* = (train_b - train_a) / (query_a - query_b). Both settings answer greedily and reach the same
+accuracy. Each line (size, format, control) has the training cost at which its monotone envelope
+passes that accuracy, interpolated in log cost as for the exchange rate; a line whose first end point
+is above the accuracy has the cost of that end point. The line that is cheapest to train is compared
+with the line that is cheapest to ask. FLOP, joules and seconds each have their own pair of lines.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.analysis.ttc import exchange_rate
-from harness.analysis.ttc.curves import BreakEven, break_even
 from harness.analysis.ttc.exchange_rate import Curve
 from harness.laws.gram import Array
 from harness.records.ttc import TtcRecord
@@ -27,8 +27,26 @@ NAMES = {"FLOP": "FLOP", "s": "seconds", "J": "joules"}
 
 
 @dataclass
-class Payback:
-    """The two settings with what each costs to train to `accuracy` and to ask once, in `unit`; None where nothing was measured or reached."""
+class BreakEven:
+    """Queries from which the setting that costs more to train and less to ask costs less in all.
+
+    None where one setting dominates, or a cost is unknown.
+    """
+
+    queries: float | None
+    dominating: str | None = None
+    reason: str | None = None
+    low: float | None = None  # 95 %
+    high: float | None = None  # None with a `low`: unbounded
+    note: str = ""  # what the interval excludes, or why there is none
+
+
+@dataclass
+class BreakEvenAnswer:
+    """Two settings, with the costs of training each to `accuracy` and of asking it once, in `unit`.
+
+    None where no cost was measured, or no setting reaches the accuracy.
+    """
 
     task: str
     unit: str  # FLOP | s | J
@@ -43,15 +61,34 @@ class Payback:
 
 @dataclass
 class Lifetime:
-    """The cheapest setting of all, training and that many queries together."""
+    """The setting that costs least, with training and `queries` queries together."""
 
     queries: float
     setting: str
     cost: float
 
 
+def break_even(
+    a: str, train_a: float | None, query_a: float | None, b: str, train_b: float | None, query_b: float | None
+) -> BreakEven:
+    """Q* = (train_b - train_a) / (query_a - query_b) at equal accuracy; all costs have the same unit."""
+    if train_a is None or query_a is None or train_b is None or query_b is None:
+        return BreakEven(None, reason="a cost was not measured")
+    train, query = train_b - train_a, query_a - query_b
+    if train == 0 and query == 0:
+        return BreakEven(None, reason="the two settings cost the same")
+    if train >= 0 and query <= 0:
+        return BreakEven(None, a, f"{a} costs no more to train and no more to ask")
+    if train <= 0 and query >= 0:
+        return BreakEven(None, b, f"{b} costs no more to train and no more to ask")
+    return BreakEven(train / query)
+
+
 def lifetimes(settings: dict[str, tuple[float, float]]) -> list[Lifetime]:
-    """What to train for 1 to 1e12 queries: of all settings that reach the accuracy, the one with the least train + queries x query."""
+    """The setting of least train + queries x query, for 1 to 1e12 queries.
+
+    `settings`: name -> (training cost, cost of one query), at equal accuracy.
+    """
     out = []
     for queries in LIFETIMES:
         total = {name: train + queries * query for name, (train, query) in settings.items()}
@@ -60,8 +97,8 @@ def lifetimes(settings: dict[str, tuple[float, float]]) -> list[Lifetime]:
     return out
 
 
-def price(r: TtcRecord, unit: str) -> tuple[float, float] | None:
-    """(training, one greedy query) in `unit`; None where either is unknown."""
+def costs(r: TtcRecord, unit: str) -> tuple[float, float] | None:
+    """Costs of training and of one greedy query in `unit`; None where either is unknown."""
     row = next((x for x in r.rows if x.strategy == "greedy"), None)
     if row is None:
         return None
@@ -73,63 +110,68 @@ def price(r: TtcRecord, unit: str) -> tuple[float, float] | None:
     return (train, query) if train and query else None
 
 
-def reached(curve: Curve, target: float) -> tuple[float, float] | None:
-    """(training, query) cost at `target`, or those of a first end point above it."""
+def cost_at(curve: Curve, target: float) -> tuple[float, float] | None:
+    """Costs of training and of a query at accuracy `target`, or of a first end point above it."""
     train, query, accuracy = curve
     return (float(train[0]), float(query[0])) if accuracy[0] >= target else exchange_rate.crossing(curve, target)
 
 
-def payback(
-    task: str, found: Sequence[TtcRecord], unit: str, *, accuracy: float = ACCURACY, draws: int = 400, seed: int = 0
-) -> Payback:
-    """Q* in one unit, with its 95 % interval: problems are resampled by cluster, and seeds where there are enough, for the same two
-    settings. Training and query costs are taken as exact."""
+def study_break_even(
+    task: str, records: Sequence[TtcRecord], unit: str, *, accuracy: float = ACCURACY, draws: int = 400, seed: int = 0
+) -> BreakEvenAnswer:
+    """Q* in one unit, with its 95 % interval.
+
+    The interval resamples clusters of problems, and seeds where there are enough of them, for the same
+    two settings. Training and query costs are taken as exact.
+    """
 
     def settings(curves: dict[str, dict[str, Curve]]) -> dict[str, tuple[float, float]]:
-        at = {f"{of}, {line}": reached(c, accuracy) for of, lines in curves.items() for line, c in lines.items()}
-        return {name: both for name, both in at.items() if both}
+        pairs = {f"{of}, {line}": cost_at(c, accuracy) for of, lines in curves.items() for line, c in lines.items()}
+        return {name: pair for name, pair in pairs.items() if pair}
 
-    if not any(price(r, unit) for r in found):
-        reasons = {r.train_energy.reason for r in found if r.train_energy.reason} if unit == "J" else set()
-        why = f"no setting has both costs in {NAMES[unit]}" + "".join(f"; {x}" for x in sorted(reasons))
-        return Payback(task, unit, accuracy, None, None, BreakEven(None, reason=why))
-    drawn = exchange_rate.resampled(found, lambda r: price(r, unit), _greedy, lambda r: r.label, draws=draws, seed=seed)
-    first = settings(next(drawn))
+    if not any(costs(r, unit) for r in records):
+        reasons = {r.train_energy.reason for r in records if r.train_energy.reason} if unit == "J" else set()
+        reason = f"no setting has both costs in {NAMES[unit]}" + "".join(f"; {x}" for x in sorted(reasons))
+        return BreakEvenAnswer(task, unit, accuracy, None, None, BreakEven(None, reason=reason))
+    resamplings = exchange_rate.resampled(
+        records, lambda r: costs(r, unit), _greedy, lambda r: r.label, draws=draws, seed=seed
+    )
+    first = settings(next(resamplings))
     if not first:
-        why = f"no setting reaches greedy accuracy {accuracy:g}"
-        return Payback(task, unit, accuracy, None, None, BreakEven(None, reason=why))
+        reason = f"no setting reaches greedy accuracy {accuracy:g}"
+        return BreakEvenAnswer(task, unit, accuracy, None, None, BreakEven(None, reason=reason))
     a = min(first, key=lambda k: first[k])
     b = min(first, key=lambda k: first[k][::-1])
-    both = [[first[k][i] for k in (a, b)] for i in (0, 1)]
+    train, query = ([first[k][i] for k in (a, b)] for i in (0, 1))
     best = lifetimes(first)
     if a == b:
-        one = BreakEven(None, a, "it is the cheapest both to train and to ask")
-        return Payback(task, unit, accuracy, a, b, one, both[0], both[1], best)
+        dominant = BreakEven(None, a, "it is the cheapest both to train and to ask")
+        return BreakEvenAnswer(task, unit, accuracy, a, b, dominant, train, query, best)
     result = break_even(a, *first[a], b, *first[b])
     if result.queries is not None:
-        values = [v for s in map(settings, drawn) if (v := _drawn(s.get(a), s.get(b))) is not None]
+        values = [v for s in map(settings, resamplings) if (v := _resampled_queries(s.get(a), s.get(b))) is not None]
         result.low, result.high, result.note = _interval(values, draws)
-        if note := exchange_rate.seed_note(len({r.seed for r in found})):
+        if note := exchange_rate.seed_note(len({r.seed for r in records})):
             result.note = f"{result.note}; {note}" if result.note else note
-    return Payback(task, unit, accuracy, a, b, result, both[0], both[1], best)
+    return BreakEvenAnswer(task, unit, accuracy, a, b, result, train, query, best)
 
 
-def _drawn(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float | None:
-    """Q* of one resampling: 0 where b costs no more on both sides or a alone falls short of the accuracy, infinite the other way round."""
+def _resampled_queries(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float | None:
+    """Q* of one resampling: 0 where b dominates or a alone misses the accuracy, inf for the reverse.
+
+    None where both settings miss the accuracy.
+    """
     if a is None or b is None:
         return None if a is b else 0.0 if a is None else math.inf
-    one = break_even("a", *a, "b", *b)
-    return one.queries if one.queries is not None else {"a": math.inf, "b": 0.0}.get(one.dominating or "")
+    result = break_even("a", *a, "b", *b)
+    return result.queries if result.queries is not None else {"a": math.inf, "b": 0.0}.get(result.dominating or "")
 
 
 def _interval(values: list[float], draws: int) -> tuple[float | None, float | None, str]:
-    """(low, high, note): percentiles, high None where more than 2.5 % of the resamplings never break even."""
+    """Percentiles and a note; `high` is None where over 2.5 % of the resamplings never break even."""
     if len(values) < 0.9 * draws or not values:
-        return (
-            None,
-            None,
-            f"no interval: both settings fall short of the accuracy in {draws - len(values)} of {draws} resamplings",
-        )
+        missing = draws - len(values)
+        return None, None, f"no interval: both settings miss the accuracy in {missing} of {draws} resamplings"
     low, high = float(np.quantile(values, 0.025, method="lower")), float(np.quantile(values, 0.975, method="higher"))
     if high < math.inf:
         return low, high, ""

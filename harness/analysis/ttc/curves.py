@@ -1,7 +1,8 @@
-"""Evaluations to laws and answers: voting, coverage, forecast, silent depth, exchange, break-even, costs per correct answer.
+"""Curves of evaluations and their laws: voting, coverage, forecasts, silent depth, costs per answer.
 
-Works from the counts per problem of `TtcRecord`, so every interval resamples whole problem clusters. FLOP are useful ones (causal
-count); a missing number is None with a reason. Formulas: `docs/conventions.md`, "Test-time compute".
+Everything follows from the counts per problem of `TtcRecord`, so intervals resample whole clusters of
+problems. FLOP are useful ones (causal count); a missing number is None with a reason. Formulas:
+`docs/conventions.md`, "Test-time compute".
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from harness.laws.solver.bootstrap import DRAW_TOLERANCE, refit
 from harness.records.ttc import TtcRecord, TtcRow
 
 COSTS = ("test_flop", "tokens", "wall_s", "energy_j")
-FLAT_LOW, FLAT_HIGH = 0.05, 0.98  # a single sample this little above chance, or this good: its curves over n are flat
+# Accuracy of one sample, above chance and at most, for curves over n that are not flat
+MIN_ABOVE_CHANCE, MAX_SINGLE = 0.05, 0.98
 CELL_LAWS = ("voting", "coverage", "pass_at_k")
-CELL_DRAWS = 200  # bootstrap draws of a cell's laws at most: a study has hundreds of cells
+MAX_CELL_DRAWS = 200  # bootstrap draws of a cell's laws: a study has hundreds of cells
 
 
 @dataclass
 class Estimate:
-    """A number with its 95 % interval, or the reason why there is none."""
+    """A number with its 95 % interval, or the reason why it is missing."""
 
     value: float | None
     low: float | None = None
@@ -42,18 +44,18 @@ def cell_name(r: TtcRecord) -> str:
     return f"{r.name} {r.branch}, {r.label}, T={r.temperature:g}"
 
 
-def fit_name(law: str, r: TtcRecord) -> str:
-    """The name of a cell's law in `fits.json`."""
-    return f"ttc/{law}/{cell_name(r)}"
+def fit_name(law: str, cell: str) -> str:
+    """The name of a cell's law in `fits.json`; `cell` is its `cell_name`."""
+    return f"ttc/{law}/{cell}"
 
 
 def of_cell(name: str) -> bool:
-    """Whether a fit of `fits.json` is one of a single cell: a study has hundreds."""
+    """Whether a fit of `fits.json` is of a single cell; a study has hundreds of these."""
     return name.startswith("ttc/") and name.split("/")[1] in CELL_LAWS
 
 
 def last_end_points(records: Sequence[TtcRecord]) -> list[TtcRecord]:
-    """Those of the most training of each run."""
+    """The records of the longest training of each run."""
     most: dict[str, int] = {}
     for r in records:
         most[r.run_id] = max(most.get(r.run_id, 0), r.tokens or 0)
@@ -62,18 +64,22 @@ def last_end_points(records: Sequence[TtcRecord]) -> list[TtcRecord]:
 
 # --- curves of one record -------------------------------------------------------------------------------------------
 def hits(r: TtcRecord) -> Array:
-    """Right samples per problem (P,), by what the record counts as right: the answer or the whole trace."""
+    """Right samples per problem (P,); what is right is the answer or the trace, as the record says."""
     return np.array(r.stats.trace_ok if r.accuracy_of == "trace" else r.stats.correct, dtype=float)
 
 
-def ladder(n_max: int) -> list[int]:
+def powers_of_two(n_max: int) -> list[int]:
+    """1, 2, 4 … up to `n_max`."""
     return [2**i for i in range(n_max.bit_length()) if 2**i <= n_max]
 
 
 def fit_curve(
     law: str, x: Array, per_problem: Array, cluster: Sequence[int], *, error: bool, bootstrap: int, seed: int
 ) -> Fit:
-    """`law` through the mean over problems of `per_problem` (P, n); draws refit the curves of resampled clusters."""
+    """`law` through the mean over problems of `per_problem` (P, n).
+
+    The bootstrap refits the curves of resampled clusters. `error`: the law is of 1 - `per_problem`.
+    """
     form = law_named(law)
     values = 1 - per_problem if error else per_problem
     y = values.mean(0)
@@ -82,73 +88,73 @@ def fit_curve(
     fit.n_clusters = len(set(cluster))
     if bootstrap:
         bound = form.bind({form.symbols[0]: x}, y, np.ones(len(x)), {})
-        drawn = cluster_weights(cluster, bootstrap, seed) @ values
-        found = refit(bound, bound.internal(fit.params), drawn, np.ones_like(drawn), form.delta, seed)
-        good = found.decrement <= DRAW_TOLERANCE
+        curves = cluster_weights(cluster, bootstrap, seed) @ values
+        refits = refit(bound, bound.internal(fit.params), curves, np.ones_like(curves), form.delta, seed)
+        good = refits.decrement <= DRAW_TOLERANCE
         if good.sum() >= 20:
-            external = bound.external(found.theta[good])
+            external = bound.external(refits.theta[good])
             fit.draws = {k: v.tolist() for k, v in external.items()}
             fit.interval = {k: percentiles(v) for k, v in external.items()}
-            fit.bootstrap = found.counts(seed)
+            fit.bootstrap = refits.counts(seed)
     return fit
 
 
 def flat(r: TtcRecord) -> str | None:
     """Why the curves of a record over n have no shape to fit; None where they have one."""
     single = float(hits(r).mean()) / r.samples
-    if r.chance + FLAT_LOW <= single <= FLAT_HIGH:
+    if r.chance + MIN_ABOVE_CHANCE <= single <= MAX_SINGLE:
         return None
-    where = "at chance" if single < FLAT_HIGH else "nearly always right"
+    where = "at chance" if single < MAX_SINGLE else "nearly always right"
     return f"one sample is {where} ({single:.3f}): the curves over n are flat"
 
 
 def voting_curve(r: TtcRecord) -> tuple[Array, Array]:
     """n (m,), and per problem the chance (P, m) that the majority of n samples is right."""
-    n = ladder(r.samples)
+    n = powers_of_two(r.samples)
     right = [estimators.majority(r.stats.correct, r.stats.wrong, r.stats.unread, k) for k in n]
     return np.array(n, dtype=float), np.stack(right, 1)
 
 
 def coverage_curve(r: TtcRecord) -> tuple[Array, Array]:
     """k (m,), and pass@k per problem (P, m)."""
-    k = ladder(r.samples)
+    k = powers_of_two(r.samples)
     count = np.full(len(r.stats.correct), r.samples)
     return np.array(k, dtype=float), np.stack([estimators.pass_at_k(hits(r), count, i) for i in k], 1)
 
 
-def fit_study_ttc(
+def fit_cells(
     records: Sequence[TtcRecord], *, bootstrap: int = 200, seed: int = 0
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Voting law, coverage law and beta-binomial by `fit_name`; and name -> why it is absent.
+    """Voting law, coverage law and beta-binomial of each cell by `fit_name`, and name -> why absent.
 
-    A cell whose single samples are at chance, or nearly all right, has curves without a shape; it is left out with that reason.
+    A cell whose single samples are at chance or nearly all right has flat curves and gets no laws.
     """
-    bootstrap = min(bootstrap, CELL_DRAWS)
-    same = {"bootstrap": bootstrap, "seed": seed}
+    bootstrap = min(bootstrap, MAX_CELL_DRAWS)
+    options = {"bootstrap": bootstrap, "seed": seed}
     fits: dict[str, Fit] = {}
     absent: dict[str, str] = {}
     for r in records:
         if reason := flat(r):
-            absent |= {fit_name(law, r): reason for law in CELL_LAWS}
+            absent |= {fit_name(law, cell_name(r)): reason for law in CELL_LAWS}
             continue
         cluster, count = r.stats.cluster, np.full(len(r.stats.correct), r.samples)
         jobs: tuple[Callable[[], Fit], ...] = (
-            lambda r=r, c=cluster: fit_curve("voting", *voting_curve(r), c, error=True, **same),
-            lambda r=r, c=cluster: fit_curve("coverage", *coverage_curve(r), c, error=False, **same),
-            lambda r=r, n=count: pass_at_k.fit(hits(r), n, **same),
+            lambda r=r, c=cluster: fit_curve("voting", *voting_curve(r), c, error=True, **options),
+            lambda r=r, c=cluster: fit_curve("coverage", *coverage_curve(r), c, error=False, **options),
+            lambda r=r, n=count: pass_at_k.fit(hits(r), n, **options),
         )
         for law, job in zip(CELL_LAWS, jobs, strict=True):
             try:
-                fits[fit_name(law, r)] = job()
+                fits[fit_name(law, cell_name(r))] = job()
             except FitError as e:
-                absent[fit_name(law, r)] = str(e)
+                absent[fit_name(law, cell_name(r))] = str(e)
     return fits, absent
 
 
 # --- forecast -------------------------------------------------------------------------------------------------------
 @dataclass
-class Forecast:
-    """pass@k forecast from `fitted` samples per problem, scored on the other `k` samples, which no fit has seen."""
+class PassForecast:
+    """pass@k forecast from `fitted` samples per problem, scored on `k` other samples."""
 
     cell: str
     fitted: int
@@ -160,21 +166,24 @@ class Forecast:
     reason: str | None = None  # why a forecast is missing
 
 
-def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> Forecast | None:
-    """None where fewer than twice `fitted` samples were drawn. The split is hypergeometric: any subset is as likely."""
+def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> PassForecast | None:
+    """The forecast of one cell; None for fewer than twice `fitted` samples.
+
+    The split of the samples is hypergeometric: every subset has the same probability.
+    """
     k = r.samples - fitted
     if fitted < 4 or k < fitted:
         return None
     right = hits(r).astype(int)
-    near = np.random.default_rng(seed).hypergeometric(right, r.samples - right, fitted)
-    far = right - near
+    seen = np.random.default_rng(seed).hypergeometric(right, r.samples - right, fitted)
+    held_out = right - seen
     count = np.full(len(right), fitted)
-    beta = pass_at_k.fit(near, count, bootstrap=0)
+    beta = pass_at_k.fit(seen, count, bootstrap=0)
     value, power, reason = None, None, None
     try:
         value = float(laws.predict(beta, {"k": np.array([float(k)])}, extrapolate=True)[0])
-        x = np.array(ladder(fitted), dtype=float)
-        y = np.array([estimators.pass_at_k(near, count, int(j)).mean() for j in x])
+        x = np.array(powers_of_two(fitted), dtype=float)
+        y = np.array([estimators.pass_at_k(seen, count, int(j)).mean() for j in x])
         power = float(
             laws.predict(
                 laws.fit("coverage", {"k": x, "coverage": y}, bootstrap=0), {"k": np.array([k])}, extrapolate=True
@@ -182,12 +191,15 @@ def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> Forecast | None:
         )
     except FitError as e:
         reason = str(e)
-    plug_in = float((1 - (1 - near / fitted) ** k).mean())
-    return Forecast(cell_name(r), fitted, k, float((far > 0).mean()), value, power, plug_in, reason)
+    plug_in = float((1 - (1 - seen / fitted) ** k).mean())
+    return PassForecast(cell_name(r), fitted, k, float((held_out > 0).mean()), value, power, plug_in, reason)
 
 
 def noisy_verifier_limit(r: TtcRecord, tpr: float, fpr: float) -> float:
-    """Accuracy of best-of-n under a noisy verifier as n grows: mean over problems of p t / (p t + (1 - p) f)."""
+    """Accuracy of best-of-n with a noisy verifier as n grows.
+
+    The mean over problems of p t / (p t + (1 - p) f), with rates t and f of true and false positives.
+    """
     p = hits(r) / r.samples
     accepted = p * tpr + (1 - p) * fpr
     return float(np.divide(p * tpr, accepted, out=np.zeros_like(p), where=accepted > 0).mean())
@@ -199,11 +211,11 @@ def cost(row: TtcRow, name: str) -> float | None:
 
 
 def pareto(pairs: Sequence[tuple[TtcRecord, TtcRow]], name: str) -> list[tuple[TtcRecord, TtcRow]]:
-    """Cells that no other beats: none is as cheap and more accurate, or cheaper and as accurate. Cheapest first."""
-    known = [(c, -row.accuracy, i) for i, (_, row) in enumerate(pairs)
+    """The Pareto front of cells by cost and accuracy, cheapest first."""
+    candidates = [(c, -row.accuracy, i) for i, (_, row) in enumerate(pairs)
              if row.accuracy is not None and (c := cost(row, name)) is not None]  # fmt: skip
     best, front = -np.inf, []
-    for _, negative, i in sorted(known):
+    for _, negative, i in sorted(candidates):
         if -negative > best:
             best = -negative
             front.append(pairs[i])
@@ -211,12 +223,13 @@ def pareto(pairs: Sequence[tuple[TtcRecord, TtcRow]], name: str) -> list[tuple[T
 
 
 def per_correct(r: TtcRecord, row: TtcRow, name: str, *, draws: int = 1000, seed: int = 0) -> Estimate:
-    """Cost of all queries over the number answered right: wrong answers are paid for. The cost per query is taken as exact.
+    """Cost of all queries, wrong answers included, over the number of right answers.
 
-    Resamples problems where the record holds their outcomes (greedy, one sample); otherwise the row's accuracy interval is inverted.
+    The cost per query is taken as exact. The interval resamples problems where the record has their
+    outcomes (greedy, one sample); otherwise it is that of the row's accuracy.
     """
-    price = cost(row, name)
-    if price is None:
+    query = cost(row, name)
+    if query is None:
         return Estimate(None, reason=row.energy_reason if name == "energy_j" else f"{name} was not measured")
     if not row.accuracy:
         return Estimate(None, reason=row.reason or "no answer was right")
@@ -226,18 +239,18 @@ def per_correct(r: TtcRecord, row: TtcRow, name: str, *, draws: int = 1000, seed
         low, high = np.percentile(accuracy, [2.5, 97.5]).tolist()
     else:
         low, high = row.accuracy_low, row.accuracy_high
-    return Estimate(price / row.accuracy, price / high if high else None, price / low if low else None)
+    return Estimate(query / row.accuracy, query / high if high else None, query / low if low else None)
 
 
 # --- silent depth ---------------------------------------------------------------------------------------------------
-def silent_depth(budgets: Sequence[TtcRecord]) -> dict[int, tuple[float, int]]:
-    """r -> (greedy accuracy with r products still to do, problems) pooled over forced budgets of ONE end point.
+def silent_depth(cells: Sequence[TtcRecord]) -> dict[int, tuple[float, int]]:
+    """r -> (greedy accuracy with r products still to do, problems), over forced lengths of ONE end point.
 
-    r = size - max(budget, 1): the first product is read from the prompt with or without a written state. Empty for other tasks: a text task's
-    budget is of tokens, and no product is left to do.
+    r = size - max(length, 1), because the first product is read from the prompt with or without a
+    written state. Empty for tasks other than `group`: the length of a text task is in tokens.
     """
     right: dict[int, list[bool]] = {}
-    for r in budgets:
+    for r in cells:
         if (b := r.control.get("max_states")) is None or r.task["name"] != "group":
             continue
         for size, ok in zip(r.stats.size, r.stats.greedy, strict=True):
@@ -246,35 +259,6 @@ def silent_depth(budgets: Sequence[TtcRecord]) -> dict[int, tuple[float, int]]:
 
 
 def predicted_accuracy(depth: dict[int, tuple[float, int]], r: TtcRecord) -> float:
-    """acc(b) = sum over sizes of P(size) S(size - max(b, 1)), of the record's own budget and sizes."""
+    """acc(b) = sum over sizes of P(size) S(size - max(b, 1)), for the record's forced length and sizes."""
     b = max(r.control["max_states"], 1)
     return float(np.mean([depth[max(size - b, 0)][0] for size in r.stats.size]))
-
-
-# --- train against test ---------------------------------------------------------------------------------------------
-@dataclass
-class BreakEven:
-    """Queries from which the setting that is dearer to train and cheaper to ask pays; None where one dominates."""
-
-    queries: float | None
-    dominating: str | None = None
-    reason: str | None = None
-    low: float | None = None  # 95 %
-    high: float | None = None  # None beside a `low`: unbounded
-    note: str = ""  # what the interval leaves out, or why there is none
-
-
-def break_even(
-    a: str, train_a: float | None, query_a: float | None, b: str, train_b: float | None, query_b: float | None
-) -> BreakEven:
-    """Q* = (train_b - train_a) / (query_a - query_b) at equal accuracy, in whatever unit all four costs share."""
-    if train_a is None or query_a is None or train_b is None or query_b is None:
-        return BreakEven(None, reason="a cost was not measured")
-    train, query = train_b - train_a, query_a - query_b
-    if train == 0 and query == 0:
-        return BreakEven(None, reason="the two settings cost the same")
-    if train >= 0 and query <= 0:
-        return BreakEven(None, a, f"{a} costs no more to train and no more to ask")
-    if train <= 0 and query >= 0:
-        return BreakEven(None, b, f"{b} costs no more to train and no more to ask")
-    return BreakEven(train / query)

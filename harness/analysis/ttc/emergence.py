@@ -1,7 +1,8 @@
-"""Is a jump in exact match an ability or a metric? Nulls from the token probabilities of the same problems, and a verdict.
+"""Whether a jump in exact match is an ability or an effect of the metric: nulls and a verdict.
 
-Null EM0 = c + (1 - c) p_token^T; bracket p_trace <= EM <= c + (1 - c) p_trace. The nulls are those of reading a single reference trace;
-they take no account of several right answers.
+The nulls follow from the token probabilities of the same problems: EM0 = c + (1 - c) p_token^T, with
+the bracket p_trace <= EM <= c + (1 - c) p_trace. They assume a single reference trace, and thus one
+right answer per problem.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from harness.laws.estimators import cluster_weights
 from harness.laws.gram import Array
 from harness.records.ttc import TtcRecord
 
-SLACK = 0.01  # by which exact match may leave the bracket before it counts, beside its own interval
-LEAST_GAIN, MOST_CHANCE = 0.5, 0.05  # of a bend that counts
+BRACKET_TOLERANCE = 0.01  # of exact match, in addition to its interval
+MIN_GAIN, MAX_CHANCE = 0.5, 0.05  # of a bend that counts
 ARTEFACT, BREAK, UNDECIDED = "metric artefact", "break in p_tok", "undecided"
 
 
@@ -42,12 +43,12 @@ class Audit:
     verdict: str
     reason: str
     points: list[AuditPoint] = field(default_factory=list)
-    broken_gain: float | None = None  # 1 - held-out squared error of two lines over that of one; None: too few points
-    broken_chance: float | None = None  # how often a straight line with the same scatter would show that gain
+    broken_gain: float | None = None  # 1 - held-out squared error of two lines over that of one
+    broken_chance: float | None = None  # of this gain by a straight line with the same scatter
 
 
 def point(r: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | None:
-    """None without likelihoods."""
+    """The audit of one cell; None without likelihoods."""
     s = r.smooth
     if s is None:
         return None
@@ -57,43 +58,44 @@ def point(r: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | Non
     def null(token: float) -> float:
         return r.chance + (1 - r.chance) * token**s.trace_tokens
 
-    ends = null(s.p_token_low), null(s.p_token_high)
-    bracket = s.p_trace_low - SLACK, r.chance + (1 - r.chance) * s.p_trace_high + SLACK
-    inside = (low <= ends[1] and high >= ends[0]) or (low <= bracket[1] and high >= bracket[0])
+    band = null(s.p_token_low), null(s.p_token_high)
+    bracket = s.p_trace_low - BRACKET_TOLERANCE, r.chance + (1 - r.chance) * s.p_trace_high + BRACKET_TOLERANCE
+    inside = (low <= band[1] and high >= band[0]) or (low <= bracket[1] and high >= bracket[0])
     return AuditPoint(
         f"{r.name} {r.branch}, {r.label}", r.train_flop, float(p.mean()), low, high, s.p_token, s.ce_nat, s.p_trace,
-        null(s.p_token), *ends, inside,
+        null(s.p_token), *band, inside,
     )  # fmt: skip
 
 
 def broken_gain(x: Array, y: Array) -> Array | None:
-    """Leave-one-out squared error of a line with one bend, its place chosen without the point left out, against a straight line's.
+    """1 - the leave-one-out squared error of a line with one bend over that of a straight line.
 
-    x (n,), y (R, n), one gain for each of the R data sets; positive where the bend predicts better. None under 6 points. The ends are
-    not left out, or a line would be extrapolated.
+    x (n,) and y (R, n) give one gain for each of R data sets (R,); None under 6 points. The place of
+    the bend is chosen without the point that is left out. The first and the last point are never left
+    out, because the lines would be extrapolated.
     """
     if len(x) < 6:
         return None
     order = np.argsort(x)
     x, y = x[order], y[:, order]
-    one, two = np.zeros(len(y)), np.zeros(len(y))
+    straight_error, bent_error = np.zeros(len(y)), np.zeros(len(y))
     for i in range(1, len(x) - 1):
-        kept = np.delete(np.arange(len(x)), i)
-        straight, _ = _held_out(x[kept], y[:, kept], None, x[i])
-        bent = [_held_out(x[kept], y[:, kept], knot, x[i]) for knot in x[kept][1:-1]]
-        chosen = np.argmin([miss for _, miss in bent], axis=0)
-        one += (straight - y[:, i]) ** 2
-        two += (np.array([at for at, _ in bent])[chosen, np.arange(len(y))] - y[:, i]) ** 2
-    rounding = 1e-20 * (y**2).sum(-1)  # below it a straight line is exact and nothing can be better
-    return np.where(one > rounding, 1 - two / np.maximum(one, 1e-300), 0.0)
+        rest = np.delete(np.arange(len(x)), i)
+        straight, _ = _held_out(x[rest], y[:, rest], None, x[i])
+        bent = [_held_out(x[rest], y[:, rest], knot, x[i]) for knot in x[rest][1:-1]]
+        chosen = np.argmin([error for _, error in bent], axis=0)
+        straight_error += (straight - y[:, i]) ** 2
+        bent_error += (np.array([value for value, _ in bent])[chosen, np.arange(len(y))] - y[:, i]) ** 2
+    rounding = 1e-20 * (y**2).sum(-1)  # a straight line with a smaller error is exact
+    return np.where(straight_error > rounding, 1 - bent_error / np.maximum(straight_error, 1e-300), 0.0)
 
 
-def _held_out(x: Array, y: Array, knot: float | None, at: float) -> tuple[Array, Array]:
-    """A line through the kept points of each data set: its value at `at` and its squared error on them, (R,) each."""
+def _held_out(x: Array, y: Array, knot: float | None, x_out: float) -> tuple[Array, Array]:
+    """A line through the points of each data set: its value at `x_out` and its squared error, (R,) each."""
     design = _design(x, knot)
     inverse = np.linalg.pinv(design)
     solution = y @ inverse.T
-    return solution @ _design(np.array([at]), knot)[0], ((solution @ design.T - y) ** 2).sum(-1)
+    return solution @ _design(np.array([x_out]), knot)[0], ((solution @ design.T - y) ** 2).sum(-1)
 
 
 def _design(x: Array, knot: float | None) -> Array:
@@ -102,20 +104,21 @@ def _design(x: Array, knot: float | None) -> Array:
 
 
 def chance_of_gain(x: Array, y: Array, gain: float, *, draws: int = 1000, seed: int = 0) -> float:
-    """How often a straight line with the scatter of y (n,) around its own would show a gain at least as large, by simulation."""
+    """How often a straight line with the scatter of y (n,) shows this gain or more, by simulation."""
     design = _design(x, None)
     line = design @ np.linalg.lstsq(design, y, rcond=None)[0]
     scatter = math.sqrt(float(((y - line) ** 2).sum()) / (len(x) - 2))
-    drawn = line + np.random.default_rng(seed).normal(0, scatter, (draws, len(x)))
-    found = broken_gain(x, drawn)
-    assert found is not None
-    return float((1 + (found >= gain).sum()) / (1 + draws))
+    simulated = line + np.random.default_rng(seed).normal(0, scatter, (draws, len(x)))
+    gains = broken_gain(x, simulated)
+    assert gains is not None
+    return float((1 + (gains >= gain).sum()) / (1 + draws))
 
 
 def audit(records: Sequence[TtcRecord]) -> Audit:
     """Verdict over the end points of ONE control and temperature.
 
-    A bend counts when it halves the held-out error, and a straight line with the same scatter would do so in under 5 % of cases.
+    A bend counts when it halves the held-out error, and a straight line with the same scatter does so
+    in under 5 % of cases.
     """
     points = [p for r in records if (p := point(r)) is not None]
     if not points:
@@ -129,9 +132,12 @@ def audit(records: Sequence[TtcRecord]) -> Audit:
         return Audit(UNDECIDED, f"{len(usable)} end points with known training compute; 6 are needed", points)
     gain = float(gains[0])
     rare = chance_of_gain(x, y, gain)
-    if gain > LEAST_GAIN and rare < MOST_CHANCE:
-        why = f"two lines cut the held-out error of logit p_token by {gain:.0%}; a straight line would look so in {rare:.1%} of cases"
-        return Audit(BREAK, why, points, gain, rare)
+    if gain > MIN_GAIN and rare < MAX_CHANCE:
+        reason = (
+            f"two lines cut the held-out error of logit p_token by {gain:.0%}; "
+            f"a straight line does so in {rare:.1%} of cases"
+        )
+        return Audit(BREAK, reason, points, gain, rare)
     if outside:
         return Audit(UNDECIDED, f"exact match leaves the null's band at {', '.join(outside)}", points, gain, rare)
     return Audit(ARTEFACT, "exact match stays in the null's band and logit p_token shows no bend", points, gain, rare)

@@ -1,10 +1,13 @@
-"""Train-for-test exchange rate: along lines of equal accuracy, log F_test = -g log F_train + h logit(accuracy) + const(family).
+"""The exchange rate of training for test compute, along lines of equal accuracy.
 
-A family is one model size trained in one format and arm: between families both costs move together (a wider model costs more to
-train and more to ask), which is no exchange, so each has a constant of its own. One curve per (family, control, temperature):
-pass@1 against training cost over the end points of that size, as seed means. The curve's monotone envelope, interpolated in log
-training cost, says what training each accuracy takes; the test cost there is that of one sample, interpolated alike.
-Extrapolation is never used.
+log F_test = -g log F_train + h logit(accuracy) + const(family). A family is one model size trained
+in one mode and format. Between families both costs move together, because a wider model costs more
+to train and more to ask; that is not an exchange, so each family has a constant of its own.
+
+There is one curve per (family, control, temperature): pass@1 against training cost over the end
+points of that size, as seed means. The monotone envelope of the curve, interpolated in log training
+cost, gives the training cost of each accuracy. The test cost there is that of one sample,
+interpolated in the same way. Nothing is extrapolated.
 """
 
 from __future__ import annotations
@@ -20,10 +23,9 @@ from harness.records.ttc import TtcRecord
 
 TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BASES = ("decode", "prefill+decode", "joules")
-MIN_SEEDS = 3  # from here up the bootstrap draws seeds too
-Curve = tuple[
-    Array, Array, Array
-]  # train cost, test cost, accuracy of the end points of one line, rising in train cost
+MIN_SEEDS = 3  # for which the bootstrap draws seeds too
+# Train cost, test cost and accuracy of the end points of one line, by rising train cost
+Curve = tuple[Array, Array, Array]
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Exchange:
 
 
 def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
-    """(training, one sample at test) in the unit of `basis`; None where either is unknown."""
+    """Costs of training and of one sample in the unit of `basis`; None where either is unknown."""
     row = next((x for x in r.rows if x.strategy == "sample" and x.n == 1), None)
     if row is None:
         return None
@@ -62,26 +64,31 @@ def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
 
 
 def crossing(curve: Curve, target: float) -> tuple[float, float] | None:
-    """(train, test) cost at which the monotone envelope of the curve reaches `target`, interpolated in log cost; None where the curve
-    does not pass through it."""
+    """(train, test) cost at which the monotone envelope of the curve reaches `target`.
+
+    Interpolated in log cost; None where the curve does not pass through the accuracy.
+    """
     train, test, accuracy = curve
     envelope = np.maximum.accumulate(accuracy)
     if not envelope[0] < target <= envelope[-1]:
         return None
     j = int(np.argmax(envelope >= target))
     share = (target - envelope[j - 1]) / (envelope[j] - envelope[j - 1])
-    at = [float(np.exp((1 - share) * np.log(c[j - 1]) + share * np.log(c[j]))) for c in (train, test)]
-    return at[0], at[1]
+    costs = [float(np.exp((1 - share) * np.log(c[j - 1]) + share * np.log(c[j]))) for c in (train, test)]
+    return costs[0], costs[1]
 
 
 def isolines(curves: dict[str, Curve], family: str = "", targets: Sequence[float] = TARGETS) -> list[Iso]:
-    """`curves` of one family, by line. Only accuracies that two lines reach at different test costs."""
+    """Points of equal accuracy of one family, for accuracies reached at several test costs.
+
+    `curves`: line -> curve.
+    """
     out = []
     for target in targets:
-        at = {line: crossing(curve, target) for line, curve in curves.items()}
-        found = [Iso(target, line, family, *both) for line, both in at.items() if both]
-        if len({round(float(np.log(i.test)), 6) for i in found}) > 1:
-            out += found
+        pairs = {line: crossing(curve, target) for line, curve in curves.items()}
+        points = [Iso(target, line, family, *pair) for line, pair in pairs.items() if pair]
+        if len({round(float(np.log(i.test)), 6) for i in points}) > 1:
+            out += points
     return out
 
 
@@ -105,24 +112,24 @@ def slope(points: Sequence[Iso]) -> float | None:
 
 def resampled(
     records: Sequence[TtcRecord],
-    price: Callable[[TtcRecord], tuple[float, float] | None],
+    cost_pair: Callable[[TtcRecord], tuple[float, float] | None],
     right: Callable[[TtcRecord], Array],
     line: Callable[[TtcRecord], str],
     *,
     draws: int,
     seed: int,
 ) -> Iterator[dict[str, dict[str, Curve]]]:
-    """Curves by family and line, as seed means: first of all problems and seeds, then `draws` times of resampled problem clusters, and
-    of resampled seeds where there are `MIN_SEEDS`.
+    """Curves by family and line, as seed means, for all problems and then for `draws` resamplings.
 
-    `price`: (training, query) cost of a cell, None where either is unknown; `right`: share of right answers per problem (P,);
-    `line`: what tells the curves of a family apart.
+    Problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`. `cost_pair`: (training,
+    query) cost of a cell, None where either is unknown; `right`: share of right answers per problem
+    (P,); `line`: the name of a cell's curve within its family.
     """
     groups: dict[tuple[str, str], dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
     for r in records:
-        if (both := price(r)) is not None:
+        if (pair := cost_pair(r)) is not None:
             group = family(r), line(r)
-            groups.setdefault(group, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *both)
+            groups.setdefault(group, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *pair)
     shares: dict[str, Array] = {}  # cell -> accuracy (draws + 1,), the first of all problems
     for r in records:
         p = right(r)
@@ -130,60 +137,60 @@ def resampled(
     seeds = sorted({r.seed for r in records})
     rng = np.random.default_rng([seed, 1])
     for d in range(draws + 1):
-        drawn = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
+        chosen = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
         curves: dict[str, dict[str, Curve]] = {}
-        for (of, name), ends in groups.items():
+        for (group, name), by_tokens in groups.items():
             rows = []
-            for _, by_seed in sorted(ends.items()):
-                if kept := [by_seed[s] for s in drawn if s in by_seed]:
-                    accuracy = float(np.mean([shares[_key(r)][d] for r, _, _ in kept]))
-                    rows.append((np.mean([t for _, t, _ in kept]), np.mean([q for _, _, q in kept]), accuracy))
+            for _, by_seed in sorted(by_tokens.items()):
+                if cells := [by_seed[s] for s in chosen if s in by_seed]:
+                    accuracy = float(np.mean([shares[_key(r)][d] for r, _, _ in cells]))
+                    rows.append((np.mean([t for _, t, _ in cells]), np.mean([q for _, _, q in cells]), accuracy))
             if rows:
                 train, test, accuracy = (np.array(c) for c in zip(*sorted(rows), strict=True))
-                curves.setdefault(of, {})[name] = train, test, accuracy
+                curves.setdefault(group, {})[name] = train, test, accuracy
         yield curves
 
 
 def seed_note(seeds: int) -> str:
-    """What an interval leaves out where there are too few seeds to draw them."""
-    return "" if seeds >= MIN_SEEDS else f"{seeds} seed{'s' * (seeds > 1)}: the interval holds problems only"
+    """The limit of an interval with too few seeds to resample; empty otherwise."""
+    return "" if seeds >= MIN_SEEDS else f"{seeds} seed{'s' * (seeds > 1)}: the interval covers problems only"
 
 
 def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
-    """g with its 95 % interval: problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`."""
+    """g with its 95 % interval, over clusters of problems, and over seeds where there are `MIN_SEEDS`."""
     seeds = len({r.seed for r in records})
     if not any(costs(r, basis) for r in records):
         unmetered = (
             {x.energy_reason for r in records for x in r.rows if x.energy_reason} if basis == "joules" else set()
         )
-        why = "; ".join(sorted(unmetered)) or "no cell has both costs on this basis"
-        return Exchange(basis, None, None, None, seeds, 0, reason=why)
-    found: list[float] = []
+        reason = "; ".join(sorted(unmetered)) or "no cell has both costs on this basis"
+        return Exchange(basis, None, None, None, seeds, 0, reason=reason)
+    slopes: list[float] = []
     points: list[Iso] = []
     first: float | None = None
-    drawn = resampled(records, lambda r: costs(r, basis), single, _control, draws=draws, seed=seed)
-    for d, curves in enumerate(drawn):
+    resamplings = resampled(records, lambda r: costs(r, basis), single, _control, draws=draws, seed=seed)
+    for d, curves in enumerate(resamplings):
         iso = [i for of, lines in curves.items() for i in isolines(lines, of)]
         value = slope(iso)
         if d == 0:
             points, first = iso, value
         elif value is not None:
-            found.append(value)
-    note, failed = seed_note(seeds), draws - len(found)
+            slopes.append(value)
+    note, failed = seed_note(seeds), draws - len(slopes)
     if first is None:
-        why = "no accuracy is reached by two lines of different test cost"
-        return Exchange(basis, None, None, None, seeds, failed, points, why, note)
-    ends = np.percentile(found, [2.5, 97.5]).tolist() if len(found) >= 0.9 * draws > 0 else [None, None]
-    return Exchange(basis, first, ends[0], ends[1], seeds, failed, points, note=note)
+        reason = "no accuracy is reached by two lines of different test cost"
+        return Exchange(basis, None, None, None, seeds, failed, points, reason, note)
+    interval = np.percentile(slopes, [2.5, 97.5]).tolist() if len(slopes) >= 0.9 * draws > 0 else [None, None]
+    return Exchange(basis, first, interval[0], interval[1], seeds, failed, points, note=note)
 
 
 def single(r: TtcRecord) -> Array:
-    """Chance (P,) that one sample answers right."""
+    """Probability (P,) that one sample is right."""
     return np.array(r.stats.correct) / r.samples
 
 
 def family(r: TtcRecord) -> str:
-    """Size, arm and format: what is alike but for training, control and temperature."""
+    """Size, mode and format: cells of one family differ in training, control and temperature alone."""
     parts = [f"N {r.n_total:,}", *(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))]
     return ", ".join(parts)
 

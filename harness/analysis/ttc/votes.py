@@ -1,7 +1,8 @@
 """Serial against parallel: does a vote over n samples beat one longer thought that costs no more?
 
-At one end point every control (stride, forced budget) has one greedy answer, which is serial thought, and votes over n of its samples,
-which are parallel. A vote is compared with the most accurate greedy answer, of whatever control, that costs as much or less.
+At one end point, every control (stride, forced length) has one greedy answer, which is serial
+thought, and votes over n samples, which are parallel. A vote is compared with the most accurate
+greedy answer of any control that costs as much or less.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from harness.records.ttc import TtcRecord, TtcRow
 
 @dataclass
 class EqualCost:
-    """One vote and the best single answer for the same money; costs per problem."""
+    """One vote and the best single answer that costs no more; costs are per problem."""
 
     cost: str  # test_flop | tokens | wall_s | energy_j
     parallel: str  # cell whose samples vote
@@ -32,10 +33,10 @@ class EqualCost:
 
 
 def longest(records: Sequence[TtcRecord]) -> list[list[TtcRecord]]:
-    """Per task, arm, format and temperature: the cells of one end point, that of the most training of the largest size, by tokens used."""
+    """Per setup and temperature: the cells of the longest training of the largest size, by tokens used."""
     groups: dict[tuple, list[TtcRecord]] = {}
     for r in records:
-        groups.setdefault((kind(r), r.temperature), []).append(r)
+        groups.setdefault((setup(r), r.temperature), []).append(r)
     out = []
     for cells in groups.values():
         top = max(cells, key=lambda r: (r.n_total, r.tokens or 0, -r.seed))
@@ -44,8 +45,8 @@ def longest(records: Sequence[TtcRecord]) -> list[list[TtcRecord]]:
     return out
 
 
-def kind(r: TtcRecord) -> str:
-    """Task, arm and format: what is never pooled."""
+def setup(r: TtcRecord) -> str:
+    """Task, mode and format of a cell; cells that differ in one of them are never pooled."""
     return " ".join(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))
 
 
@@ -54,15 +55,17 @@ def greedy(r: TtcRecord) -> TtcRow | None:
 
 
 def votes(r: TtcRecord) -> list[TtcRow]:
-    """Majorities of samples drawn side by side, n rising from 1: a single sample is a vote of one."""
-    kept = [x for x in r.rows if x.strategy in ("sample", "majority") and x.arm == "batched" and x.accuracy is not None]
-    return sorted(kept, key=lambda x: x.n)
+    """Majorities of samples that were drawn in one batch, by n; a single sample is a vote of one."""
+    strategies = ("sample", "majority")
+    rows = [x for x in r.rows if x.strategy in strategies and x.arm == "batched" and x.accuracy is not None]
+    return sorted(rows, key=lambda x: x.n)
 
 
 def compare(cells: Sequence[TtcRecord], name: str, *, draws: int = 1000, seed: int = 0) -> list[EqualCost]:
-    """Every vote of one end point that some single answer does not exceed in cost; empty where the cost is unknown.
+    """Every vote of one end point with the best single answer that costs no more.
 
-    The interval resamples problem clusters for the pair as it was chosen; controls were asked the same problems, or are not compared.
+    Empty where the cost is unknown. The interval resamples clusters of problems for the chosen pair.
+    Only controls with the same problems are compared.
     """
     serial = [(c, r, x) for r in cells if (x := greedy(r)) and (c := cost(x, name)) is not None]
     out = []
@@ -75,19 +78,19 @@ def compare(cells: Sequence[TtcRecord], name: str, *, draws: int = 1000, seed: i
             ]
             if row.n < 2 or spent is None or not cheaper:
                 continue
-            price, rival, best = max(cheaper, key=lambda s: (s[2].accuracy or 0.0, -s[0]))
+            serial_cost, rival, best = max(cheaper, key=lambda s: (s[2].accuracy or 0.0, -s[0]))
             curve = curve or dict(zip(*(v.T.tolist() for v in voting_curve(r)), strict=True))
             if row.n not in curve:
                 continue
             paired = np.array(curve[row.n]) - np.array(rival.stats.greedy, dtype=float)
-            ends = np.percentile(cluster_weights(r.stats.cluster, draws, seed) @ paired, [2.5, 97.5]).tolist()
-            gain = Estimate(float(paired.mean()), *ends)
+            interval = np.percentile(cluster_weights(r.stats.cluster, draws, seed) @ paired, [2.5, 97.5]).tolist()
+            gain = Estimate(float(paired.mean()), *interval)
             out.append(
-                EqualCost(name, cell_name(r), row.n, spent, row.accuracy or 0.0, cell_name(rival), price, best.accuracy or 0.0, gain)
+                EqualCost(name, cell_name(r), row.n, spent, row.accuracy or 0.0, cell_name(rival), serial_cost, best.accuracy or 0.0, gain)
             )  # fmt: skip
     return out
 
 
 def equal_costs(records: Sequence[TtcRecord]) -> list[EqualCost]:
-    """All comparisons of a study, in each cost that was measured."""
+    """All comparisons of a study, in each measured cost."""
     return [e for cells in longest(records) if len(cells) > 1 for name in COSTS for e in compare(cells, name)]

@@ -8,7 +8,7 @@ import altair as alt
 
 from harness.analysis.ttc import curves as ttc_curves
 from harness.analysis.ttc import emergence
-from harness.records.ttc import TtcRecord
+from harness.records.ttc import TtcRecord, TtcRow
 from harness.report.axes import Axis, axis
 from harness.report.layers import Figure, Layer, Row, band, figure
 from harness.report.palette import Palette
@@ -23,8 +23,8 @@ AXES = {
 }
 
 
-# What can be had without knowing the answer, or with a verifier of steps; more would hide one another
-SHOWN = ("greedy", "majority", "best_steps", "step_search")
+# Strategies that need no answer, or only a verifier of steps; more marks would hide one another
+STRATEGIES = ("greedy", "majority", "best_steps", "step_search")
 
 
 def _marks(rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
@@ -32,32 +32,32 @@ def _marks(rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
 
 
 def against(records: Sequence[TtcRecord], cost: str) -> Figure:
-    """Accuracy of the largest model's cells against one cost, with the Pareto front among them."""
+    """Accuracy of the cells of the largest model against one cost, with their Pareto front."""
     key, title = f"ttc_accuracy_{cost}", f"Accuracy against {AXES[cost].split(' per')[0]}"
     thinking = [r for r in records if r.task.get("arm", "cot") == "cot"] or records
     size = max(r.n_total for r in thinking)
-    pairs = [(r, row) for r in thinking if r.n_total == size for row in r.rows if row.strategy in SHOWN]
+    pairs = [(r, row) for r in thinking if r.n_total == size for row in r.rows if row.strategy in STRATEGIES]
 
-    def rows_of(some) -> list[Row]:
+    def rows_of(pairs: Sequence[tuple[TtcRecord, TtcRow]]) -> list[Row]:
         return [
             {"x": c, "y": row.accuracy, "series": row.strategy.replace("_", " "), "tip": f"{ttc_curves.cell_name(r)}, n = {row.n}", "line": "front"}
-            for r, row in some
+            for r, row in pairs
             if row.accuracy is not None and (c := ttc_curves.cost(row, cost))
         ]  # fmt: skip
 
     dots = rows_of(pairs)
     if not dots:
-        why = {row.energy_reason for _, row in pairs if row.energy_reason} if cost == "energy_j" else set()
-        return Figure(key, title, "", None, "; ".join(sorted(why)) or f"{cost} was not measured")
+        reasons = {row.energy_reason for _, row in pairs if row.energy_reason} if cost == "energy_j" else set()
+        return Figure(key, title, "", None, "; ".join(sorted(reasons)) or f"{cost} was not measured")
     front = rows_of(ttc_curves.pareto(pairs, cost))
     x = axis(AXES[cost], (r["x"] for r in dots), power_labels=cost == "test_flop")
     y = axis("accuracy", (r["y"] for r in dots), log=False)
     step = alt.Chart().mark_line(style="law", interpolate="step-after")
     order = alt.Order("x", type="quantitative")
     caption = (
-        f"Cells of every end point of the largest model (N = {size:,}), not of formats whose vocabulary gives another N; dashed: the Pareto front "
-        "among them. Wrong answers are paid for. "
-        "The table below holds all sizes and strategies at the end of training."
+        f"Cells of every end point of the largest model (N = {size:,}), without formats whose vocabulary gives another N; dashed: their "
+        "Pareto front. Costs include wrong answers. "
+        "The table below has all sizes and strategies at the end of training."
     )
     if cost in ("wall_s", "energy_j"):
         caption += " Metered at a few n, modelled from these at the others; the table marks which."
@@ -65,7 +65,7 @@ def against(records: Sequence[TtcRecord], cost: str) -> Figure:
 
 
 def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
-    """Exact match and token probability of the same problems, with the null's band, against training compute."""
+    """Exact match and token probability of the same problems against training compute, with the null."""
     key, title = "ttc_emergence", "Exact match beside the probability of the right token"
     points = [
         (r, p)
@@ -74,68 +74,73 @@ def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
     ]
     if not points:
         return Figure(
-            key, title, "", None, "no evaluation holds likelihoods of a reference trace and its training compute"
+            key, title, "", None, "no evaluation has likelihoods of a reference trace and its training compute"
         )
     label = max(points, key=lambda q: q[0].smooth.trace_tokens if q[0].smooth else 0.0)[0].label  # the longest trace
     size = max(r.n_total for r, _ in points if r.label == label)
-    kept = sorted((p for r, p in points if r.label == label and r.n_total == size), key=lambda p: p.train_flop or 0)
+    audited = sorted((p for r, p in points if r.label == label and r.n_total == size), key=lambda p: p.train_flop or 0)
     dots, null = [], []
-    for p in kept:
-        same = {"x": p.train_flop, "tip": p.cell}
+    for p in audited:
+        shared = {"x": p.train_flop, "tip": p.cell}
         dots += [
-            same | {"y": p.exact_match, "series": "exact match"},
-            same | {"y": p.p_token, "series": "p of the right token"},
+            shared | {"y": p.exact_match, "series": "exact match"},
+            shared | {"y": p.p_token, "series": "p of the right token"},
         ]
     for flop in dict.fromkeys(
-        p.train_flop for p in kept
+        p.train_flop for p in audited
     ):  # seeds of one budget: the mean of their nulls, all of their bands
-        seeds = [p for p in kept if p.train_flop == flop]
-        ends = {"low": min(p.null_low for p in seeds), "high": max(p.null_high for p in seeds)}
-        null.append({"x": flop, "y": sum(p.null for p in seeds) / len(seeds), **ends, "line": "null"})
+        seeds = [p for p in audited if p.train_flop == flop]
+        interval = {"low": min(p.null_low for p in seeds), "high": max(p.null_high for p in seeds)}
+        null.append({"x": flop, "y": sum(p.null for p in seeds) / len(seeds), **interval, "line": "null"})
     x = axis("training compute, causal count (FLOP)", (r["x"] for r in dots), power_labels=True)
     y = axis("share of 1", [*(r["y"] for r in dots), *(r[k] for r in null for k in ("low", "high"))], log=False)
     line = alt.Chart().mark_line(style="law").encode(x.x(), y.y(), order=alt.Order("x", type="quantitative"))
-    caption = f"Control: {label}; N = {size:,}. Dashed with band: what exact match would be if each token were right by itself, c + (1 − c) p^T."
+    caption = f"Control: {label}; N = {size:,}. Dashed with band: exact match with independent tokens, c + (1 − c) p^T."
     return figure(key, title, caption, [band(null, x, y), Layer(null, line), _marks(dots, x, y)])
 
 
 def forcing(records: Sequence[TtcRecord]) -> list[Figure]:
-    """Silent depth S(r), and greedy accuracy against the mean tokens used, of forced budgets; largest training of each size."""
+    """Silent depth S(r), and greedy accuracy against mean tokens, of forced lengths of thought.
+
+    Both at the last end point of each size.
+    """
     keys = (
         ("ttc_silent_depth", "Silent depth: accuracy with r products still to do"),
-        ("ttc_budget", "Accuracy under forced budgets"),
+        ("ttc_budget", "Accuracy at forced lengths of thought"),
     )
     last: dict[int, int] = {}
     for r in records:
         if r.control.get("max_states") is not None:
             last[r.n_total] = max(last.get(r.n_total, 0), r.tokens or 0)
     if not last:
-        return [Figure(k, t, "", None, "no budget of thought was forced (ttc.max_states)") for k, t in keys]
-    deep, used = [], []
+        return [Figure(k, t, "", None, "no length of thought was forced (ttc.max_states)") for k, t in keys]
+    depth_rows, accuracy_rows = [], []
     for n, tokens in sorted(last.items()):
-        own = [
+        cells = [
             r
             for r in records
             if r.n_total == n and (r.tokens or 0) == tokens and r.control.get("max_states") is not None
         ]
-        name = f"width {own[0].width}" if own[0].width else f"N {n:,}"
-        for k, (value, count) in ttc_curves.silent_depth(own).items():
-            deep.append({"x": k, "y": value, "series": name, "tip": f"{count} problems"})
-        for r in own:
+        name = f"width {cells[0].width}" if cells[0].width else f"N {n:,}"
+        for k, (value, count) in ttc_curves.silent_depth(cells).items():
+            depth_rows.append({"x": k, "y": value, "series": name, "tip": f"{count} problems"})
+        for r in cells:
             for x in r.rows:
                 if x.strategy == "greedy" and x.accuracy is not None:
-                    used.append({"x": x.tokens, "y": x.accuracy, "series": name, "tip": ttc_curves.cell_name(r)})
+                    accuracy_rows.append(
+                        {"x": x.tokens, "y": x.accuracy, "series": name, "tip": ttc_curves.cell_name(r)}
+                    )
     captions = (
-        "Greedy, pooled over forced budgets and seeds; end point of the most training of each size.",
-        "Tokens used, not allowed; forced ones count. The line's shape reflects the law of the problems' sizes, not the model.",
+        "Greedy, pooled over forced lengths and seeds; last end point of each size.",
+        "Tokens that were generated, forced ones included. The shape of the line is that of the problems' sizes, not of the model.",
     )
     titles = "products still to do r", "mean generated tokens per problem"
     out = []
-    for (key, title), rows, caption, x_title in zip(keys, (deep, used), captions, titles, strict=True):
+    for (key, title), rows, caption, x_title in zip(keys, (depth_rows, accuracy_rows), captions, titles, strict=True):
         if not rows:
             out.append(
                 Figure(
-                    key, title, "", None, "no forced budget of the group task, whose problems have products left to do"
+                    key, title, "", None, "no forced length of the group task, the only one with products left to do"
                 )
             )
             continue
@@ -150,7 +155,7 @@ def figures(records: Sequence[TtcRecord]) -> list[Figure]:
 
 
 def cells(records: Sequence[TtcRecord]) -> Table:
-    """A row per cell, strategy and n, with what was metered and what was modelled; the end point of the most training of each run."""
+    """A row per cell, strategy and n at the last end point of each run; costs say metered or modelled."""
     head = [
         "cell",
         "strategy",
@@ -167,7 +172,7 @@ def cells(records: Sequence[TtcRecord]) -> Table:
     out = []
     for r in ttc_curves.last_end_points(records):
         for x in r.rows:
-            ends = "–" if x.accuracy_low is None else f"[{number(x.accuracy_low)}, {number(x.accuracy_high)}]"
+            interval = "–" if x.accuracy_low is None else f"[{number(x.accuracy_low)}, {number(x.accuracy_high)}]"
             flop = [number(v) for v in (x.prefill_flop, x.decode_flop, x.verify_flop)]
             wall, joules = (
                 number(v) + (f" {b}" if b else "") for v, b in ((x.wall_s, x.wall_basis), (x.energy_j, x.energy_basis))
@@ -178,7 +183,7 @@ def cells(records: Sequence[TtcRecord]) -> Table:
                     x.strategy,
                     str(x.n),
                     number(x.accuracy),
-                    ends,
+                    interval,
                     number(x.tokens),
                     *flop,
                     wall,
@@ -189,5 +194,5 @@ def cells(records: Sequence[TtcRecord]) -> Table:
         "Test-time compute, per problem",
         head,
         out,
-        "End point of the most training of each run; the others stand in their records. Useful FLOP, causal count; intervals resample clusters of problems.",
+        "Last end point of each run; the others are in their records. Useful FLOP, causal count; intervals resample clusters of problems.",
     )
