@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import records
+from harness.errors import RecordError
 from harness.power import segment_file
 from harness.power.series import Held, Series
 from harness.power.source import Card, Source
@@ -246,8 +247,9 @@ def store(card: SensorCard) -> Path:
 
 def stored(uuid: str, driver: str | None) -> SensorCard | None:
     """The card of this GPU under this driver; None where there is none that this version can read."""
+    path = path_of(uuid, driver)
     try:
-        value = json.loads(path_of(uuid, driver).read_text(encoding="utf-8"))
-        return SensorCard(**value) if value["schema_version"] == CARD_SCHEMA else None
-    except (OSError, ValueError, TypeError, KeyError):
+        card = records.from_json(SensorCard, records.parse(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, RecordError):
         return None
+    return card if card.schema_version == CARD_SCHEMA else None

@@ -11,10 +11,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from harness.errors import DeviceError, RecordError
 
@@ -34,9 +34,9 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
+        return {str(k): to_json(v) for k, v in cast(dict[Any, Any], value).items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
+        return [to_json(v) for v in cast(Sequence[Any], value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise RecordError(f"refusing to write the non-finite number {value}: a missing value is None with a reason")
     if isinstance(value, Enum):
@@ -162,6 +162,7 @@ def read_json(path: Path) -> Json:
         raise RecordError(f"{path} cannot be read: {e}. Remove it, or run again with run.force=true.") from e
     if not isinstance(value, dict):
         raise RecordError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    value = cast(Json, value)
     version = value.get("schema_version", 1)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise RecordError(

@@ -30,9 +30,9 @@ class Measured:
         None  # what the meter calls it (`power.source.Card`): nvml-counter, nvml-average, rapl, replay …
     )
     verdict: str = "unmeasured"  # valid | suspect | invalid | unmeasured
-    codes: list[str] = field(default_factory=list)  # reason codes, e.g. COUNTER_RESET
+    codes: list[str] = field(default_factory=list[str])  # reason codes, e.g. COUNTER_RESET
     reason: str | None = None  # why energy_j is None, in words
-    notes: list[str] = field(default_factory=list)  # evidence behind codes: when, how often, what was seen
+    notes: list[str] = field(default_factory=list[str])  # evidence behind codes: when, how often, what was seen
 
 
 @dataclass
@@ -135,7 +135,7 @@ class RunRecord:
     spent: Json  # phase -> {tokens, flop, wall_s, energy_j, energy_reason}
     provenance: Json  # commit, versions, device, driver, host class, times
     meter: Json  # source, sampler statistics, sensor card
-    events: list[str] = field(default_factory=list)  # out-of-memory halvings, resumes, mirror failures
+    events: list[str] = field(default_factory=list[str])  # out-of-memory halvings, resumes, mirror failures
     mirror: str = "disabled"  # W&B: synced | offline: <how to sync> | failed: <reason>
     schema_version: int = SCHEMA_VERSION
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness import records
 from harness.records.files import SCHEMA_VERSION, Json
@@ -130,10 +131,10 @@ class TtcRecord:
     mean_tokens: float  # generated per sample
     extracted: float  # share of samples with a readable answer
     truncated: float
-    windows: list[Window] = field(default_factory=list)
-    config: Json = field(default_factory=dict)  # resolved RunConfig
-    provenance: Json = field(default_factory=dict)
-    meter: Json = field(default_factory=dict)
+    windows: list[Window] = field(default_factory=list[Window])
+    config: Json = field(default_factory=dict[str, Any])  # resolved RunConfig
+    provenance: Json = field(default_factory=dict[str, Any])
+    meter: Json = field(default_factory=dict[str, Any])
     # Text tasks: shares of samples whose answer stood after the mark, and was right there; None: the task knows one way to read
     extracted_strict: float | None = None
     sample_strict: float | None = None
