@@ -1,8 +1,8 @@
 """Scaling laws fitted to tables of points: `fit`, then `predict`, `frontier`, `summary`. numpy only, never torch.
 
-Reading order: `law` (a law, of the harness or of a caller's function, and what the solver sees of it), `parameter`, `table`,
+Reading order: `law` (a law, of the harness or of a caller's function), `parameter`, `table`,
 `forms` (sums of power terms), `catalogue` (every law by name; `describe` says what each is), `refuse` (before a fit), `solver`
-(objective, optimum, certificate, intervals, trust), `fitting` (`fit`, all of it together), `predict`, `held_out`, `sentences`,
+(a law with its data, optimum, certificate, intervals, trust), `fitting` (`fit`, all of it together), `predict`, `held_out`, `sentences`,
 `result` (what is stored). On top of `fit`: `isoflop` (approach 2), `compare` (approaches 1, 2, 3 and the roll-out), `broken` (when
 to offer a broken law), `pass_at_k` (beta-binomial from counts), `two_step` (loss, then accuracy).
 """

@@ -12,10 +12,11 @@ from harness.errors import FitError
 from harness.laws.catalogue import chosen
 from harness.laws.gram import Array, Column
 from harness.laws.held_out import held_out
-from harness.laws.law import BoundLaw, Law
+from harness.laws.law import Law
 from harness.laws.refuse import refuse_design, refuse_rows
 from harness.laws.result import Certificate, Fit, Warn
 from harness.laws.solver.bootstrap import METHODS, Draws, labels, resample
+from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.solve import ROUNDING, certify, multistart, robust_delta
 from harness.laws.solver.trust import Evidence, exponents_at, identify, objective_at, warn
 from harness.laws.table import Table, data_hash

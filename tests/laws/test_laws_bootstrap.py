@@ -10,8 +10,8 @@ import pytest
 
 from harness.laws.catalogue import law_named
 from harness.laws.gram import Array, jacobian
-from harness.laws.law import BoundLaw
 from harness.laws.solver.bootstrap import AUDIT, DRAW_TOLERANCE, draw_residuals, refit
+from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.newton import _solve, derivatives, huber_sum
 from harness.laws.solver.solve import minimise, multistart
 from tests.laws.test_laws_curves import CASES

@@ -9,8 +9,8 @@ from harness.errors import FitError
 from harness.laws import Fit, fit, frontier, predict, predict_interval
 from harness.laws.catalogue import LAWS
 from harness.laws.gram import nnls_gram
-from harness.laws.law import BoundLaw
 from harness.laws.solver.bootstrap import draw_residuals, resample
+from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.golden import golden_section
 from harness.laws.solver.solve import multistart
 

@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 from harness.laws import Fit, evaluate, fit, frontier, predict
 from harness.laws.catalogue import LAWS
 from harness.laws.fitting import derive_many
-from harness.laws.law import BoundLaw
 from harness.laws.solver.bootstrap import refit
+from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.solve import minimise
 from harness.laws.solver.trust import objective_at, profile
 

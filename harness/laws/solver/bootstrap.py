@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from harness.errors import FitError
 from harness.laws.gram import Array, Column, jacobian
-from harness.laws.law import BoundLaw
+from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.solve import AGREEMENT, Solution, minimise
 
 METHODS = ("auto", "residual", "cases", "seeds")

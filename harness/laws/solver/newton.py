@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.laws.gram import Array, Column, gradient, gram
-from harness.laws.law import BoundLaw
+from harness.laws.solver.bound import BoundLaw
 
 NDArrayBool = NDArray[np.bool_]
 BLOCK = 24_576  # numbers in one array of the derivatives

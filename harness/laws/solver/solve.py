@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.laws.gram import Array, Column
-from harness.laws.law import BoundLaw
 from harness.laws.result import Certificate
+from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.newton import (
     derivatives,
     frozen_coordinates,

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.laws.gram import Array
-from harness.laws.law import BoundLaw
 from harness.laws.refuse import MAX_COLLINEARITY
 from harness.laws.result import Certificate, Warn
+from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.solve import huber_sum, minimise, robust_delta, rounding_floor
 
 FLAT = 1.05  # an objective within 5 % of the best is not told apart from it
