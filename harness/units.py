@@ -27,6 +27,11 @@ def si(value: float | None, unit: str = "", digits: int = 3) -> str:
     return f"{value:.{digits}g} {unit}".strip()
 
 
+def counted(count: int, noun: str) -> str:
+    """`counted(1, "run") == "1 run"`, `counted(2, "run") == "2 runs"`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(seconds: float | None) -> str:
     """`duration(3725) == "1 h 02 min"`; `None` is "unknown"."""
     if seconds is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.config.schema import TrackerConfig, WandbMode
+from harness.console import Table, show
 from harness.errors import CorpusError
 from harness.hardware import cpu_model
 from harness.units import si
@@ -48,15 +49,15 @@ def doctor(arguments: Sequence[str]) -> int:
     )
     args = parser.parse_args(arguments)
     if args.sensor:
-        lines, good = sensor_cards()
-        print(lines)
-        return 0 if good else 1
-    print(text(examine(args.runs)))
+        parts, measured = sensor_cards()
+        show(*parts)
+        return 0 if measured else 1
+    show(_table(examine(args.runs)))
     return 0
 
 
 def examine(runs: Path) -> list[tuple[str, str, str | None]]:
-    """(topic, what was found, what to do or None) for everything a run depends on."""
+    """(topic, finding, what to do or None) for everything that a run depends on."""
     return [
         ("harness", f"{__version__}, Python {_python()}", None),
         *_packages(),
@@ -68,14 +69,11 @@ def examine(runs: Path) -> list[tuple[str, str, str | None]]:
     ]
 
 
-def text(findings: list[tuple[str, str, str | None]]) -> str:
-    width = max(len(topic) for topic, _, _ in findings)
-    lines = []
-    for topic, found, todo in findings:
-        lines.append(f"{topic.ljust(width)}  {found}")
-        if todo:
-            lines.append(f"{' ' * width}  → {todo}")
-    return "\n".join(lines)
+def _table(findings: list[tuple[str, str, str | None]]) -> Table:
+    rows: list[tuple[str, str]] = []
+    for topic, finding, todo in findings:
+        rows += [(topic, finding), *([("", f"-> {todo}")] if todo else [])]
+    return Table(rows)
 
 
 def _python() -> str:
@@ -148,8 +146,8 @@ def _sensors() -> list[tuple[str, str, str | None]]:
     return rows
 
 
-def sensor_cards(seconds: float = 12.0) -> tuple[str, bool]:
-    """Measure the sensor of every GPU that CUDA shows, keep the cards, and say what was found; False where there is none."""
+def sensor_cards(seconds: float = 12.0) -> tuple[list[Table | str], bool]:
+    """Measure and keep the sensor of every GPU that CUDA shows. Returns what to print, and False if there is no GPU."""
     from harness.power import sensor
     from harness.power.nvml import NvmlSource
     from harness.power.source import Refused
@@ -158,19 +156,20 @@ def sensor_cards(seconds: float = 12.0) -> tuple[str, bool]:
     try:
         cards = source.open()
     except Refused as e:
-        return e.reason, False
-    lines = []
+        return [e.reason], False
+    parts: list[Table | str] = []
     for i, c in enumerate(cards):
         actions, why = gpu_actions(i)
         card = sensor.measure(source, cards, i, seconds=seconds, actions=actions, why_no_actions=why)
-        lines.append(f"{c.name} {c.uuid}, driver {c.driver}: kept in {sensor.store(card)}")
+        parts.append(f"{c.name} {c.uuid}, driver {c.driver}: kept in {sensor.store(card)}")
+        rows: list[tuple[str, str]] = []
         for field in dataclasses.fields(card)[4:-2]:
             value = getattr(card, field.name)
-            lines.append(
-                f"  {field.name.ljust(22)} {card.reasons.get(field.name, 'not measured') if value is None else f'{value:.4g}'}"
-            )
+            reason = card.reasons.get(field.name, "not measured")
+            rows.append((f"  {field.name}", reason if value is None else f"{value:.4g}"))
+        parts.append(Table(rows))
     source.close()
-    return "\n".join(lines), True
+    return parts, True
 
 
 def gpu_actions(index: int) -> tuple[sensor.Actions | None, str]:

@@ -18,11 +18,12 @@ def plan(arguments: Sequence[str]) -> int:
     """Print what a sweep would train and cost; train nothing."""
     if _asks_for_help(arguments):
         return _help("plan")
+    from harness.console import show
     from harness.sweep.compose_sweep import enumerate_runs
     from harness.sweep.plan import plan_table
 
     planned, _ = enumerate_runs(list(arguments))
-    print(plan_table(planned))
+    show(*plan_table(planned))
     return 0
 
 

@@ -13,8 +13,9 @@ def status(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="harness status", description="The runs of a study folder and their states.")
     parser.add_argument("study", help="a study folder, such as runs/cpu")
     folder = sources.find_study(parser.parse_args(arguments).study)
+    from harness.console import show
     from harness.sweep.status import folder_table
 
-    text, all_done = folder_table(folder)
-    print(text)
+    runs, all_done = folder_table(folder)
+    show(runs)
     return 0 if all_done else 1

@@ -16,6 +16,7 @@ from harness import records
 from harness.config import identity
 from harness.config.ladder import Rung
 from harness.config.schema import TtcPoints
+from harness.console import show
 from harness.errors import ConfigError
 from harness.records.ttc import FOLDER, answered, question
 from harness.runtime import energy_budget, signals
@@ -42,7 +43,7 @@ def launch_tests(arguments: list[str], planned: list[Planned], rungs: list[Rung]
     if not all(_tested(p, rungs[i] if trained else None) for i, p in enumerate(planned)):
         with Progress(runs, [1.0] * len(runs), sys.stdout):
             _launch_hydra(arguments, len(planned), train_and_evaluate_job)
-    print(table(runs))
+    show(table(runs))
     return _tell(runs, planned, began_s)
 
 
@@ -78,7 +79,7 @@ def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> i
     if not all(_finished(p, rung) for p, rung in zip(planned, rungs, strict=True)):
         with Progress(runs, [r.spent_flop for r in rungs], sys.stdout):
             _launch_hydra(arguments, len(planned), train_job)
-    print(table(runs))
+    show(table(runs))
     return _tell(runs, planned, began_s)
 
 

@@ -9,6 +9,7 @@ from harness.analysis.forecast import Forecast
 from harness.config import ladder
 from harness.config.ladder import Rung
 from harness.config.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
+from harness.console import Table
 from harness.data.corpora import open_corpus, sizes
 from harness.errors import ConfigError
 from harness.hardware import cpu_model
@@ -16,7 +17,13 @@ from harness.records import load_record
 from harness.sweep.compose_sweep import Planned
 from harness.tasks import open_task
 from harness.tasks.qa import check_controls
-from harness.units import J_PER_KWH, duration, sci, si
+from harness.units import J_PER_KWH, counted, duration, sci, si
+
+HEADERS = (
+    *("run", "id", "N total", "N nonemb", "layers", "lr", "batch", "points (tokens)", "steps", "FLOP"),
+    *("time", "energy", "disk"),
+)
+ALIGN = "llrrrrrlrrrlr"
 
 
 def check_rungs(planned: list[Planned]) -> list[Rung]:
@@ -87,71 +94,51 @@ def device_name(kind: DeviceKind) -> str:
     return cpu_model()
 
 
-def plan_table(planned: list[Planned]) -> str:
-    """One line per run and a line of totals. Seconds and joules come from earlier runs on this device, else "unknown"."""
+def plan_table(planned: list[Planned]) -> list[Table | str]:
+    """A table with one row per run, then lines of totals. Costs come from earlier runs on this device, else "unknown"."""
     rungs = check_rungs(planned)
     config = planned[0].config
     device = device_name(config.device.kind)
     rates = forecast.measured_rates(Path(config.paths.runs), device)
-    rows = [
-        (
-            "run",
-            "id",
-            "N total",
-            "N nonemb",
-            "layers",
-            "lr",
-            "batch",
-            "points (tokens)",
-            "steps",
-            "FLOP",
-            "time",
-            "energy",
-            "disk",
-        )
-    ]
-    costs: list[Forecast] = []
-    for p, rung in zip(planned, rungs, strict=True):
-        costs.append(cost := forecast.estimate_cost(rung, rates))
-        tokens = [q.tokens for q in rung.points]
-        rows.append(
-            (
-                p.name,
-                p.run_id,
-                si(rung.counts.n_total),
-                si(rung.counts.n_nonemb),
-                str(rung.shape.depth),
-                f"{rung.hyper.lr:.3g}",
-                si(rung.hyper.batch_tokens),
-                f"{len(tokens)}: {si(tokens[0])} … {si(tokens[-1])}" if len(tokens) > 1 else si(tokens[0]),
-                f"{rung.spent_tokens // rung.hyper.batch_tokens:,}",
-                sci(rung.spent_flop),
-                duration(cost.seconds),
-                _joules(cost),
-                si(rung.disk_bytes, "B"),
-            )
-        )
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    known_s = [c.seconds for c in costs if c.seconds is not None]
-    time_text = (
-        duration(sum(known_s)) + " of run time one after another"
-        if len(known_s) == len(costs)
-        else "unknown (no run measured on this device yet)"
-    )
+    costs = [forecast.estimate_cost(rung, rates) for rung in rungs]
+    rows = [_row(p, rung, cost) for p, rung, cost in zip(planned, rungs, costs, strict=True)]
     total = _sum(costs)
-    flop = [q.tokens * float(r.counts.fpt_causal) for r in rungs for q in r.points]
-    lines += [
+    time_text = (
+        "unknown (no run measured on this device yet)"
+        if total.seconds is None
+        else f"{duration(total.seconds)} of run time one after another"
+    )
+    flop = [point.tokens * float(rung.counts.fpt_causal) for rung in rungs for point in rung.points]
+    lines = [
         "",
-        f"{len(planned)} runs, {sum(len(r.points) for r in rungs)} points of {sci(min(flop))} to {sci(max(flop))} FLOP (causal count); "
-        f"total {sci(sum(r.spent_flop for r in rungs))} FLOP, {si(sum(r.spent_tokens for r in rungs))} tokens, "
-        f"disk {si(sum(r.disk_bytes for r in rungs), 'B')}",
+        f"{counted(len(planned), 'run')}, {counted(len(flop), 'point')} of {sci(min(flop))} to {sci(max(flop))} FLOP "
+        f"(causal count); total {sci(sum(r.spent_flop for r in rungs))} FLOP, "
+        f"{si(sum(r.spent_tokens for r in rungs))} tokens, disk {si(sum(r.disk_bytes for r in rungs), 'B')}",
         f"time: {time_text}; energy: {_joules(total, why=True)}; device: {device}",
         f"hyperparameters: {rungs[0].hyper.rule}",
     ]
     if config.budget.kwh is not None:
         lines.append(_against_budget(config.budget.kwh * J_PER_KWH, total))
-    return "\n".join(lines)
+    return [Table(rows, HEADERS, ALIGN), *lines]
+
+
+def _row(planned: Planned, rung: Rung, cost: Forecast) -> list[str]:
+    tokens = [point.tokens for point in rung.points]
+    return [
+        planned.name,
+        planned.run_id,
+        si(rung.counts.n_total),
+        si(rung.counts.n_nonemb),
+        str(rung.shape.depth),
+        f"{rung.hyper.lr:.3g}",
+        si(rung.hyper.batch_tokens),
+        f"{len(tokens)}: {si(tokens[0])} to {si(tokens[-1])}" if len(tokens) > 1 else si(tokens[0]),
+        f"{rung.spent_tokens // rung.hyper.batch_tokens:,}",
+        sci(rung.spent_flop),
+        duration(cost.seconds),
+        _joules(cost),
+        si(rung.disk_bytes, "B"),
+    ]
 
 
 def _sum(costs: list[Forecast]) -> Forecast:
@@ -175,9 +162,9 @@ def _joules(cost: Forecast, why: bool = False) -> str:
 
 def _against_budget(budget_j: float, total: Forecast) -> str:
     """One line: whether the forecast fits into the study's budget of energy."""
-    given = f"budget.kwh: {si(budget_j, 'J')} for the whole study"
+    budget = f"budget.kwh: {si(budget_j, 'J')} for the whole study"
     if total.energy_j is None or total.high_j is None or total.low_j is None:
-        return f"{given}; whether this sweep fits is unknown. It stops cleanly where it does not."
+        return f"{budget}; whether this sweep fits is unknown. It stops cleanly where it does not."
     verdict = (
         "this sweep fits"
         if total.high_j <= budget_j
@@ -185,4 +172,4 @@ def _against_budget(budget_j: float, total: Forecast) -> str:
         if total.low_j > budget_j
         else "this sweep may be stopped before its end"
     )
-    return f"{given}; {verdict}"
+    return f"{budget}; {verdict}"

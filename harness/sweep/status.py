@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from harness import records
+from harness import console, records
+from harness.console import Table
 from harness.errors import RecordError
 from harness.records import RunState
 from harness.records.ttc import FOLDER
 from harness.runtime.lock import is_held
 from harness.units import duration, si
+
+NUMBERS = ("step", "loss/nat", "tokens/s", "W")
+REDRAW_S = 2.0
+REPEAT_S = 30.0  # between two lines of one running run, where there is no terminal
 
 
 def describe(run_dir: Path) -> tuple[str, RunState | None]:
@@ -30,34 +34,35 @@ def describe(run_dir: Path) -> tuple[str, RunState | None]:
     return state.state, state
 
 
-def folder_table(folder: Path) -> tuple[str, bool]:
+def folder_table(folder: Path) -> tuple[Table, bool]:
     """The table of every run and evaluation below a study folder, and whether all of them are done."""
     run_dirs = sorted(p.parent for pattern in ("*/state.json", "*/ttc/state.json") for p in folder.glob(pattern))
     if not run_dirs:
         raise RecordError(f"{folder} holds no runs. A study folder has one folder per run, such as runs/cpu.")
-    names = {d: s.name for d in run_dirs if (s := describe(d)[1]) is not None}
-    return table([(names[d], d) for d in run_dirs]), all(describe(d)[0] == "done" for d in run_dirs)
+    states = [describe(run_dir) for run_dir in run_dirs]
+    names = ["" if state is None else state.name for _, state in states]
+    return table(list(zip(names, run_dirs, strict=True))), all(name == "done" for name, _ in states)
 
 
-def table(runs: list[tuple[str, Path]]) -> str:
-    """One line per run (name, folder): id, state, step, loss, tokens/s, watts, reason."""
-    rows = [("run", "id", "state", "step", "loss/nat", "tokens/s", "W", "")]
+def table(runs: list[tuple[str, Path]]) -> Table:
+    """One row per run (name, folder)."""
+    rows = []
     for run_name, run_dir in runs:
-        name, s = describe(run_dir)
-        rows.append(
-            (
-                run_name,
-                run_dir.parent.name if run_dir.name == FOLDER else run_dir.name,
-                name,
-                f"{s.step:,}/{s.steps:,}" if s and s.steps else "–",
-                f"{s.loss_nat:.4f}" if s and s.loss_nat is not None else "–",
-                si(s.tokens_per_s) if s else "–",
-                f"{s.power_w:.0f}" if s and s.power_w is not None else "–",
-                (s.reason or "") if s else "",
-            )
-        )
-    widths = [max(len(r[i]) for r in rows) for i in range(7)]
-    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[7]]).rstrip() for r in rows)
+        state_name, state = describe(run_dir)
+        run_id = run_dir.parent.name if run_dir.name == FOLDER else run_dir.name
+        numbers = [None] * 4 if state is None else _numbers(state)
+        rows.append([run_name, run_id, state_name, *numbers, (state and state.reason) or ""])
+    return Table(rows, ["run", "id", "state", *NUMBERS, "reason"], "lllrrrrl")
+
+
+def _numbers(state: RunState) -> list[str | None]:
+    """The cells of `NUMBERS`."""
+    return [
+        f"{state.step:,}/{state.steps:,}" if state.steps else None,
+        None if state.loss_nat is None else f"{state.loss_nat:.4f}",
+        None if state.tokens_per_s is None else si(state.tokens_per_s),
+        None if state.power_w is None else f"{state.power_w:.0f}",
+    ]
 
 
 class Progress:
@@ -69,12 +74,14 @@ class Progress:
         self.runs, self.flop, self.out, self.clock = runs, flop, out, clock
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
-        self._lines = 0
-        self._said: dict[Path, tuple[str, float]] = {}
+        self._live = console.live(out) if out.isatty() else None
+        self._shown: dict[Path, tuple[str, float]] = {}  # folder -> state and time of its last line
         self._pace_from: tuple[float, float] | None = None  # time and share when training was first seen to go on
         self._share_before = self._share_done()
 
     def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
         self._thread.start()
         return self
 
@@ -82,28 +89,32 @@ class Progress:
         self._done.set()
         self._thread.join()
         self.show()
+        if self._live is not None:
+            self._live.stop()
 
     def _loop(self) -> None:
-        while not self._done.wait(2.0):
+        while not self._done.wait(REDRAW_S):
             self.show()
 
     def show(self) -> None:
-        if self.out.isatty():
-            width = shutil.get_terminal_size().columns  # a line that wraps would not be taken back
-            text = "\n".join(line[: width - 1] for line in self._screen().split("\n"))
-            self.out.write((f"\x1b[{self._lines}F\x1b[J" if self._lines else "") + text + "\n")
-            self._lines = text.count("\n") + 1
-        else:
-            for name, run_dir in self.runs:
-                self._say(name, run_dir)
+        """Redraw the terminal, or write a line for each run that has news."""
+        if self._live is not None:
+            self._live.update(console.renderable(*self._screen()), refresh=True)
+            return
+        for name, run_dir in self.runs:
+            self._write_news(name, run_dir)
         self.out.flush()
 
-    def _screen(self) -> str:
-        stands = [(name, *describe(run_dir)) for name, run_dir in self.runs]
-        running = [_line(name, s) for name, state, s in stands if state == "running" and s is not None]
-        done = sum(state == "done" for _, state, _ in stands)
-        head = f"{done} of {len(stands)} runs done, {len(running)} running, {duration(self._left_s())} left"
-        return "\n  ".join([head, *running])
+    def _screen(self) -> list[Table | str]:
+        states = [(name, *describe(run_dir)) for name, run_dir in self.runs]
+        rows = [
+            [name, *_numbers(state), duration(state.remaining_s)]
+            for name, state_name, state in states
+            if state_name == "running" and state is not None
+        ]
+        done = sum(state_name == "done" for _, state_name, _ in states)
+        head = f"{done} of {len(states)} runs done, {len(rows)} running, {duration(self._left_s())} left"
+        return [head, *([Table(rows, ["run", *NUMBERS, "left"], "lrrrrr")] if rows else [])]
 
     def _share_done(self) -> float:
         """Share of the sweep's FLOP that is trained."""
@@ -126,25 +137,25 @@ class Progress:
         since_s, before = self._pace_from
         return (now_s - since_s) * (1 - share) / (share - before)
 
-    def _say(self, name: str, run_dir: Path) -> None:
-        state, s = describe(run_dir)
-        before, at = self._said.get(run_dir, ("not started", float("-inf")))
-        if state == before and (state != "running" or self.clock() - at < 30):
+    def _write_news(self, name: str, run_dir: Path) -> None:
+        state_name, state = describe(run_dir)
+        before, shown_at_s = self._shown.get(run_dir, ("not started", float("-inf")))
+        if state_name == before and (state_name != "running" or self.clock() - shown_at_s < REPEAT_S):
             return
-        self._said[run_dir] = (state, self.clock())
-        if state == "running" and s is not None:
-            line = _line(name, s) + f"; sweep {duration(self._left_s())} left"
+        self._shown[run_dir] = (state_name, self.clock())
+        if state_name == "running" and state is not None:
+            line = _line(name, state) + f"; sweep {duration(self._left_s())} left"
         else:
-            line = f"{name}: {state}" + (f" ({s.reason})" if s and s.reason else "")
+            line = f"{name}: {state_name}" + (f" ({state.reason})" if state and state.reason else "")
         self.out.write(line + "\n")
 
 
-def _line(name: str, s: RunState) -> str:
-    parts = [f"{name}: step {s.step:,}/{s.steps:,}"]
-    if s.loss_nat is not None:
-        parts.append(f"loss {s.loss_nat:.4f} nat")
-    parts.append(f"{si(s.tokens_per_s)} tokens/s")
-    if s.power_w is not None:
-        parts.append(f"{s.power_w:.0f} W")
-    parts.append(f"{duration(s.remaining_s)} left")
+def _line(name: str, state: RunState) -> str:
+    parts = [f"{name}: step {state.step:,}/{state.steps:,}"]
+    if state.loss_nat is not None:
+        parts.append(f"loss {state.loss_nat:.4f} nat")
+    parts.append(f"{si(state.tokens_per_s)} tokens/s")
+    if state.power_w is not None:
+        parts.append(f"{state.power_w:.0f} W")
+    parts.append(f"{duration(state.remaining_s)} left")
     return ", ".join(parts)

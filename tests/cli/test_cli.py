@@ -278,6 +278,7 @@ def test_plan_predicts_from_what_was_measured_here(
     assert "time: unknown" not in text
     assert "energy: unknown" in text, "seconds were measured, joules were not"
     assert cpu_model() in text
+    assert "\n1 run, 1 point of " in text
 
 
 # --- status ------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from harness import records
 from harness.cli import main as cli
 from harness.errors import ConfigError
 from harness.records import RunState
-from harness.runtime import signals
+from harness.runtime import lock, signals
 from harness.sweep import compose_sweep, status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +228,11 @@ class Screen:
     def isatty(self) -> bool:
         return self.tty
 
+    def last(self) -> str:
+        """What a terminal shows after the last redraw."""
+        text = re.split(r"\x1b\[2K|\x1b\[1A|\x1b\[\?25l", self.text)[-1].replace("\r", "")
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
 
 def test_plain_lines_say_each_change_once(here: Path) -> None:
     planned = compose_sweep.enumerate_runs(TWO)[0]
@@ -243,8 +248,6 @@ def test_plain_lines_say_each_change_once(here: Path) -> None:
     progress.show()
     assert out.text == "w8 s0: failed (no room)\n"
     assert "\x1b" not in out.text
-    from harness.runtime import lock
-
     state = RunState(
         "running", name="w16 s0", step=5, steps=30, loss_nat=3.25, tokens_per_s=1200.0, power_w=65.0, remaining_s=61.0
     )
@@ -258,20 +261,32 @@ def test_plain_lines_say_each_change_once(here: Path) -> None:
     assert all(w in lines[0] for w in ("w16 s0", "5/30", "3.2500 nat", "1.2 k tokens/s", "65 W", "1 min 01 s left"))
 
 
-def test_a_terminal_is_redrawn_in_place(here: Path) -> None:
+def test_a_terminal_is_redrawn_in_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(status, "REDRAW_S", 1e9)
     planned = compose_sweep.enumerate_runs(TWO)[0]
     out, now = Screen(tty=True), [0.0]
     progress = status.Progress([(p.name, p.run_dir) for p in planned], [1.0, 3.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
-    progress.show()
-    assert out.text == "0 of 2 runs done, 0 running, unknown left\n"
-    planned[0].run_dir.mkdir(parents=True)
-    for seconds, step, name in ((4.0, 10, "interrupted"), (10.0, 30, "done")):
-        now[0] = seconds
-        records.write_json(planned[0].run_dir / "state.json", RunState(name, name="w8 s0", step=step, steps=30))
+    with progress:
         progress.show()
-    assert out.text.endswith("\x1b[1F\x1b[J1 of 2 runs done, 0 running, 27.0 s left\n"), (
-        "from a twelfth to a quarter of the FLOP in six seconds; the four before it were the start"
-    )
+        assert out.last() == "0 of 2 runs done, 0 running, unknown left"
+        planned[0].run_dir.mkdir(parents=True)
+        for seconds, step, name in ((4.0, 10, "interrupted"), (10.0, 30, "done")):
+            now[0] = seconds
+            records.write_json(planned[0].run_dir / "state.json", RunState(name, name="w8 s0", step=step, steps=30))
+            progress.show()
+        # from a twelfth to a quarter of the FLOP in six seconds; the four before it were the start
+        assert out.last() == "1 of 2 runs done, 0 running, 27.0 s left"
+        state = RunState("running", name="w16 s0", step=5, steps=30, loss_nat=3.25, remaining_s=61.0)
+        planned[1].run_dir.mkdir(parents=True)
+        with lock.held(planned[1].run_dir):
+            records.write_json(planned[1].run_dir / "state.json", state)
+            progress.show()
+        head, columns, row = out.last().split("\n")
+        assert head == "1 of 2 runs done, 1 running, 12.9 s left"
+        assert columns.split() == ["run", "step", "loss/nat", "tokens/s", "W", "left"]
+        assert row.split() == ["w16", "s0", "5/30", "3.2500", "-", "-", "1", "min", "01", "s"]
+    assert out.text.endswith("\x1b[?25h"), "the cursor is back"
 
 
 def test_a_damaged_state_is_shown_and_force_starts_afresh(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
