@@ -47,10 +47,14 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[T], value: Any, where: str) -> T:
     """Build the dataclass `cls` from a JSON value; `where` names the file and the line in errors.
 
-    Raises RecordError for a missing field, a value of another type and a field that `cls` lacks.
+    A class with the static method `upgraded` is given the value first, to read what older versions
+    have written. Raises RecordError for a missing field, a value of another type and a field that
+    `cls` lacks.
     """
     import msgspec
 
+    upgraded = getattr(cls, "upgraded", None)
+    value = value if upgraded is None else upgraded(value)
     try:
         instance = msgspec.convert(value, cls)
     except msgspec.ValidationError as e:

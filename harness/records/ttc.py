@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness import records
 from harness.records.files import SCHEMA_VERSION, Json
@@ -47,7 +47,7 @@ class TtcRow:
     energy_se_j: float | None = None
     energy_basis: str | None = None
     energy_reason: str | None = None
-    arm: str = "batched"  # batched | sequential: the n samples side by side, or one after another
+    order: str = "batched"  # batched | sequential: the n samples side by side, or one after another
 
     @property
     def test_flop(self) -> float:
@@ -141,6 +141,19 @@ class TtcRecord:
     seen_greedy: float | None = None  # greedy accuracy on problems of the training side, beside the held-out one
     mirror: str = "disabled"
     schema_version: int = SCHEMA_VERSION
+
+    @staticmethod
+    def upgraded(value: Any) -> Any:
+        """The JSON value with the names that fields have now: the order of a row was once its `arm`."""
+        rows: Any = cast(Json, value).get("rows") if isinstance(value, dict) else None
+        if isinstance(rows, list):
+            value["rows"] = renamed(cast(list[Json], rows), "arm", "order")
+        return cast(Any, value)
+
+
+def renamed(rows: list[Json], old: str, new: str) -> list[Json]:
+    """JSON objects with one key renamed; what is no object stays for the reader to reject."""
+    return [{new if k == old else k: v for k, v in row.items()} if type(row) is dict else row for row in rows]
 
 
 def load(folder: Path) -> list[TtcRecord]:

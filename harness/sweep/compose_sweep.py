@@ -154,7 +154,7 @@ def _explain(error: Exception) -> str:
             f"{override} cannot be read: {message}. Settings are key=value; a value that holds more than plain letters, digits and / . _ - "
             f"is quoted twice, as in \"{override.partition('=')[0]}='…'\"."
         )
-    if re.search(r"Key '(?:ladder|arm)' not in 'RunConfig'", message):
+    if re.search(r"Key '(?:ladder|recipe)' not in 'RunConfig'", message):
         message += " A ladder's file begins with the line `# @package _global_`."
     elif match := re.search(r"(?:Could not override|Key) '([\w.]+)'", message):
         key = match.group(1)

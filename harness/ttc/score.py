@@ -174,17 +174,17 @@ class _Costs:
         self.prefill = float(np.mean([prefill_flop(self._shape, n, last_head=True) for n in s.prompt.tolist()]))
 
     def rows(self, name: str, strategy: Strategy, n: int, scored: Scored) -> list[TtcRow]:
-        """A row per arm of a strategy; with one sample there is nothing to draw side by side or in turn."""
+        """A row per order of drawing; with one sample there is nothing to draw side by side or in turn."""
         value = strategy.accuracy(scored, n)
         interval = estimators.interval(value, self._s.problems.cluster)
-        arms = strategy.arms[:1] if n == 1 else strategy.arms
+        orders = strategy.orders[:1] if n == 1 else strategy.orders
         if strategy.uses == "search":
-            return [self._row(name, n, arm, value, interval, self._searched()) for arm in arms]
+            return [self._row(name, n, order, value, interval, self._searched()) for order in orders]
         draws = None if strategy.draws is None else strategy.draws(scored, n)
         uses: Literal["samples", "greedy"] = strategy.uses
-        return [self._row(name, n, arm, value, interval, self._sampled(uses, n, arm, draws)) for arm in arms]
+        return [self._row(name, n, order, value, interval, self._sampled(uses, n, order, draws)) for order in orders]
 
-    def _sampled(self, uses: Literal["samples", "greedy"], n: int, arm: str, draws: np.ndarray | None) -> _Decoded:
+    def _sampled(self, uses: Literal["samples", "greedy"], n: int, order: str, draws: np.ndarray | None) -> _Decoded:
         """`draws` (P, M): how often each row is expected to be drawn; None: n / M."""
         table = self._s.greedy if uses == "greedy" else self._s.samples
         length = table["length"]
@@ -192,8 +192,8 @@ class _Costs:
         attended = fed * self._s.prompt[:, None] + fed * (fed + 1) // 2
         flop = fed * self._per_row + attended * self._per_position
         draws = np.full(length.shape, n / length.shape[1]) if draws is None else draws
-        turns = 1.0 if arm == "batched" else float(draws.sum(1).mean())
-        key = (uses, n if arm == "batched" else 1)
+        turns = 1.0 if order == "batched" else float(draws.sum(1).mean())
+        key = (uses, n if order == "batched" else 1)
         if key not in self._loads:
             self._loads[key] = load_of(self._s.prompt, length, key[1], self._batch_rows)
         load, passes = self._loads[key]
@@ -203,7 +203,7 @@ class _Costs:
             flop=float((draws * flop).sum(1).mean()),
             load=load.times(turns),
             passes=passes * turns,
-            metered_n=n if arm == "batched" and uses == "samples" else None,
+            metered_n=n if order == "batched" and uses == "samples" else None,
         )
 
     def _searched(self) -> _Decoded:
@@ -227,7 +227,7 @@ class _Costs:
         return float(np.average(each, weights=[len(p) for p in parts]))
 
     def _row(
-        self, name: str, n: int, arm: str, value: np.ndarray, interval: tuple[float, float], decoded: _Decoded
+        self, name: str, n: int, order: str, value: np.ndarray, interval: tuple[float, float], decoded: _Decoded
     ) -> TtcRow:
         load, undefined = decoded.load, not np.isfinite(value).all()
         wall_s, wall_basis = self._cost.seconds(load, decoded.metered_n)
@@ -244,7 +244,7 @@ class _Costs:
             prefill_flop=self.prefill,
             decode_flop=decoded.flop,
             verify_flop=0.0,
-            executed_flop=self._dense(n if arm == "batched" else 1)
+            executed_flop=self._dense(n if order == "batched" else 1)
             + self._per_row * load.row_passes
             + self._per_position * load.context,
             passes=decoded.passes,
@@ -254,7 +254,7 @@ class _Costs:
             energy_se_j=energy_se_j,
             energy_basis=energy_basis,
             energy_reason=self._cost.energy_reason if energy_j is None else None,
-            arm=arm,
+            order=order,
         )
 
 

@@ -51,12 +51,12 @@ class Strategy:
 
     `accuracy` gives for each problem the probability of a right answer with n samples, (P,), NaN where it is undefined. `draws` gives how
     often each sample is expected to be drawn, (P, M); without it all n are drawn, so n / M. `uses` names the rows that are paid for: the
-    samples, the greedy row (n is 1), or the step search (n is its width). `arms` says in which order samples can be drawn.
+    samples, the greedy row (n is 1), or the step search (n is its width). `orders` says in which order samples can be drawn.
     """
 
     accuracy: Callable[[Scored, int], np.ndarray]
     uses: Literal["samples", "greedy", "search"] = "samples"
-    arms: tuple[Literal["batched", "sequential"], ...] = ("batched", "sequential")
+    orders: tuple[Literal["batched", "sequential"], ...] = ("batched", "sequential")
     draws: Callable[[Scored, int], np.ndarray] | None = None
     max_n: int | None = None  # None: the number of samples
 
@@ -111,7 +111,7 @@ def _step_search(s: Scored, n: int) -> np.ndarray:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "greedy": Strategy(_greedy, uses="greedy", arms=("batched",)),
+    "greedy": Strategy(_greedy, uses="greedy", orders=("batched",)),
     "sample": Strategy(_sample, max_n=1),
     "majority": Strategy(_majority),
     "best_verified": Strategy(_best_verified),
@@ -119,8 +119,8 @@ STRATEGIES: dict[str, Strategy] = {
     "best_logprob": Strategy(_best_logprob),
     "best_noisy": Strategy(_best_noisy),
     "pass": Strategy(_pass),
-    "first_verified": Strategy(_first_verified, arms=("sequential",), draws=_first_verified_draws),
-    "step_search": Strategy(_step_search, uses="search", arms=("batched",)),
+    "first_verified": Strategy(_first_verified, orders=("sequential",), draws=_first_verified_draws),
+    "step_search": Strategy(_step_search, uses="search", orders=("batched",)),
 }
 """Name -> strategy, in the order of a record's rows."""
 

@@ -23,7 +23,7 @@ def cell(mirror: Mirror, record: TtcRecord) -> None:
                 "ttc/cell": record.cell,
                 "ttc/control": record.label,
                 "ttc/temperature": record.temperature,
-                **{f"ttc/{k}": flat[k] for k in ("strategy", "n", "arm", "accuracy", "wall_s", "passes")},
+                **{f"ttc/{k}": flat[k] for k in ("strategy", "n", "order", "accuracy", "wall_s", "passes")},
             }
         )
 
@@ -31,11 +31,11 @@ def cell(mirror: Mirror, record: TtcRecord) -> None:
 def tables(mirror: Mirror, cells: list[TtcRecord], run_id: str, folder: Path) -> None:
     """Accuracy against FLOP, joules and tokens as charts, and the sample table: counts per problem."""
     points = [
-        [r.branch, r.label, row.strategy, row.n, row.arm, row.test_flop, row.energy_j, row.tokens, row.accuracy]
+        [r.branch, r.label, row.strategy, row.n, row.order, row.test_flop, row.energy_j, row.tokens, row.accuracy]
         for r in cells
         for row in r.rows
     ]
-    columns = ["branch", "control", "strategy", "n", "arm", "test_flop", "energy_j", "tokens", "accuracy"]
+    columns = ["branch", "control", "strategy", "n", "order", "test_flop", "energy_j", "tokens", "accuracy"]
     for x in ("test_flop", "energy_j", "tokens"):
         complete = [p for p in points if p[columns.index(x)] is not None and p[-1] is not None]
         if complete:

@@ -63,7 +63,7 @@ def test_yaml_files_hold_choices_only() -> None:
     for path in CONF.rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         assert not any("_target_" in line.split("#")[0] for line in text.splitlines())
-        assert ("@package _global_" in text) == (path.parent.name in ("ladder", "arm"))
+        assert ("@package _global_" in text) == (path.parent.name in ("ladder", "recipe"))
 
 
 def test_defaults_are_those_of_the_schema() -> None:

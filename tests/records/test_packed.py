@@ -12,7 +12,7 @@ from harness import records
 from harness.analysis import study_laws
 from harness.errors import RecordError
 from harness.laws.result import Fit
-from harness.records import RunRecord, read_packed, write_packed
+from harness.records import RunRecord, read_packed, ttc, write_packed
 from harness.records import fits as fit_files
 from tests import synthetic
 
@@ -88,3 +88,8 @@ def test_fits_without_draws_leave_no_stale_side_file(fits: dict[str, Fit], tmp_p
     fit_files.write_fits(tmp_path, study_laws.fit_study(synthetic.ladder(), bootstrap=0))
     assert [p.name for p in tmp_path.iterdir()] == ["fits.json"]
     assert fit_files.load_fits(tmp_path)["loss_nd"].draws == {}
+
+
+def test_rows_of_evaluations_whose_order_was_called_arm_are_read() -> None:
+    (record, *_) = ttc.load(Path(__file__).resolve().parents[2] / "results/reference/cpu_cot")
+    assert {row.order for row in record.rows} == {"batched", "sequential"}

@@ -113,7 +113,7 @@ def test_extended_to_more_samples_the_new_n_is_metered_too(trained: Path, tmp_pa
         assert small.evaluated(larger).state == "done"
         longest = next(r for r in small.found(larger) if r.provenance["metered_at"] == "this end point")
         metered = {
-            r.n for r in longest.rows if r.strategy == "majority" and r.arm == "batched" and r.wall_basis == "metered"
+            r.n for r in longest.rows if r.strategy == "majority" and r.order == "batched" and r.wall_basis == "metered"
         }
         assert metered == {n for n in (1, 4, 16) if n <= larger.ttc.samples}
         side = max(w.queries for w in longest.windows)
@@ -215,7 +215,7 @@ def test_joules_of_a_constant_power_are_power_times_seconds(trained: Path, tmp_p
     for row in longest.rows + shortest.rows:
         assert row.energy_j == pytest.approx(100 * (row.wall_s or 0), rel=0.05)
         assert (row.energy_reason is None) == (row.energy_j is not None)
-    bases = {(r.n, r.energy_basis) for r in longest.rows if r.strategy == "majority" and r.arm == "batched"}
+    bases = {(r.n, r.energy_basis) for r in longest.rows if r.strategy == "majority" and r.order == "batched"}
     assert bases == {(1, "metered"), (2, "metered"), (4, "metered")}
     assert {r.energy_basis for r in shortest.rows} == {"modelled"}, "only the longest end point is metered"
     total = sum(r.energy.energy_j or 0 for r in spend(run))
@@ -317,7 +317,7 @@ def test_a_new_strategy_reaches_an_evaluated_study_without_new_samples(
     after = ttc_records.load(study)
     for old, new in zip(before, after, strict=True):
         added = [r for r in new.rows if r.strategy == "all_right"]
-        assert {(r.n, r.arm) for r in added} >= {(1, "batched"), (2, "batched"), (2, "sequential")}
+        assert {(r.n, r.order) for r in added} >= {(1, "batched"), (2, "batched"), (2, "sequential")}
         assert [r for r in new.rows if r not in added] == old.rows
         (at_1,) = (r for r in added if r.n == 1)
         assert at_1.decode_flop == next(r.decode_flop for r in old.rows if r.strategy == "sample")

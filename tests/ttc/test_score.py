@@ -41,7 +41,7 @@ def sampled(correct: np.ndarray, answer: np.ndarray, verified: np.ndarray) -> sc
 def rows(s: score.Sampled, chance: float = 0.0, batch_rows: int = 4096) -> dict[tuple[str, int, str], TtcRow]:
     scoring = score.Scoring(SHAPE, chance, 0.95, 0.05, beam_width=0, batch_rows=batch_rows, seed=0)
     found = score.rows(s, scoring, UNMETERED)
-    return {(r.strategy, r.n, r.arm): r for r in found}
+    return {(r.strategy, r.n, r.order): r for r in found}
 
 
 def test_every_strategy_is_the_mean_over_all_subsets() -> None:

@@ -75,8 +75,8 @@ def test_no_more_is_drawn_than_n_samples(name: str) -> None:
 def test_rows_of_a_record(name: str) -> None:
     strategy = STRATEGIES[name]
     rows = [r for r in score.rows(cell(0.4), SCORING, UNMETERED) if r.strategy == name]
-    assert {(r.n, r.arm) for r in rows} == {
-        (n, arm) for n in sizes(strategy) for arm in (strategy.arms[:1] if n == 1 else strategy.arms)
+    assert {(r.n, r.order) for r in rows} == {
+        (n, order) for n in sizes(strategy) for order in (strategy.orders[:1] if n == 1 else strategy.orders)
     }
     for row in rows:
         assert row.accuracy is not None

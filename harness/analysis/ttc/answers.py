@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from harness import records as record_files
 from harness.analysis.ttc import curves as ttc_curves
@@ -16,11 +17,11 @@ from harness.analysis.ttc.curves import COSTS, Estimate, PassForecast
 from harness.analysis.ttc.emergence import Audit
 from harness.analysis.ttc.exchange_rate import Exchange
 from harness.analysis.ttc.votes import EqualCost
-from harness.records.ttc import TtcRecord
+from harness.records.ttc import TtcRecord, renamed
 
 STUDY_FILE = "ttc.json"
 FORECASTS = ("beta_binomial", "power_law", "plug_in")  # methods: fields of `PassForecast`
-OLD_STUDY_FILE, OLD_BREAK_EVENS = "testtime.json", "paybacks"  # names of the file and a field in older studies
+OLD_STUDY_FILE = "testtime.json"  # its name in older studies
 
 
 @dataclass
@@ -30,7 +31,7 @@ class PerCorrect:
     n: int
     energy_j: Estimate
     wall_s: Estimate
-    arm: str = "batched"
+    order: str = "batched"
 
 
 @dataclass
@@ -83,6 +84,15 @@ class StudyAnswers:
     noisy_limit: dict[str, float] = field(default_factory=dict)
     unfitted: dict[str, str] = field(default_factory=dict)  # law of a cell -> why there is no fit
     schema_version: int = record_files.SCHEMA_VERSION
+
+    @staticmethod
+    def upgraded(value: Any) -> Any:
+        """The JSON value with the names that fields have now; `paybacks` and `arm` are the older ones."""
+        if isinstance(value, dict):
+            (value,) = renamed([value], "paybacks", "break_evens")
+            if isinstance(rows := value.get("per_correct"), list):
+                value["per_correct"] = renamed(rows, "arm", "order")
+        return value
 
 
 def answers(records: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int = 400, seed: int = 0) -> StudyAnswers:
@@ -165,7 +175,7 @@ def _per_correct(records: Sequence[TtcRecord]) -> list[PerCorrect]:
             row.n,
             ttc_curves.per_correct(r, row, "energy_j"),
             ttc_curves.per_correct(r, row, "wall_s"),
-            row.arm,
+            row.order,
         )
         for r in records
         for row in r.rows
@@ -202,10 +212,7 @@ def read(folder: Path) -> StudyAnswers | None:
     path = next((p for p in (folder / STUDY_FILE, folder / OLD_STUDY_FILE) if p.exists()), None)
     if path is None:
         return None
-    value = record_files.read_json(path)
-    if OLD_BREAK_EVENS in value:
-        value["break_evens"] = value.pop(OLD_BREAK_EVENS)
-    return record_files.from_json(StudyAnswers, value, str(path))
+    return record_files.load_json(path, StudyAnswers)
 
 
 def lines(a: StudyAnswers) -> list[str]:

@@ -57,7 +57,7 @@ def greedy(r: TtcRecord) -> TtcRow | None:
 def votes(r: TtcRecord) -> list[TtcRow]:
     """Majorities of samples that were drawn in one batch, by n; a single sample is a vote of one."""
     strategies = ("sample", "majority")
-    rows = [x for x in r.rows if x.strategy in strategies and x.arm == "batched" and x.accuracy is not None]
+    rows = [x for x in r.rows if x.strategy in strategies and x.order == "batched" and x.accuracy is not None]
     return sorted(rows, key=lambda x: x.n)
 
 
