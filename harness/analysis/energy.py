@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.analysis.points import PointTable
 from harness.analysis.study_laws import measured_idle_w
+from harness.console import Table
 from harness.hardware import floor_j_per_flop
 from harness.laws.result import Fit
 from harness.laws.sentences import balance
@@ -144,12 +145,7 @@ def context(t: PointTable, rows: Sequence[RungJoules], fits: dict[str, Fit]) -> 
     return [f"floor of {device}: {value}", crossover(rows, fits)]
 
 
-def text(t: PointTable, fits: dict[str, Fit]) -> str:
-    """The table for a terminal; empty where no joules were measured."""
+def printed(t: PointTable, fits: dict[str, Fit]) -> list[Table | str]:
+    """The table and its lines for `console.show`; empty where no joules were measured."""
     rows = by_rung(t)
-    if not rows:
-        return ""
-    table = [HEAD, *map(cells, rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEAD))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
-    return "\n".join(["joules by rung, gross", *lines, *context(t, rows, fits)])
+    return ["joules by rung, gross", Table([cells(r) for r in rows], HEAD), *context(t, rows, fits)] if rows else []

@@ -18,6 +18,7 @@ import numpy as np
 
 from harness import laws, records
 from harness.analysis import study_laws
+from harness.console import Table
 from harness.errors import RecordError
 from harness.laws.estimators import Z95
 from harness.laws.result import Fit
@@ -168,7 +169,7 @@ def make_reference(
 
 def compare(
     reference: Reference, runs: Sequence[RunRecord], fits: dict[str, Fit], evaluations: Sequence[TtcRecord] = ()
-) -> tuple[str, bool]:
+) -> tuple[Table, bool]:
     """A table of differences, and whether every quantity lies within its bound.
 
     Raises RecordError for runs on another corpus.
@@ -180,7 +181,7 @@ def compare(
             "Train on the same text."
         )
     measured = quantities(runs, fits, evaluations)
-    rows = [("quantity", "reference", "measured", "difference", "bound", "over", "")]
+    rows: list[tuple[str, ...]] = []
     same = True
     for name, q in reference.quantities.items():
         if name not in measured:
@@ -194,5 +195,4 @@ def compare(
         rows.append(
             (name, f"{q.value:.5g}", f"{value:.5g}", f"{value - q.value:+.2g}", f"{q.bound:.2g}", q.sd_over, verdict)
         )
-    widths = [max(len(r[i]) for r in rows) for i in range(7)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows), same
+    return Table(rows, ("quantity", "reference", "measured", "difference", "bound", "over", "")), same

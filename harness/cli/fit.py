@@ -13,6 +13,7 @@ from harness.analysis.study import Study
 from harness.analysis.table_compare import COMPARE, compare_table
 from harness.analysis.table_fit import energy_symbol, fit_points, refuse_options
 from harness.cli import sources
+from harness.console import show
 from harness.errors import FitError
 from harness.laws.catalogue import NAMES, law_named
 from harness.laws.fitting import check_resampling
@@ -152,8 +153,8 @@ def print_study(study: Study, path: Path) -> None:
         print("\n".join(ttc_answers.lines(study.answers)))
     for name, reason in study.unfitted().items():
         print(f"{name}: not fitted: {reason}")
-    if text := study_energy.text(study_points.points(study.records, study.excluded), study.fits):
-        print(f"\n{text}\n")
+    if parts := study_energy.printed(study_points.points(study.records, study.excluded), study.fits):
+        show("", *parts, "")
     if study.excluded:
         print("left out: " + ", ".join(f"{count} {state}" for state, count in study.excluded.items()))
     print(f"written: {path}")

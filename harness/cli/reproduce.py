@@ -25,6 +25,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     from harness.analysis.reproduce import compare, load_reference
     from harness.analysis.study import Study
     from harness.cli.run import run, ttc
+    from harness.console import show
     from harness.sweep.compose_sweep import enumerate_runs, quoted
 
     reference = load_reference(args.ladder)
@@ -36,11 +37,11 @@ def reproduce(arguments: Sequence[str]) -> int:
     study = Study.load(enumerate_runs(settings)[0][0].run_dir.parent)
     study.fit(bootstrap=reference.bootstrap)
     study.save()
-    text, same = compare(reference, study.records, study.fits, study.evaluations)
-    print(text)
-    print(
+    table, same = compare(reference, study.records, study.fits, study.evaluations)
+    show(
+        table,
         f"reference: seed {reference.seed} of {reference.ladder} on {reference.device}; a bound is three standard deviations, over "
-        f"seeds {reference.seeds} or, where so marked, the law's bootstrap draws or the finite number of problems"
+        f"seeds {reference.seeds} or, where so marked, the law's bootstrap draws or the finite number of problems",
+        "reproduced" if same else "NOT reproduced",
     )
-    print("reproduced" if same else "NOT reproduced")
     return 0 if same else 1

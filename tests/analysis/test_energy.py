@@ -10,6 +10,7 @@ from harness import laws
 from harness.analysis import energy as study_energy
 from harness.analysis import points as study_points
 from harness.analysis import study_laws
+from harness.console import Table
 from harness.laws.result import Fit
 from harness.laws.sentences import proportional
 from harness.records import RunRecord
@@ -75,7 +76,11 @@ def test_the_rung_where_idle_stops_dominating(noisy: tuple[list[RunRecord], dict
     said = study_energy.crossover(rows, fits)
     assert "idle power (30 W, measured)" in said
     assert "about N = " in said
-    assert "joules by rung" in study_energy.text(study_points.points(records), fits)
+    title, table, *lines = study_energy.printed(study_points.points(records), fits)
+    assert title == "joules by rung, gross"
+    assert isinstance(table, Table)
+    assert len(table.rows) == len(rows)
+    assert len(lines) == 2
 
 
 def test_constant_throughput_cannot_tell_idle_from_work() -> None:

@@ -45,16 +45,16 @@ def test_bounds_are_three_standard_deviations_over_seeds(reference: Reference) -
 
 def test_the_same_records_reproduce_and_others_do_not(found: list[RunRecord], reference: Reference) -> None:
     of_seed = [r for r in found if r.seed == 0]
-    text, same = reproduce.compare(reference, of_seed, study_laws.fit_study(of_seed, bootstrap=0))
+    table, same = reproduce.compare(reference, of_seed, study_laws.fit_study(of_seed, bootstrap=0))
     assert same
-    assert "OUTSIDE" not in text
+    assert "OUTSIDE" not in table.text()
     worse = synthetic.ladder()
     for record in worse:
         for point in record.points:
             point.loss_nat *= 1.05
-    text, same = reproduce.compare(reference, worse, study_laws.fit_study(worse, bootstrap=0))
+    table, same = reproduce.compare(reference, worse, study_laws.fit_study(worse, bootstrap=0))
     assert not same
-    assert "OUTSIDE" in text
+    assert "OUTSIDE" in table.text()
 
 
 def test_one_seed_is_compared_within_the_spread_of_its_own_fit(found: list[RunRecord]) -> None:
@@ -93,9 +93,9 @@ def test_another_text_is_refused(found: list[RunRecord], reference: Reference) -
 
 def test_a_missing_quantity_is_a_difference() -> None:
     lonely = Reference("cpu", "run", 0, [0, 1], "x", 0, [], {"L(N,D) E": Quantity(1.0, 0.1, "seeds", 0.3)})
-    text, same = reproduce.compare(lonely, [], {})
+    table, same = reproduce.compare(lonely, [], {})
     assert not same
-    assert "MISSING" in text
+    assert "MISSING" in table.text()
 
 
 def test_a_reference_needs_its_seed_and_a_ladder_needs_a_reference(found: list[RunRecord]) -> None:
