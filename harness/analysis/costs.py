@@ -22,7 +22,10 @@ PerN = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Costs:
-    """Functions of N (arrays). None: the cost is unknown, for its `*_reason`. NaN: unknown at that N."""
+    """Functions of N (arrays).
+
+    None: the cost is unknown, for its `*_reason`. NaN: unknown at that N.
+    """
 
     flop_per_token: PerN | None  # None: 6N
     flop_text: str  # what C counts

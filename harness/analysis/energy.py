@@ -1,4 +1,4 @@
-"""The joules of a study by rung: per token, per FLOP, the idle share, and the ratio to the card's floor.
+"""The joules of a study by rung: per token, per FLOP, the idle share, and the card's floor.
 
 All values are gross and over the fit points of a rung, unless a name says net. The floor is the
 vendor's board power over its dense bf16 peak (`harness.hardware`). No training on random data at
@@ -41,7 +41,10 @@ class RungJoules:
 
 
 def by_rung(t: PointTable) -> list[RungJoules]:
-    """One row per rung with measured joules, smallest first; none where several devices were used."""
+    """One row per rung with measured joules, smallest first.
+
+    None where several devices were used.
+    """
     measured = t.where(np.isfinite(t.energy_j))
     if len(set(measured.device)) != 1:
         return []
@@ -82,7 +85,7 @@ def _rung(points: PointTable, rung: str, idle_w: float | None, floor: float | No
 
 
 def crossover(rows: Sequence[RungJoules], fits: dict[str, Fit]) -> str:
-    """Where idle power stops dominating (P t = e C): the throughput, and the size that reaches it."""
+    """Where idle power stops dominating (P t = e C): the throughput, and the size reaching it."""
     trusted = [f for n in ("energy_idle_fixed", "energy_idle") if (f := fits.get(n)) and f.certificate.passed]
     balanced = next(((f, b) for f in trusted if (b := balance(f)) is not None), None)
     if balanced is None or not rows:

@@ -1,4 +1,4 @@
-"""`harness export`: an end point as a plain Hugging Face checkpoint, or a study as a table of points."""
+"""`harness export`: an end point as a Hugging Face checkpoint, or a study as a table of points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a rung will cost on this machine, from earlier runs on it; unknown where nothing was measured."""
+"""What a rung will cost on this machine, from earlier runs on it.
+
+Unknown where nothing was measured.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Forecast:
 
 
 def measured_rates(runs: Path, device: str) -> list[Rate]:
-    """Rates of all finished runs below `runs` on a device of this name; unreadable records are skipped."""
+    """Rates of all finished runs below `runs` on a device of this name.
+
+    Unreadable records are skipped.
+    """
     rates = []
     for path in sorted(runs.glob("*/*/record.json")):
         try:
@@ -71,10 +77,10 @@ def _rate(record: RunRecord) -> Rate:
 def estimate_cost(rung: Rung, rates: Iterable[Rate]) -> Forecast:
     """Cost of training a rung, from the measured runs that are nearest in ln N.
 
-    The cost is unknown without a run within a factor of 4 in N. The interval at a measured size is the
-    scatter of its runs (Student's t) and the meter's error. At another size it spans the joules per
-    FLOP of the nearest sizes on both sides; with one side only, it extends beyond that side by their
-    spread.
+    The cost is unknown without a run within a factor of 4 in N. The interval at a measured size is
+    the scatter of its runs (Student's t) and the meter's error. At another size it spans the joules
+    per FLOP of the nearest sizes on both sides; with one side only, it extends beyond that side by
+    their spread.
     """
     size = math.log(rung.counts.n_total)
     near = [r for r in rates if abs(math.log(r.n_total) - size) <= math.log(MAX_SIZE_RATIO)]
@@ -92,7 +98,8 @@ def estimate_cost(rung: Rung, rates: Iterable[Rate]) -> Forecast:
         sd = math.sqrt(sum((j - mean) ** 2 for j, _ in metered) / (len(metered) - 1))
         from scipy import stats
 
-        half = math.hypot(half, stats.t.ppf(0.975, len(metered) - 1) * sd)  # of one more run, not of the mean
+        # Of one more run, not of the mean
+        half = math.hypot(half, stats.t.ppf(0.975, len(metered) - 1) * sd)
     low, high = mean - half, mean + half
     if closest > 1e-9:
         further = [r.j_per_flop for r in near if r.j_per_flop is not None and r not in chosen]

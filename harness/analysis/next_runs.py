@@ -88,22 +88,12 @@ def plan_next(fit: Fit, costs: Costs, target: Target, count: int, min_shrink: fl
     Each is the one with the largest reduction of variance per joule (per FLOP where joules are
     unknown) among the candidates that narrow the target's interval by `min_shrink` or more. Without
     this threshold the cheapest run always wins by a hair. Where no candidate reaches it, the run
-    that narrows most is taken, and its note says so. The candidates are a log grid over the N and D
-    of the data and twice as far, at most twice the compute of the largest run. The noise of a run is
-    the residual scatter of the fit.
+    that narrows most is taken, and its note says so. The noise of a run is the residual scatter of
+    the fit.
 
     Raises FitError where no candidate can be run, or where the draws give the target no interval.
     """
-    sizes = [np.geomspace(fit.span[s][0], 2 * fit.span[s][1], PER_AXIS) for s in ("N", "D")]
-    n, d = (m.ravel() for m in np.meshgrid(*sizes, indexing="ij"))
-    by_joule = costs.j_per_flop is not None
-    cost = costs.joules(n, d) if by_joule else costs.flop(n, d)
-    allowed = np.isfinite(cost) & (6 * n * d <= min(MAX_COST_RATIO * fit.span["C"][1], 6 * target.n * target.d))
-    if not allowed.any():
-        raise FitError(
-            "no candidate run has a known cost within the limit: the target lies below every run of the data."
-        )
-    n, d, cost = n[allowed], d[allowed], cost[allowed]
+    n, d, cost = _candidates(fit, costs, target)
     draws = _log_losses(fit, np.append(n, target.n), np.append(d, target.d))
     cov = np.cov(draws, rowvar=False)  # candidates, then the target
     if cov[-1, -1] <= 0:
@@ -112,27 +102,13 @@ def plan_next(fit: Fit, costs: Costs, target: Target, count: int, min_shrink: fl
     noise = fit.residual_rms**2 * fit.n_points / dof
 
     def gains() -> tuple[Array, Array]:
-        """Reduction of the target's variance by each candidate, and the share by which its interval narrows."""
+        """The reduction of the target's variance by each candidate, and of its interval (share)."""
         gain = cov[-1, :-1] ** 2 / (noise + np.diag(cov)[:-1])
         return gain, 1 - np.sqrt(np.maximum(cov[-1, -1] - gain, 0.0) / cov[-1, -1])
 
-    def proposal(k: int, shrink: float, width: float, note: str | None = None) -> NextRun:
-        size, tokens = n[k : k + 1], d[k : k + 1]
-        seconds = float(costs.seconds(size, tokens)[0])
-        return NextRun(
-            n=float(n[k]),
-            d=float(d[k]),
-            flop=float(costs.flop(size, tokens)[0]),
-            joules=float(cost[k]) if by_joule else None,
-            seconds=seconds if np.isfinite(seconds) else None,
-            width=width,
-            shrink=shrink,
-            note=note,
-        )
-
     gain, shrink = gains()
     k = int(gain.argmax())
-    strongest = proposal(k, float(shrink[k]), target.width * (1 - float(shrink[k])))
+    strongest = _proposal(costs, n[k], d[k], target.width * (1 - float(shrink[k])), float(shrink[k]))
     runs: list[NextRun] = []
     for _ in range(count):
         gain, shrink = gains()
@@ -143,8 +119,40 @@ def plan_next(fit: Fit, costs: Costs, target: Target, count: int, min_shrink: fl
             notes.append("the same run with another seed")
         cov = cov - np.outer(cov[:, k], cov[k]) / (noise + cov[k, k])
         width = Z95 * float(np.sqrt(max(cov[-1, -1], 0.0)))
-        runs.append(proposal(k, float(shrink[k]), width, "; ".join(notes) or None))
+        runs.append(_proposal(costs, n[k], d[k], width, float(shrink[k]), "; ".join(notes) or None))
     return Plan(target, runs, strongest)
+
+
+def _candidates(fit: Fit, costs: Costs, target: Target) -> tuple[Array, Array, Array]:
+    """N, D and cost (joules, else FLOP) of the candidate runs, each (m,).
+
+    A log grid over the N and D of the data and twice as far, at most twice the compute of the
+    largest run and at most that of the target.
+    """
+    sizes = [np.geomspace(fit.span[s][0], 2 * fit.span[s][1], PER_AXIS) for s in ("N", "D")]
+    n, d = (m.ravel() for m in np.meshgrid(*sizes, indexing="ij"))
+    cost = costs.flop(n, d) if costs.j_per_flop is None else costs.joules(n, d)
+    allowed = np.isfinite(cost) & (6 * n * d <= min(MAX_COST_RATIO * fit.span["C"][1], 6 * target.n * target.d))
+    if not allowed.any():
+        raise FitError(
+            "no candidate run has a known cost within the limit: the target lies below every run of the data."
+        )
+    return n[allowed], d[allowed], cost[allowed]
+
+
+def _proposal(costs: Costs, n: float, d: float, width: float, shrink: float, note: str | None = None) -> NextRun:
+    size, tokens = np.array([n]), np.array([d])
+    joules, seconds = float(costs.joules(size, tokens)[0]), float(costs.seconds(size, tokens)[0])
+    return NextRun(
+        n=float(n),
+        d=float(d),
+        flop=float(costs.flop(size, tokens)[0]),
+        joules=joules if np.isfinite(joules) else None,
+        seconds=seconds if np.isfinite(seconds) else None,
+        width=width,
+        shrink=shrink,
+        note=note,
+    )
 
 
 def _log_losses(fit: Fit, n: Array, d: Array) -> Array:

@@ -29,7 +29,10 @@ Interval = list[float | None]  # 95 %; None: unbounded on that side
 
 @dataclass
 class Choice:
-    """One run that answers a question. None is unknown; joules and seconds have a `*_reason` for it."""
+    """One run that answers a question.
+
+    None is unknown; joules and seconds have a `*_reason` for it.
+    """
 
     question: str
     n: float | None  # parameters, in the fit's convention
@@ -46,7 +49,10 @@ class Choice:
 
 
 def best_for_flop(fit: Fit, costs: Costs, flop: float, *, extrapolate: bool = False) -> Choice:
-    """The run of least loss for `flop` FLOP, with N, D and its loss; for laws L(C) the loss alone."""
+    """The run of least loss for `flop` FLOP, with N, D and its loss.
+
+    For laws L(C) the loss alone.
+    """
     if law_of(fit).questions == "loss":
         table = {"C": np.array([flop])}
         loss = float(laws.predict(fit, table, extrapolate=extrapolate)[0])
@@ -64,13 +70,14 @@ def best_for_flop(fit: Fit, costs: Costs, flop: float, *, extrapolate: bool = Fa
     if best.N_interval is not None and best.L_interval is not None:
         sizes = best.N_interval[:, 0]
         choice.interval["n"] = _interval(sizes)
-        choice.interval["d"] = _interval(flop / costs.flop(sizes, np.ones(2))[::-1])  # D falls as N rises
+        # D falls as N rises
+        choice.interval["d"] = _interval(flop / costs.flop(sizes, np.ones(2))[::-1])
         choice.interval["loss_nat"] = _interval(best.L_interval[:, 0])
     return choice
 
 
 def cheapest_for_loss(fit: Fit, costs: Costs, loss: float, *, extrapolate: bool = False) -> list[Choice]:
-    """The run of least FLOP that reaches `loss`, and, where joules were measured, the run of least joules.
+    """The run of least FLOP that reaches `loss`, and that of least joules if these were measured.
 
     The two differ wherever joules per FLOP depend on N. Raises FitError for a loss at or below the
     floor.
@@ -152,8 +159,8 @@ def cheapest(
 ) -> tuple[Array, Array]:
     """N and D, each (R,), of the least `cost_of(N, D)` on L(N, D) = loss, for R parameter sets.
 
-    Both are inf where no run reaches the loss. The search follows the contour of this loss, from the
-    N at which D would be infinite. The cost along it may have several minima, because measured
+    Both are inf where no run reaches the loss. The search follows the contour of this loss, from
+    the N at which D would be infinite. The cost along it may have several minima, because measured
     joules per FLOP bend at each rung: the best interval of a grid is searched by golden section.
     """
     law = law_of(fit)
@@ -177,7 +184,8 @@ def cheapest(
         ok &= np.isfinite(costs.min(1))
         left, right = grid[k - 1][:, None], grid[k + 1][:, None]
         n, d = run_at(golden_section(cost, left, right, steps=60))
-        # The minimum may lie just beyond the measured N, where the cost is unknown: take the grid's best point
+        # The minimum may lie just beyond the measured N, where the cost is unknown: take the grid's
+        # best point
         edge = ~np.isfinite(cost_of(n, d)[:, 0])
         grid_n, grid_d = run_at(grid[costs.argmin(1)][:, None])
     n, d = np.where(edge, grid_n[:, 0], n[:, 0]), np.where(edge, grid_d[:, 0], d[:, 0])
@@ -191,7 +199,7 @@ def outside(fit: Fit, flop: float) -> float:
 
 
 def _contour(fit: Fit, params: dict[str, Array], loss: float, u: Array) -> tuple[Array, Array]:
-    """N (R, m) from a factor of 1000 below those of the fit, and the D at which the law reaches `loss`."""
+    """N (R, m) from 1/1000 of the fit's smallest N, and the D at which the law reaches `loss`."""
     n = np.broadcast_to(fit.span["N"][0] * np.exp(u + MIN_LOG_RATIO), (len(next(iter(params.values()))), u.shape[1]))
     return n, _invert(lambda d: law_of(fit).value(params, {"N": n, "D": d}), loss, fit.span["D"], n.shape)
 
@@ -226,7 +234,8 @@ def _run_of_one_variable(fit: Fit, loss: float, symbol: str, extrapolate: bool) 
             f"--loss {loss:g}: by {fit.formula} it takes {symbol} = {x:g}. The fitted curve is flat there, so a loss does not "
             f"determine the {word}."
         )
-    laws.predict(fit, {symbol: np.array([x])}, extrapolate=extrapolate)  # refuses an x too far outside the data
+    # Refuses an x too far outside the data
+    laws.predict(fit, {symbol: np.array([x])}, extrapolate=extrapolate)
     choice = Choice(f"cheapest {word} for a loss of {loss:g} nat, by {fit.formula}", None, None, None, loss)
     setattr(choice, quantity, x)
     low, high = fit.span[symbol]
@@ -258,7 +267,10 @@ def _unknown_run(question: str, loss: float, reason: str) -> Choice:
 
 
 def _quantiles(values: Array) -> Interval:
-    """2.5 and 97.5 % of draws that may be infinite; NaN, the cost of an infinite run, counts as inf."""
+    """2.5 and 97.5 % of draws that may be infinite.
+
+    NaN, the cost of an infinite run, counts as inf.
+    """
     ordered = np.sort(np.where(np.isnan(values), np.inf, values))
     return _interval(np.array([ordered[int(q * (len(ordered) - 1) + 0.5)] for q in (0.025, 0.975)]))
 

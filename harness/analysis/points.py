@@ -1,10 +1,10 @@
 """Records to arrays: the table that the laws are fitted to, its frontier, its noise and its floor.
 
-Loss is in nat per scored token, compute in FLOP (causal count), energy in joule, size in parameters.
-A missing number is NaN in arrays, because numpy has no None, and None with a reason outside of them.
-A row enters the loss laws when its run is done, its role is `fit` and the point is annealed. It
-enters the energy laws when its joules were measured too and the meter's verdict is not `invalid`.
-Rows that are left out are counted by reason.
+Loss is in nat per scored token, compute in FLOP (causal count), energy in joule, size in
+parameters. A missing number is NaN in arrays, because numpy has no None, and None with a reason
+outside of them. A row enters the loss laws when its run is done, its role is `fit` and the point is
+annealed. It enters the energy laws when its joules were measured too and the meter's verdict is not
+`invalid`. Rows that are left out are counted by reason.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class PointTable:
     oracle_nat: Array  # NaN where unknown
     energy_j: Array  # NaN where unmeasured or invalid
     energy_se_j: Array
-    energy_net_j: Array  # minus idle_power_w over the point's windows; NaN without a measured idle power
+    # Minus idle_power_w over the point's windows; NaN without a measured idle power
+    energy_net_j: Array
     energy_net_se_j: Array  # error of the reading and of the idle power, which grows with time
     idle_power_w: Array  # of the device with a context resident and no work
     idle_bare_w: Array  # of the device without a context
@@ -100,7 +101,7 @@ def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
 
 
 def baselines(r: RunRecord) -> tuple[float | None, float | None]:
-    """Idle power of the run's cards without a CUDA context, and the standard error of that with one, W.
+    """Idle power of the cards without a CUDA context, and the standard error of that with one, W.
 
     Both are sums over the sensor cards; None where one of the cards was not measured.
     """
@@ -115,7 +116,7 @@ def baselines(r: RunRecord) -> tuple[float | None, float | None]:
 
 
 def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> PointTable:
-    """The table of fit points; `excluded` (state -> runs, from `records.load`) enters its counts."""
+    """The table of fit points; its counts include `excluded` (state -> runs)."""
     labels = rung_labels(records)
     out: Counter[str] = Counter({f"runs {state}": n for state, n in (excluded or {}).items()})
     no_energy: Counter[str] = Counter()
@@ -145,13 +146,17 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
                 for values in (of_run, vars(p), of_count, of_energy):
                     for n in values.keys() & columns.keys():
                         columns[n].append(values[n])
-    arrays = {n: np.array(c, dtype=str if n in _TEXT else float) for n, c in columns.items()}  # None becomes NaN
+    # None becomes NaN
+    arrays = {n: np.array(c, dtype=str if n in _TEXT else float) for n, c in columns.items()}
     return PointTable(**arrays, excluded=dict(out), energy_excluded=dict(no_energy))
 
 
-# --- frontier, noise, checks -----------------------------------------------------------------------------------------
+# --- frontier, noise, checks ----------------------------------------------------------------------
 def seed_means(t: PointTable) -> PointTable:
-    """One row per (rung, budget): geometric means over seeds of loss and energy; else the first seed."""
+    """One row per (rung, budget), with geometric means over seeds of loss and energy.
+
+    Other columns are those of the first seed.
+    """
     groups: dict[tuple[str, float], list[int]] = {}
     for i in range(len(t)):
         groups.setdefault((str(t.rung[i]), float(t.tokens[i])), []).append(i)
@@ -166,8 +171,8 @@ def frontier_points(t: PointTable, x: str = "train_flop") -> tuple[PointTable, A
     """Points on the lower envelope of loss against `x`, and whether each lies on an interior rung.
 
     The seed means of each rung are joined by straight lines in log-log space. A point is on the
-    frontier when at least one other rung was run at its `x` and no other rung has a lower loss at that
-    `x` or at less. Without another rung nothing shows that the point is the best.
+    frontier when at least one other rung was run at its `x` and no other rung has a lower loss at
+    that `x` or at less. Without another rung nothing shows that the point is the best.
     """
     m = seed_means(t)
     m = m.where(np.isfinite(getattr(m, x)) & (getattr(m, x) > 0))
@@ -178,7 +183,8 @@ def frontier_points(t: PointTable, x: str = "train_flop") -> tuple[PointTable, A
     for k, rung in enumerate(m.rungs()):
         rows = np.flatnonzero(m.rung == rung)
         rows = rows[np.argsort(ln_x[rows])]
-        rivals[k] = np.interp(ln_x, ln_x[rows], ln_loss[rows], left=np.nan)  # beyond its last point, its last loss
+        # Beyond its last point, its last loss
+        rivals[k] = np.interp(ln_x, ln_x[rows], ln_loss[rows], left=np.nan)
         rivals[k, rows] = np.nan
         compared |= (ln_x >= ln_x[rows[0]]) & (ln_x <= ln_x[rows[-1]]) & (m.rung != rung)
     lowest = np.where(compared, np.nanmin(np.where(np.isfinite(rivals), rivals, np.inf), axis=0), -np.inf)
@@ -211,7 +217,10 @@ def seed_noise(t: PointTable) -> SeedNoise | None:
 
 @dataclass(frozen=True)
 class RateCheck:
-    """Losses of one rung, budget and seed at scaled learning rates: `relative[s]` = loss(s)/loss(1) - 1."""
+    """Losses of one rung, budget and seed at scaled learning rates s.
+
+    `relative[s]` is loss(s) / loss(1) - 1.
+    """
 
     rung: str
     n_total: int
@@ -224,7 +233,7 @@ class RateCheck:
 
 
 def rate_check(records: Sequence[RunRecord], noise: SeedNoise | None = None) -> list[RateCheck]:
-    """Compare runs that differ in `optim.lr_scale` alone, at the largest budget shared with scale 1."""
+    """Compare runs that differ in `optim.lr_scale` alone, at their largest common budget."""
     labels = rung_labels(records)
     losses: dict[tuple[int, int, int], dict[float, float]] = {}
     for r in records:
@@ -247,7 +256,10 @@ def rate_check(records: Sequence[RunRecord], noise: SeedNoise | None = None) -> 
 
 @dataclass(frozen=True)
 class Floor:
-    """The best possible loss, nat per scored token; both are None where it is unknown, for `reason`."""
+    """The best possible loss, nat per scored token.
+
+    Both are None where it is unknown, for `reason`.
+    """
 
     entropy_nat: float | None  # of the source, in closed form
     oracle_nat: float | None  # mean over points of the best loss on their own validation tokens
@@ -279,7 +291,7 @@ def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
     return {"alpha": float(a), "beta": float(a) / (1 + float(a))}
 
 
-# --- export ----------------------------------------------------------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------------
 def study_table(records: Sequence[RunRecord]) -> list[dict[str, str | int | float | bool | None]]:
     """One flat row per point, with probes and points that are not annealed."""
     rows = []

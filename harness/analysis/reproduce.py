@@ -92,10 +92,10 @@ def quantities(
 ) -> dict[str, tuple[float, float, str]]:
     """The compared results of a study: name -> (value, its standard deviation, what that is over).
 
-    With a law L(N, D): its exponents and floor, and the loss on its compute-optimal frontier at three
-    budgets, where that lies inside the measured N and D. With a law L(C): its loss at the same budgets.
-    With evaluations: greedy accuracy of the longest point of each run under each control. A parameter
-    that one seed does not pin has no standard deviation (NaN).
+    With a law L(N, D): its exponents and floor, and the loss on its compute-optimal frontier at
+    three budgets, where that lies inside the measured N and D. With a law L(C): its loss at the
+    same budgets. With evaluations: greedy accuracy of the longest point of each run under each
+    control. A parameter that one seed does not pin has no standard deviation (NaN).
     """
     out: dict[str, tuple[float, float, str]] = {}
     flop = [p.train_flop for r in runs if r.role == "fit" for p in r.points]

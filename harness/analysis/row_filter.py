@@ -78,7 +78,7 @@ def parse(text: str) -> Condition:
 
 
 def rows(text: str, columns: Columns) -> Mask:
-    """Mask of the rows of `columns` (arrays of equal length, float64 or text) where `text` is true."""
+    """The mask of the rows of `columns` (of equal length, float64 or text) where `text` is true."""
     return evaluate(parse(text), columns)
 
 
@@ -95,7 +95,10 @@ def evaluate(condition: Condition, columns: Columns) -> Mask:
 
 
 def find_column(columns: Columns, name: str, where: str) -> NDArray:
-    """A column by its exact name; raises FitError with the most similar names where there is none."""
+    """A column by its exact name.
+
+    Raises FitError with the most similar names where there is none.
+    """
     if name in columns:
         return columns[name]
     near = difflib.get_close_matches(name, columns, n=3, cutoff=0.5)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def results_folder(folder: Path) -> Path:
     """The folder of a study's fits and pages: the study's own, except for a committed reference.
 
-    A reference is never written to. Its results go to runs/<name>, or to runs/<name>-reference where
-    runs/<name> holds runs, because these are another study with other fits.
+    A reference is never written to. Its results go to runs/<name>, or to runs/<name>-reference
+    where runs/<name> holds runs, because these are another study with other fits.
     """
     if not records.is_reference(folder):
         return folder
@@ -45,13 +45,15 @@ class Study:
 
     name: str
     records: list[RunRecord]
-    excluded: dict[str, int] = field(default_factory=dict)  # state -> runs without a finished record
+    # State -> runs without a finished record
+    excluded: dict[str, int] = field(default_factory=dict)
     fits: dict[str, Fit] = field(default_factory=dict)
     evaluations: list[TtcRecord] = field(default_factory=list)
     answers: StudyAnswers | None = None  # about the evaluations
     folder: Path = Path()
     results: Path = Path()
-    unfitted_ttc: dict[str, str] = field(default_factory=dict)  # law of evaluations -> why `fit` found none
+    # Law of evaluations -> why `fit` found none
+    unfitted_ttc: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path, results: str | Path | None = None) -> Study:
@@ -71,8 +73,8 @@ class Study:
     def fit(self, *, bootstrap: int = 1000, delta: float | None = None, seed: int = 0) -> None:
         """Fit every law that the records allow, of training and of evaluations; `save` keeps them.
 
-        `bootstrap`: draws behind the intervals; `delta`: Huber delta on log residuals, None for each law's own;
-        `seed`: of the draws.
+        `bootstrap`: draws behind the intervals; `delta`: Huber delta on log residuals, None for
+        each law's own; `seed`: of the draws.
         """
         self.fits = study_laws.fit_study(self.records, self.excluded, bootstrap=bootstrap, seed=seed, delta=delta)
         if self.evaluations:
@@ -99,7 +101,7 @@ class Study:
         return pandas.DataFrame(study_points.study_table(self.records))
 
     def parameters(self) -> pandas.DataFrame:
-        """One row per parameter of every fit: fit, law, parameter, value, low, high (95 %), converged."""
+        """One row per parameter of every fit: fit, law, parameter, value, 95 % ends, converged."""
         import pandas
 
         rows = [

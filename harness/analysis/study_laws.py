@@ -157,7 +157,7 @@ def fit_study(
     seed: int = 0,
     delta: float | None = None,
 ) -> dict[str, Fit]:
-    """Every law that the records allow, by the names of `FIT_NAMES`; `unfitted` explains the others.
+    """Every law that the records allow, by its name in `FIT_NAMES`; `unfitted` explains the rest.
 
     Intervals resample whole trunks (`run_id`), because the points of one trunk share its noise.
     """
@@ -195,7 +195,10 @@ def _run(job: Job, *, bootstrap: int, seed: int, delta: float | None) -> Fit:
 
 
 def _sigma(job: Job) -> Array | None:
-    """Error bar of each energy, at least `SIGMA_FLOOR`; None for laws of loss, or without error bars."""
+    """Error bar of each energy, at least `SIGMA_FLOOR`.
+
+    None for laws of loss, or without error bars.
+    """
     column = {"energy_j": "energy_se_j", "energy_net_j": "energy_net_se_j"}.get(job.columns.get("energy", ""))
     if column is None:
         return None

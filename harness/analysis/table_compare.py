@@ -58,10 +58,10 @@ def compare_table(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Compared:
-    """Approaches 1, 2 and 3 on the rows of `table` where `keep` is true; arguments as in `fit_table`.
+    """Approaches 1, 2 and 3 on the rows of `table` where `keep` is true.
 
-    The comparison gives the reason of each approach that rejects the table. Raises FitError where all
-    of them do.
+    The comparison gives the reason of each approach that rejects the table. Raises FitError where
+    all of them do.
     """
     source, excluded = filtered(table, keep)
     chosen = tables.choose(source, COMPARE, columns, table.name, NEEDED)

@@ -1,8 +1,8 @@
 """One law fitted to a table of points: `fit_table`.
 
 Two laws also take the raw data behind their points, where the table lacks these: `isoflop` the runs
-whose optima it fits, `pass_at_k` the counts of correct samples per problem. `table_compare` compares
-the approaches.
+whose optima it fits, `pass_at_k` the counts of correct samples per problem. `table_compare`
+compares the approaches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UNCHECKED = {
 
 
 def energy_symbol(law: str) -> str:
-    """The symbol of joules in a law: `energy` if the law predicts them, J if they are its variable."""
+    """The symbol of joules in a law: `energy` if the law predicts them, else J, its variable."""
     return "energy" if law_named(law).y == "energy" else "J"
 
 
@@ -61,12 +61,12 @@ def fit_points(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Fitted:
-    """Fit `law` to the rows of `table` where `keep` is true, without those where `hold_out` is true.
+    """Fit `law` to the rows of `table` where `keep` is true and `hold_out` is not.
 
-    `columns`: symbol -> column; `sigma` and `cluster` are columns, `keep` and `hold_out` conditions of
-    `row_filter`. Rows of one `run_id` are one cluster unless `cluster` says otherwise. The Fit names
-    its columns and counts the rows that the filter removes. The many keyword parameters are the
-    options of `harness fit TABLE`, one each.
+    `columns`: symbol -> column; `sigma` and `cluster` are columns, `keep` and `hold_out` conditions
+    of `row_filter`. Rows of one `run_id` are one cluster unless `cluster` says otherwise. The Fit
+    names its columns and counts the rows that the filter removes. The many keyword parameters are
+    the options of `harness fit TABLE`, one each.
 
     Raises FitError for conditions, columns, units and designs that cannot be right.
     """
@@ -134,7 +134,7 @@ def _held_out_rows(hold_out: str, source: Mapping[str, NDArray]) -> NDArray:
 
 
 def _raw_symbols(law: str, source: Mapping[str, NDArray], columns: Mapping[str, str]) -> tuple[str, ...] | None:
-    """The symbols that the law's points are made from, where the table lacks the points themselves."""
+    """The symbols that the law's points are made from, if the table lacks the points themselves."""
     form = law_named(law)
     return None if not form.made_from or form.y in source or form.y in columns else form.made_from
 
@@ -182,7 +182,10 @@ def refuse_options(law: str, options: Mapping[str, object], source: str = "") ->
 
 
 def error_bars(source: Mapping[str, NDArray], name: str, chosen: tables.Chosen, y: str, where: str) -> NDArray:
-    """The column of error bars of `y`; raises FitError where one is not positive or is above its y."""
+    """The column of error bars of `y`.
+
+    Raises FitError where one is not positive or is above its y.
+    """
     bars = tables.number_column(source, name, "sigma", where)
     if (bad := ~(np.isfinite(bars) & (bars > 0))).any():
         i = int(np.flatnonzero(bad)[0])

@@ -25,7 +25,8 @@ from harness.errors import FitError
 from harness.laws.catalogue import NAMES, law_named
 
 SUFFIXES = (".csv", ".parquet")
-# Columns taken without being named, first match wins: this project's own names, then the symbols themselves
+# Columns taken without being named, first match wins: this project's own names, then the symbols
+# themselves
 DEFAULTS = {
     "N": ("n_total", "N"),
     "D": ("tokens", "D"),
@@ -50,10 +51,12 @@ ROW_CHECKS = (  # columns by which `laws.fit` rejects rows
     "flop_convention",
     "device",
 )
-FLOP_RATIO = (0.1, 30.0)  # of C and 6ND: embedding and attention conventions stay within, wrong units do not
+# Of C and 6ND: embedding and attention conventions stay within, wrong units do not
+FLOP_RATIO = (0.1, 30.0)
 MIN_COUNT = 10  # of parameters and of tokens in a row
 TOKENS_PER_N = (1e-4, 1e6)
-# 100 TFLOP per joule is 50 times today's cards; a small model on a CPU stays far below the other end
+# 100 TFLOP per joule is 50 times today's cards; a small model on a CPU stays far below the other
+# end
 J_PER_FLOP = (1e-14, 1e-4)
 POWER_W = (0.5, 1e9)  # a small board; a power station
 MAX_LOSS = 20.0  # nat per token, of the median: a uniform guess over 400,000 words is 12.9
@@ -154,7 +157,7 @@ def _column(values: Sequence[object]) -> NDArray:
     return np.array(["" if v is None else str(v) for v in values], dtype=str)
 
 
-# --- the columns of a law ------------------------------------------------------------------------------------------------
+# --- the columns of a law -------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Chosen:
     """The input of `laws.fit`: symbol -> values, and symbol -> column (a formula where derived)."""
@@ -173,11 +176,11 @@ def choose(
     """The columns that `law` needs.
 
     `columns`: symbol -> column; other symbols are looked up in `DEFAULTS`. `needed`: symbols other
-    than the law's own, such as those of the runs that optima are made from. D is derived as C/(6N) and
-    C as 6ND where one of them has no column; the result's `columns` then gives the formula. Columns of
-    `ROW_CHECKS` are included, so that `laws.fit` rejects rows that are not finished, annealed points of
-    one kind. Raises FitError for columns that are missing, not numbers, not positive, or in units that
-    cannot be right; rows are counted as in `source`.
+    than the law's own, such as those of the runs that optima are made from. D is derived as C/(6N)
+    and C as 6ND where one of them has no column; the result's `columns` then gives the formula.
+    Columns of `ROW_CHECKS` are included, so that `laws.fit` rejects rows that are not finished,
+    annealed points of one kind. Raises FitError for columns that are missing, not numbers, not
+    positive, or in units that cannot be right; rows are counted as in `source`.
     """
     if needed is None:
         form = law_named(law)

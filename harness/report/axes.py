@@ -15,7 +15,8 @@ import altair as alt
 
 _MANTISSAS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
 
-# Hues in the order of plasma at middle lightness; a test checks a contrast of 3:1 to both backgrounds
+# Hues in the order of plasma at middle lightness; a test checks a contrast of 3:1 to both
+# backgrounds
 RAMP = ("#3f63cf", "#8052cf", "#b8479f", "#d64f5a", "#d9701c", "#a38a12")
 CATEGORIES = (
     "#0072b2",
@@ -90,7 +91,10 @@ def _round(value: float) -> float:
 
 
 def label(value: float, power: bool) -> str:
-    """`label(2e12, True) == "2e12"`; `label(2e6, False) == "2M"`. Common fonts lack superscripts."""
+    """`label(2e12, True) == "2e12"`; `label(2e6, False) == "2M"`.
+
+    Common fonts lack superscripts.
+    """
     if power and value != 0:
         exponent = math.floor(math.log10(abs(value)) + 1e-9)
         mantissa = f"{value / 10**exponent:.3g}"

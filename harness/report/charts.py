@@ -41,7 +41,7 @@ JOULES = "energy of the point, gross (J)"
 
 
 def loss_compute(views: Sequence[StudyView]) -> Figure:
-    """Loss against FLOP: all points, the law of the frontier, and the prediction of the held-out rung."""
+    """Loss against FLOP: all points, the law of the frontier, and the predicted held-out rung."""
     grouping, dots, paths, predicted, curve, levels = Grouping(views), [], [], [], [], {}
     for v in views:
         means = seed_means(v.table)
@@ -118,7 +118,7 @@ def loss_tokens(views: Sequence[StudyView]) -> Figure:
 
 
 def excess(views: Sequence[StudyView]) -> Figure:
-    """Loss above the floor against tokens per parameter, where the entropy of the corpus is known."""
+    """Loss above the floor against tokens per parameter, if the corpus has a known entropy."""
     title = "Excess over the known floor"
     grouping, dots, paths = Grouping(views), [], []
     for v in views:
@@ -184,7 +184,8 @@ def _per_run(views: Sequence[StudyView], column: str) -> list[Row]:
     grouping, rows = Grouping(views), []
     for v in views:
         by_tokens = np.argsort(v.table.tokens, kind="stable")
-        last = dict(zip(v.table.run_id[by_tokens].tolist(), by_tokens.tolist(), strict=True))  # its largest budget
+        # Its largest budget
+        last = dict(zip(v.table.run_id[by_tokens].tolist(), by_tokens.tolist(), strict=True))
         t = v.table.where(np.array(sorted(last.values()), dtype=int))
         rows += rows_of(grouping, v, t, t.n_total, getattr(t, column))
     return rows
@@ -250,7 +251,7 @@ def rates(views: Sequence[StudyView]) -> Figure:
 
 @dataclass(frozen=True)
 class Builder:
-    """A figure of the report: its key, which is the name of its files, and the function that makes it."""
+    """A figure of the report: the key that names its files, and the function that makes it."""
 
     key: str
     build: Callable[[Sequence[StudyView]], Figure]

@@ -119,7 +119,10 @@ def _curves(plot: _Plot, x: Axis, y: Axis, banded: bool) -> list[Layer]:
 
 
 def _plot(fit: Fit, points: Mapping[str, NDArray], model: NDArray | None) -> _Plot:
-    """The form of the plot that suits the law, as the module's docstring says; `model`: fitted values."""
+    """The form of the plot that suits the law, as the module's docstring says.
+
+    `model`: fitted values.
+    """
     symbols = law_of(fit).symbols
     of_size = set(symbols) == {"N", "D"}
     if len(symbols) == 1 or (model is None and not of_size):
@@ -163,7 +166,10 @@ def _against_symbol(fit: Fit, symbol: str, points: Mapping[str, NDArray], passed
 
 
 def _by_size(fit: Fit, points: Mapping[str, NDArray], passed: bool) -> _Plot:
-    """Against D, with a line for each size; above `MAX_GROUPS` sizes, for the middle of equal groups."""
+    """Against D, with a line for each size.
+
+    Above `MAX_GROUPS` sizes, for the middle of equal groups.
+    """
     n, d, y = points["N"], points["D"], law_of(fit).y
     groups = np.array_split(np.unique(n), min(MAX_GROUPS, len(np.unique(n))))
     middle = [float(sizes[len(sizes) // 2]) for sizes in groups]

@@ -75,10 +75,11 @@ class Grouping:
 
 
 def rows_of(grouping: Grouping, v: StudyView, t: PointTable, x: np.ndarray, y: np.ndarray) -> list[Row]:
-    """The rows of finite `x` and `y` (n,) with their tooltips, thinned to the study's share of `MAX_ROWS`."""
+    """The rows of finite `x` and `y` (n,) with their tooltips, up to the study's share of them."""
     keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     limit = MAX_ROWS // len(grouping.views)
-    if len(keep) > limit:  # evenly in table order, and always the extremes, so that the axes show the whole range
+    # Evenly in table order, and always the extremes, so that the axes show the whole range
+    if len(keep) > limit:
         even = keep[np.linspace(0, len(keep) - 1, limit).round().astype(int)]
         extremes = [keep[pick(a[keep])] for a in (x, y) for pick in (np.argmin, np.argmax)]
         keep = np.unique([*even, *extremes])
@@ -96,7 +97,7 @@ def thinned(views: Sequence[StudyView]) -> str:
     return f" About {MAX_ROWS:,} of {count:,} points are drawn; the table holds all." if count > MAX_ROWS else ""
 
 
-# --- layers ----------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 def marks(rows: Sequence[Row], x: Axis, y: Axis, grouping: Grouping, tips: dict[str, str] = TIPS) -> Layer:
     """Measured points."""
     tooltip = [alt.Tooltip("series", type="nominal", title=grouping.by), alt.Tooltip("run", type="nominal")]
@@ -113,7 +114,10 @@ def lines(rows: Sequence[Row], x: Axis, y: Axis, grouping: Grouping, *, thin: bo
 
 
 def law(rows: Sequence[Row], x: Axis, y: Axis) -> list[Layer]:
-    """A dashed curve in the text colour, with its 95 % band if the rows have one; [] without rows."""
+    """A dashed curve in the text colour, with its 95 % band if the rows have one.
+
+    [] without rows.
+    """
     if not rows:
         return []
     curve = alt.Chart().mark_line(style="law")

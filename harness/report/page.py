@@ -1,8 +1,8 @@
 """One self-contained HTML page, and PNG and SVG files of every figure.
 
-The page loads nothing from outside; its content security policy forbids it. Vega is inlined once for
-all charts, from the bundle of vl-convert. Charts draw in `currentColor`, so that one drawing serves
-light, dark and print.
+The page loads nothing from outside; its content security policy forbids it. Vega is inlined once
+for all charts, from the bundle of vl-convert. Charts draw in `currentColor`, so that one drawing
+serves light, dark and print.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ INK = "#1b1d21"
 
 @cache
 def _environment() -> Environment:
-    """The templates of `assets/`. Text is escaped, and JSON too: no record closes the script element."""
+    """The templates of `assets/`.
+
+    Text is escaped, and JSON too: no record closes the script element.
+    """
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -62,7 +65,7 @@ def _vega() -> str:
 
 
 def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
-    """The Vega-Lite spec: of fixed size and colours for files, fluid in `currentColor` for the page."""
+    """The Vega-Lite spec: of fixed size for files, fluid in `currentColor` for the page."""
     assert figure.spec is not None
     body = dict(figure.spec)
     body["config"] = theme(INK, "#ffffff") if static else theme("currentColor", "transparent")
@@ -75,10 +78,10 @@ def spec(figure: Figure, *, static: bool) -> dict[str, Any]:
 def build_report(studies: Sequence[Study], out: Path) -> Path:
     """Write the page of one or several studies and their figures; returns the path of the page.
 
-    `out`: a folder, or a path ending in .html. Figures go to `figures/` in the same folder. Evaluations
-    are shown for a single study. A single study with fits also gets `fits.md` and `fits.tex`, with its
-    laws and their reporting checklists for a paper, without the laws of single cells. Raises
-    DeviceError where a file cannot be written.
+    `out`: a folder, or a path ending in .html. Figures go to `figures/` in the same folder.
+    Evaluations are shown for a single study. A single study with fits also gets `fits.md` and
+    `fits.tex`, with its laws and their reporting checklists for a paper, without the laws of single
+    cells. Raises DeviceError where a file cannot be written.
     """
     evaluations = studies[0].evaluations if len(studies) == 1 else []
     answers = studies[0].answers if len(studies) == 1 else None

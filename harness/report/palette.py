@@ -16,7 +16,8 @@ from harness.report.layers import Layer, Row
 class Palette:
     """Colours and shapes of series, in order along a ramp or as categories.
 
-    `field` is the column with the name of the series. There are six shapes; further series repeat them.
+    `field` is the column with the name of the series. There are six shapes; further series repeat
+    them.
     """
 
     def __init__(self, names: Sequence[str], *, ordered: bool = False, field: str = "series", title: str = "") -> None:
@@ -43,7 +44,7 @@ class Palette:
         filled: bool = True,
         size: int = 52,
     ) -> Layer:
-        """Measured points; `shapes` where shape tells something else apart than colour."""
+        """Measured points; `shapes` where shape and colour show different things."""
         tips = [alt.Tooltip(f, type="nominal") for f in (self.field, "tip")]
         tips += [alt.Tooltip(f, type="quantitative", format=".4~g") for f in ("x", "y")]
         mark = alt.Chart().mark_point(filled=filled, size=size, opacity=0.85, strokeWidth=1.5)

@@ -106,7 +106,7 @@ def markdown(fits: Mapping[str, Fit]) -> str:
 
 
 def latex(fits: Mapping[str, Fit]) -> str:
-    """The same in LaTeX: a table for \\usepackage{booktabs}, and a description list for each fit."""
+    """The same in LaTeX: a table for \\usepackage{booktabs}, and a description list per fit."""
     lines = [r"\begin{tabular}{llll}", r"\toprule", r"fit & parameter & value & 95\,\% interval \\"]
     for name, fit in fits.items():
         lines.append(r"\midrule")
@@ -145,7 +145,7 @@ def _rows(fit: Fit) -> list[tuple[str, str, str]]:
 
 
 def _same_digits(value: float, low: float, high: float) -> list[str]:
-    """Three numbers to two digits of the interval's width, or to three digits each if it is wide."""
+    """Three numbers to two digits of the interval's width; to three digits if it is wide."""
     if low <= 0 or high > 3 * low or not 1e-6 < high - low < 1e4:
         return [number(v) for v in (value, low, high)]
     places = max(0, 1 - math.floor(math.log10(high - low)))

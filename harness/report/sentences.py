@@ -42,7 +42,10 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def with_interval(fit: Fit, name: str) -> str:
-    """`0.482 [0.451, 0.513]`, to two digits of the interval's width; marked if fixed or not pinned."""
+    """`0.482 [0.451, 0.513]`, to two digits of the interval's width.
+
+    Marked if fixed or not pinned.
+    """
     derived = name not in fit.params
     value = (fit.derived if derived else fit.params).get(name)
     bounds = (fit.derived_interval if derived else fit.interval).get(name)
@@ -75,7 +78,10 @@ def worst(errors: list[float]) -> float:
 
 
 def findings(v: StudyView) -> list[str]:
-    """One sentence per result, numbers with their 95 % intervals; the first is the study's headline."""
+    """One sentence per result, numbers with their 95 % intervals.
+
+    The first is the study's headline.
+    """
     out = []
     if fit := v.trusted("loss_nd"):
         trunks = len(set(v.table.run_id))
@@ -140,7 +146,7 @@ def verdict(fit: Fit, name: str, expected: float) -> str:
 
 
 def fit_warnings(v: StudyView, *, all_of_them: bool) -> list[str]:
-    """The warnings of the fits; without `all_of_them`, those of headline fits that are not routine."""
+    """The warnings of the fits; without `all_of_them`, the important ones of headline fits."""
     out: dict[str, None] = {}
     for name, fit in v.fits.items():
         for w in fit.warnings:
@@ -150,7 +156,7 @@ def fit_warnings(v: StudyView, *, all_of_them: bool) -> list[str]:
 
 
 def warnings(v: StudyView) -> list[str]:
-    """What a reader must know before the numbers: failed fits, warnings, untuned rates, lost runs."""
+    """What to know before the numbers: failed fits, warnings, untuned rates, lost runs."""
     out = []
     for name, fit in v.fits.items():
         if not fit.certificate.passed:

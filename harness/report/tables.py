@@ -116,7 +116,7 @@ def compute_conventions(v: StudyView) -> Table | None:
 
 
 def held_out(v: StudyView) -> Table | None:
-    """The largest rung: predicted, measured, error, and the naive line's error at the same points."""
+    """The largest rung: predicted, measured, error, and the error of the naive line."""
     fit = v.trusted("loss_nd_heldout")
     if fit is None or fit.held_out is None:
         return None
@@ -184,7 +184,8 @@ def points(v: StudyView) -> Table:
             si(float(t.tokens_per_s[i])),
         ]
         rows.append([*cells, percent(None if t.mfu[i] != t.mfu[i] else float(t.mfu[i]), 1)])
-    filler = [["" for _ in head]] * max(0, len(t) - len(rows))  # rows that are counted, and never shown
+    # Rows that are counted, and never shown
+    filler = [["" for _ in head]] * max(0, len(t) - len(rows))
     return Table(
         "Points",
         head,
@@ -194,7 +195,7 @@ def points(v: StudyView) -> Table:
 
 
 def rung_joules(v: StudyView) -> Table | None:
-    """Joules per token and per FLOP of each rung, their idle share, and their ratio to the card's floor."""
+    """Joules per token and per FLOP of each rung, their idle share, and the card's floor."""
     rows = study_energy.by_rung(v.table)
     if not rows:
         return None

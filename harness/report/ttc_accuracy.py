@@ -65,7 +65,7 @@ def against(records: Sequence[TtcRecord], cost: str) -> Figure:
 
 
 def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
-    """Exact match and token probability of the same problems against training compute, with the null."""
+    """Exact match, its null and the token probability of the same problems, by training FLOP."""
     key, title = "ttc_emergence", "Exact match beside the probability of the right token"
     points = [
         (r, p)
@@ -76,7 +76,8 @@ def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
         return Figure(
             key, title, "", None, "no evaluation has likelihoods of a reference trace and its training compute"
         )
-    label = max(points, key=lambda q: q[0].smooth.trace_tokens if q[0].smooth else 0.0)[0].label  # the longest trace
+    # The longest trace
+    label = max(points, key=lambda q: q[0].smooth.trace_tokens if q[0].smooth else 0.0)[0].label
     size = max(r.n_total for r, _ in points if r.label == label)
     audited = sorted((p for r, p in points if r.label == label and r.n_total == size), key=lambda p: p.train_flop or 0)
     dots, null = [], []
@@ -155,7 +156,10 @@ def figures(records: Sequence[TtcRecord]) -> list[Figure]:
 
 
 def cells(records: Sequence[TtcRecord]) -> Table:
-    """A row per cell, strategy and n at the last end point of each run; costs say metered or modelled."""
+    """A row per cell, strategy and n at the last end point of each run.
+
+    Costs say metered or modelled.
+    """
     head = [
         "cell",
         "strategy",

@@ -1,4 +1,4 @@
-"""Figures of costs at test time: votes, exchange with training, break-even, cost per correct answer.
+"""Figures of costs at test time: votes, exchange, break-even, cost per correct answer.
 
 A figure whose data is missing carries the reason.
 """
@@ -30,7 +30,7 @@ TEST = {
 
 
 def serial_parallel(records: Sequence[TtcRecord], cost: str) -> Figure:
-    """Greedy answers after longer thought, and votes over samples of shorter thought, against one cost."""
+    """Greedy answers after longer thought, and votes over shorter thoughts, by one cost."""
     key, title = f"ttc_serial_parallel_{cost}", f"Longer thought against votes, by {AXES[cost].split(' per')[0]}"
     groups = [c for c in votes.longest(records) if len(c) > 1 and c[0].task.get("arm", "cot") == "cot"]
     if not groups:
@@ -73,7 +73,10 @@ def _point(row: TtcRow, spent: float, series: str, tip: str) -> Row:
 
 
 def exchanges(rates: Sequence[Exchange]) -> list[Figure]:
-    """Settings of equal accuracy, training cost against test cost; a figure per basis and format."""
+    """Settings of equal accuracy, training cost against test cost.
+
+    A figure per basis and format.
+    """
     out = []
     for e in rates:
         key = f"ttc_exchange_{e.basis}_{e.of}".replace(" ", "_").replace("+", "_")
@@ -138,7 +141,8 @@ def break_even(answers: Sequence[BreakEvenAnswer]) -> Figure:
     x = axis("queries over the lifetime", grid.tolist(), power_labels=True)
     y = axis("lifetime cost, cheapest to ask / cheapest to train", y_values(rows, crossings))
     bar = alt.Chart().mark_rule(strokeWidth=4, opacity=0.6).encode(x.x("left"), y.y(), palette.color(), x2="right:Q")
-    step = (y.high / y.low) ** 0.02  # intervals are drawn below one another; at 1 they would hide each other
+    # Intervals are drawn below one another; at 1 they would hide each other
+    step = (y.high / y.low) ** 0.02
     wide = [r | {"y": step ** ((len(crossings) - 1) / 2 - i)} for i, r in enumerate(crossings) if "left" in r]
     spans = [Layer(wide, bar)] if wide else []
     caption = (

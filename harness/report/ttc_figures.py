@@ -1,7 +1,7 @@
 """Figures of the laws and forecasts of evaluations; `figures` lists those of costs after them.
 
-Numbers are those of `fits.json` and `ttc.json`; `report.ttc_accuracy` draws the accuracies. A figure
-whose data is missing carries the reason. Only fits with a certificate are drawn.
+Numbers are those of `fits.json` and `ttc.json`; `report.ttc_accuracy` draws the accuracies. A
+figure whose data is missing carries the reason. Only fits with a certificate are drawn.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ UNFITTED = "ttc.json is missing: run harness fit on the study"
 
 
 def _example_cells(records: Sequence[TtcRecord]) -> tuple[list[TtcRecord], int]:
-    """Cells of the largest size with curves that are not flat, evenly spaced by accuracy; and of how many."""
+    """Cells of the largest size with curves that are not flat, evenly spaced by accuracy.
+
+    And of how many.
+    """
     shaped = [r for r in records if ttc_curves.flat(r) is None and r.samples > 1]
     if not shaped:
         return [], 0
     size = max(r.n_total for r in shaped)
-    width = {r.width for r in shaped if r.n_total == size}  # formats of one width differ in vocabulary, so in N
+    # Formats of one width differ in vocabulary, so in N
+    width = {r.width for r in shaped if r.n_total == size}
     cells = [r for r in shaped if (r.width in width if None not in width else r.n_total == size)]
     cells.sort(key=lambda r: float(ttc_curves.hits(r).mean()) / r.samples)
     indices = sorted({round(i) for i in np.linspace(0, len(cells) - 1, min(MAX_CELLS, len(cells)))})
@@ -102,7 +106,8 @@ def _residuals(
         rows = []
         for i, (cell, curve) in enumerate(points.items()):
             if fit := _trusted(fits, name, cell):
-                shift = 2 ** (0.08 * (i - (len(points) - 1) / 2))  # marks of the cells do not hide each other
+                # Marks of the cells do not hide each other
+                shift = 2 ** (0.08 * (i - (len(points) - 1) / 2))
                 values = _law(fit, np.array([r["x"] for r in curve]))
                 rows += [
                     r | {"x": r["x"] * shift} | {k: r[k] - value for k in ("y", "low", "high")}

@@ -1,4 +1,4 @@
-"""Sentences of a report on test-time compute: the gains of thought and of votes, and their worth."""
+"""Sentences of a report on test-time compute: what thought and votes gain, and at what cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.analysis.ttc.votes import greedy
 from harness.records.ttc import TtcRecord, TtcRow
 from harness.report.sentences import number, sentence
 
-MODES = {
+ARMS = {
     "cot": "with a written chain of thought",
     "filler": "with fillers in its place",
     "direct": "with the answer alone",
@@ -59,7 +59,7 @@ def findings(records: Sequence[TtcRecord], answers: StudyAnswers | None) -> list
 
 
 def _accuracies(records: Sequence[TtcRecord]) -> str:
-    """Greedy accuracy of the widest model at its last end points: the best control of each mode.
+    """Greedy accuracy of the widest model at its last end points: the best control of each arm.
 
     Accuracies are means over seeds.
     """
@@ -68,10 +68,10 @@ def _accuracies(records: Sequence[TtcRecord]) -> str:
         return "No evaluation has a greedy answer."
     width = max(r.width or 0 for r, _ in greedy_rows)
     parts = []
-    for mode, phrase in MODES.items():
+    for arm, phrase in ARMS.items():
         by_control: dict[str, list[tuple[TtcRecord, TtcRow]]] = {}
         for r, row in greedy_rows:
-            if (r.width or 0) == width and r.task.get("arm", "cot") == mode:
+            if (r.width or 0) == width and r.task.get("arm", "cot") == arm:
                 by_control.setdefault(r.label, []).append((r, row))
         if not by_control:
             continue

@@ -1,4 +1,4 @@
-"""The answers of a study's evaluations beyond its Fits: `ttc.json`, and the lines of `harness fit`."""
+"""The answers of a study's evaluations: `ttc.json`, and the lines of `harness fit`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,10 @@ class StudyAnswers:
 
     @staticmethod
     def upgraded(value: Any) -> Any:
-        """The JSON value with the names that fields have now; `paybacks` and `arm` are the older ones."""
+        """The JSON value with the names that fields have now.
+
+        `paybacks` and `arm` are the older ones.
+        """
         if isinstance(value, dict):
             (value,) = renamed([value], "paybacks", "break_evens")
             if isinstance(rows := value.get("per_correct"), list):
@@ -96,7 +99,10 @@ class StudyAnswers:
 
 
 def answers(records: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: int = 400, seed: int = 0) -> StudyAnswers:
-    """The content of `ttc.json`. Controls and temperatures are audited apart: the null's T differs between them."""
+    """The content of `ttc.json`.
+
+    Controls and temperatures are audited apart: the null's T differs between them.
+    """
     controls: dict[str, list[TtcRecord]] = {}
     forced: dict[str, list[TtcRecord]] = {}  # end point -> its forced lengths
     setups: dict[str, list[TtcRecord]] = {}  # each trades thought for training in its own way
@@ -216,7 +222,7 @@ def read(folder: Path) -> StudyAnswers | None:
 
 
 def lines(a: StudyAnswers) -> list[str]:
-    """A line per result."""
+    """A line per (samples fitted, k): root mean square error of each method, over its cells."""
     out = []
     for e in a.exchange:
         if e.g is None:
@@ -264,7 +270,7 @@ def lines(a: StudyAnswers) -> list[str]:
 
 
 def forecast_lines(forecasts: Sequence[PassForecast]) -> list[str]:
-    """A line per (samples fitted, k): root mean square error of each method over the cells it answers."""
+    """A line per (samples fitted, k): root mean square error of each method over its cells."""
     out = []
     for fitted, k in dict.fromkeys((f.fitted, f.k) for f in forecasts):
         cells = [f for f in forecasts if (f.fitted, f.k) == (fitted, k)]

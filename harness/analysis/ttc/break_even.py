@@ -1,10 +1,11 @@
-"""The number of queries from which a setting that costs more to train and less to ask costs less in all.
+"""The number of queries from which costlier training with cheaper answers costs less in all.
 
 Q* = (train_b - train_a) / (query_a - query_b). Both settings answer greedily and reach the same
 accuracy. Each line (size, format, control) has the training cost at which its monotone envelope
-passes that accuracy, interpolated in log cost as for the exchange rate; a line whose first end point
-is above the accuracy has the cost of that end point. The line that is cheapest to train is compared
-with the line that is cheapest to ask. FLOP, joules and seconds each have their own pair of lines.
+passes that accuracy, interpolated in log cost as for the exchange rate; a line whose first end
+point is above the accuracy has the cost of that end point. The line that is cheapest to train is
+compared with the line that is cheapest to ask. FLOP, joules and seconds each have their own pair of
+lines.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ class Lifetime:
 def break_even(
     a: str, train_a: float | None, query_a: float | None, b: str, train_b: float | None, query_b: float | None
 ) -> BreakEven:
-    """Q* = (train_b - train_a) / (query_a - query_b) at equal accuracy; all costs have the same unit."""
+    """Q* = (train_b - train_a) / (query_a - query_b) at equal accuracy.
+
+    All costs have the same unit.
+    """
     if train_a is None or query_a is None or train_b is None or query_b is None:
         return BreakEven(None, reason="a cost was not measured")
     train, query = train_b - train_a, query_a - query_b
@@ -121,8 +125,8 @@ def study_break_even(
 ) -> BreakEvenAnswer:
     """Q* in one unit, with its 95 % interval.
 
-    The interval resamples clusters of problems, and seeds where there are enough of them, for the same
-    two settings. Training and query costs are taken as exact.
+    The interval resamples clusters of problems, and seeds where there are enough of them, for the
+    same two settings. Training and query costs are taken as exact.
     """
 
     def settings(curves: dict[str, dict[str, Curve]]) -> dict[str, tuple[float, float]]:
@@ -157,7 +161,7 @@ def study_break_even(
 
 
 def _resampled_queries(a: tuple[float, float] | None, b: tuple[float, float] | None) -> float | None:
-    """Q* of one resampling: 0 where b dominates or a alone misses the accuracy, inf for the reverse.
+    """Q* of one resampling: 0 where b dominates or a misses the accuracy, inf for the reverse.
 
     None where both settings miss the accuracy.
     """
@@ -168,7 +172,7 @@ def _resampled_queries(a: tuple[float, float] | None, b: tuple[float, float] | N
 
 
 def _interval(values: list[float], draws: int) -> tuple[float | None, float | None, str]:
-    """Percentiles and a note; `high` is None where over 2.5 % of the resamplings never break even."""
+    """Percentiles and a note; `high` is None where 2.5 % of the resamplings never break even."""
     if len(values) < 0.9 * draws or not values:
         missing = draws - len(values)
         return None, None, f"no interval: both settings miss the accuracy in {missing} of {draws} resamplings"

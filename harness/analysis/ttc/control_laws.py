@@ -2,9 +2,9 @@
 
 The accuracy of one sample is fitted against training FLOP, and against the loss of the reference
 traces of the same problems, which is the second of two steps (FLOP to loss, loss to accuracy). The
-floor is the task's chance and is not fitted. Where a FLOP is worth more at one size than at another,
-no single curve follows the first law, and its residuals show that; the second law depends on the
-loss alone.
+floor is the task's chance and is not fitted. Where a FLOP is worth more at one size than at
+another, no single curve follows the first law, and its residuals show that; the second law depends
+on the loss alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTROL_LAWS = ("accuracy_flop", "accuracy_loss")
 def fit_controls(
     records: Sequence[TtcRecord], *, bootstrap: int = 200, seed: int = 0
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Fits by "ttc/<law>/<task and format>, <control>, T=<temperature>", and name -> why it is absent.
+    """Fits by "ttc/<law>/<task and format>, <control>, T=<temperature>", and why others are absent.
 
     The bootstrap resamples whole runs.
     """

@@ -1,7 +1,7 @@
-"""Curves of evaluations and their laws: voting, coverage, forecasts, silent depth, costs per answer.
+"""Curves of evaluations and their laws: voting, coverage, forecasts, silent depth, costs.
 
-Everything follows from the counts per problem of `TtcRecord`, so intervals resample whole clusters of
-problems. FLOP are useful ones (causal count); a missing number is None with a reason. Formulas:
+Everything follows from the counts per problem of `TtcRecord`, so intervals resample whole clusters
+of problems. FLOP are useful ones (causal count); a missing number is None with a reason. Formulas:
 `docs/conventions.md`, "Test-time compute".
 """
 
@@ -62,9 +62,12 @@ def last_end_points(records: Sequence[TtcRecord]) -> list[TtcRecord]:
     return [r for r in records if (r.tokens or 0) == most[r.run_id]]
 
 
-# --- curves of one record -------------------------------------------------------------------------------------------
+# --- curves of one record -------------------------------------------------------------------------
 def hits(r: TtcRecord) -> Array:
-    """Right samples per problem (P,); what is right is the answer or the trace, as the record says."""
+    """Right samples per problem (P,).
+
+    What is right is the answer or the trace, as the record says.
+    """
     return np.array(r.stats.trace_ok if r.accuracy_of == "trace" else r.stats.correct, dtype=float)
 
 
@@ -125,7 +128,7 @@ def coverage_curve(r: TtcRecord) -> tuple[Array, Array]:
 def fit_cells(
     records: Sequence[TtcRecord], *, bootstrap: int = 200, seed: int = 0
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Voting law, coverage law and beta-binomial of each cell by `fit_name`, and name -> why absent.
+    """Voting law, coverage law and beta-binomial of each cell by `fit_name`, and why one is absent.
 
     A cell whose single samples are at chance or nearly all right has flat curves and gets no laws.
     """
@@ -151,7 +154,7 @@ def fit_cells(
     return fits, absent
 
 
-# --- forecast -------------------------------------------------------------------------------------------------------
+# --- forecast -------------------------------------------------------------------------------------
 @dataclass
 class PassForecast:
     """pass@k forecast from `fitted` samples per problem, scored on `k` other samples."""
@@ -198,14 +201,15 @@ def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> PassForecast | None
 def noisy_verifier_limit(r: TtcRecord, tpr: float, fpr: float) -> float:
     """Accuracy of best-of-n with a noisy verifier as n grows.
 
-    The mean over problems of p t / (p t + (1 - p) f), with rates t and f of true and false positives.
+    The mean over problems of p t / (p t + (1 - p) f), with rates t and f of true and false
+    positives.
     """
     p = hits(r) / r.samples
     accepted = p * tpr + (1 - p) * fpr
     return float(np.divide(p * tpr, accepted, out=np.zeros_like(p), where=accepted > 0).mean())
 
 
-# --- costs ----------------------------------------------------------------------------------------------------------
+# --- costs ----------------------------------------------------------------------------------------
 def cost(row: TtcRow, name: str) -> float | None:
     return getattr(row, name)
 
@@ -242,9 +246,9 @@ def per_correct(r: TtcRecord, row: TtcRow, name: str, *, draws: int = 1000, seed
     return Estimate(query / row.accuracy, query / high if high else None, query / low if low else None)
 
 
-# --- silent depth ---------------------------------------------------------------------------------------------------
+# --- silent depth ---------------------------------------------------------------------------------
 def silent_depth(cells: Sequence[TtcRecord]) -> dict[int, tuple[float, int]]:
-    """r -> (greedy accuracy with r products still to do, problems), over forced lengths of ONE end point.
+    """r -> (greedy accuracy with r products to do, problems), over lengths of ONE end point.
 
     r = size - max(length, 1), because the first product is read from the prompt with or without a
     written state. Empty for tasks other than `group`: the length of a text task is in tokens.
@@ -259,6 +263,6 @@ def silent_depth(cells: Sequence[TtcRecord]) -> dict[int, tuple[float, int]]:
 
 
 def predicted_accuracy(depth: dict[int, tuple[float, int]], r: TtcRecord) -> float:
-    """acc(b) = sum over sizes of P(size) S(size - max(b, 1)), for the record's forced length and sizes."""
+    """acc(b) = sum over sizes of P(size) S(size - max(b, 1)), for one forced length b."""
     b = max(r.control["max_states"], 1)
     return float(np.mean([depth[max(size - b, 0)][0] for size in r.stats.size]))

@@ -1,8 +1,8 @@
 """Whether a jump in exact match is an ability or an effect of the metric: nulls and a verdict.
 
-The nulls follow from the token probabilities of the same problems: EM0 = c + (1 - c) p_token^T, with
-the bracket p_trace <= EM <= c + (1 - c) p_trace. They assume a single reference trace, and thus one
-right answer per problem.
+The nulls follow from the token probabilities of the same problems: EM0 = c + (1 - c) p_token^T,
+with the bracket p_trace <= EM <= c + (1 - c) p_trace. They assume a single reference trace, and
+thus one right answer per problem.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def point(r: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | Non
 def broken_gain(x: Array, y: Array) -> Array | None:
     """1 - the leave-one-out squared error of a line with one bend over that of a straight line.
 
-    x (n,) and y (R, n) give one gain for each of R data sets (R,); None under 6 points. The place of
-    the bend is chosen without the point that is left out. The first and the last point are never left
-    out, because the lines would be extrapolated.
+    x (n,) and y (R, n) give one gain for each of R data sets (R,); None under 6 points. The place
+    of the bend is chosen without the point that is left out. The first and the last point are never
+    left out, because the lines would be extrapolated.
     """
     if len(x) < 6:
         return None
@@ -91,7 +91,7 @@ def broken_gain(x: Array, y: Array) -> Array | None:
 
 
 def _held_out(x: Array, y: Array, knot: float | None, x_out: float) -> tuple[Array, Array]:
-    """A line through the points of each data set: its value at `x_out` and its squared error, (R,) each."""
+    """A line through the points of each data set: its value at `x_out` and squared error, (R,)."""
     design = _design(x, knot)
     inverse = np.linalg.pinv(design)
     solution = y @ inverse.T
@@ -104,7 +104,7 @@ def _design(x: Array, knot: float | None) -> Array:
 
 
 def chance_of_gain(x: Array, y: Array, gain: float, *, draws: int = 1000, seed: int = 0) -> float:
-    """How often a straight line with the scatter of y (n,) shows this gain or more, by simulation."""
+    """How often a straight line with the scatter of y (n,) shows this gain, by simulation."""
     design = _design(x, None)
     line = design @ np.linalg.lstsq(design, y, rcond=None)[0]
     scatter = math.sqrt(float(((y - line) ** 2).sum()) / (len(x) - 2))
@@ -117,8 +117,8 @@ def chance_of_gain(x: Array, y: Array, gain: float, *, draws: int = 1000, seed: 
 def audit(records: Sequence[TtcRecord]) -> Audit:
     """Verdict over the end points of ONE control and temperature.
 
-    A bend counts when it halves the held-out error, and a straight line with the same scatter does so
-    in under 5 % of cases.
+    A bend counts when it halves the held-out error, and a straight line with the same scatter does
+    so in under 5 % of cases.
     """
     points = [p for r in records if (p := point(r)) is not None]
     if not points:

@@ -1,7 +1,7 @@
 """The exchange rate of training for test compute, along lines of equal accuracy.
 
 log F_test = -g log F_train + h logit(accuracy) + const(family). A family is one model size trained
-in one mode and format. Between families both costs move together, because a wider model costs more
+in one arm and format. Between families both costs move together, because a wider model costs more
 to train and more to ask; that is not an exchange, so each family has a constant of its own.
 
 There is one curve per (family, control, temperature): pass@1 against training cost over the end
@@ -121,9 +121,9 @@ def resampled(
 ) -> Iterator[dict[str, dict[str, Curve]]]:
     """Curves by family and line, as seed means, for all problems and then for `draws` resamplings.
 
-    Problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`. `cost_pair`: (training,
-    query) cost of a cell, None where either is unknown; `right`: share of right answers per problem
-    (P,); `line`: the name of a cell's curve within its family.
+    Problems are resampled by cluster, and seeds too where there are `MIN_SEEDS`. `cost_pair`:
+    (training, query) cost of a cell, None where either is unknown; `right`: share of right answers
+    per problem (P,); `line`: the name of a cell's curve within its family.
     """
     groups: dict[tuple[str, str], dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
     for r in records:
@@ -157,7 +157,7 @@ def seed_note(seeds: int) -> str:
 
 
 def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
-    """g with its 95 % interval, over clusters of problems, and over seeds where there are `MIN_SEEDS`."""
+    """g with its 95 % interval, over clusters of problems and, from `MIN_SEEDS` on, over seeds."""
     seeds = len({r.seed for r in records})
     if not any(costs(r, basis) for r in records):
         unmetered = (
@@ -190,7 +190,7 @@ def single(r: TtcRecord) -> Array:
 
 
 def family(r: TtcRecord) -> str:
-    """Size, mode and format: cells of one family differ in training, control and temperature alone."""
+    """Size, arm and format: a family's cells differ in training, control and temperature."""
     parts = [f"N {r.n_total:,}", *(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))]
     return ", ".join(parts)
 

@@ -33,7 +33,7 @@ class EqualCost:
 
 
 def longest(records: Sequence[TtcRecord]) -> list[list[TtcRecord]]:
-    """Per setup and temperature: the cells of the longest training of the largest size, by tokens used."""
+    """By setup and temperature: the last cells of the largest size, by tokens used."""
     groups: dict[tuple, list[TtcRecord]] = {}
     for r in records:
         groups.setdefault((setup(r), r.temperature), []).append(r)
@@ -46,7 +46,7 @@ def longest(records: Sequence[TtcRecord]) -> list[list[TtcRecord]]:
 
 
 def setup(r: TtcRecord) -> str:
-    """Task, mode and format of a cell; cells that differ in one of them are never pooled."""
+    """Task, arm and format of a cell; cells that differ in one of them are never pooled."""
     return " ".join(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))
 
 
@@ -55,7 +55,10 @@ def greedy(r: TtcRecord) -> TtcRow | None:
 
 
 def votes(r: TtcRecord) -> list[TtcRow]:
-    """Majorities of samples that were drawn in one batch, by n; a single sample is a vote of one."""
+    """Majorities of samples that were drawn in one batch, by n.
+
+    A single sample is a vote of one.
+    """
     strategies = ("sample", "majority")
     rows = [x for x in r.rows if x.strategy in strategies and x.order == "batched" and x.accuracy is not None]
     return sorted(rows, key=lambda x: x.n)
@@ -64,8 +67,8 @@ def votes(r: TtcRecord) -> list[TtcRow]:
 def compare(cells: Sequence[TtcRecord], name: str, *, draws: int = 1000, seed: int = 0) -> list[EqualCost]:
     """Every vote of one end point with the best single answer that costs no more.
 
-    Empty where the cost is unknown. The interval resamples clusters of problems for the chosen pair.
-    Only controls with the same problems are compared.
+    Empty where the cost is unknown. The interval resamples clusters of problems for the chosen
+    pair. Only controls with the same problems are compared.
     """
     serial = [(c, r, x) for r in cells if (x := greedy(r)) and (c := cost(x, name)) is not None]
     out = []
