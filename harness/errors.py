@@ -1,7 +1,8 @@
 """Exceptions that reach the user.
 
-Every message names the thing, its value, why it is a problem and what to do. `cli.main` prints the message alone and exits
-with `exit_code`; anything that is not a `HarnessError` is a bug of ours and keeps its traceback.
+Every message names the thing, its value, why it is a problem and what to do. `cli.main` prints the
+message alone and exits with `exit_code`; anything that is not a `HarnessError` is a bug of ours and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class ConfigError(HarnessError):
 
 
 class CorpusError(HarnessError):
-    """A corpus that cannot be found, read, tokenised or that is too small for what was asked."""
+    """A corpus that cannot be found, read, tokenised or that is too small for the budget."""
 
 
 class RecordError(HarnessError):
@@ -34,7 +35,7 @@ class FitError(HarnessError):
 
 
 class DeviceError(HarnessError):
-    """A device, sensor or disk that cannot do what was asked."""
+    """A device, sensor or disk that cannot do what the settings need."""
 
 
 class BusyError(HarnessError):

@@ -1,12 +1,15 @@
-"""What a machine is: the name of its processor, and vendor figures of GPUs by the name that the driver reports. Imports no torch."""
+"""What a machine is: the name of its processor, and vendor figures of GPUs by the name that the
+driver reports. Imports no torch.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-# (board power in W, dense bf16 tensor-core peak in FLOP/s) by words of the name, special cases first; vendor data sheets, without
-# sparsity, SXM boards where the name does not say. None: no figure with a source at hand.
+# (board power in W, dense bf16 tensor-core peak in FLOP/s) by words of the name, special cases
+# first; vendor data sheets, without sparsity, SXM boards where the name does not say. None: no
+# figure with a source at hand.
 GPUS: dict[str, tuple[float | None, float | None]] = {
     "GH200": (None, 989e12),  # its power limit is shared with the CPU
     "H200 NVL": (None, None),
@@ -29,15 +32,21 @@ GPUS: dict[str, tuple[float | None, float | None]] = {
 
 
 def bf16_peak_flop_per_s(name: str) -> float | None:
-    """Peak of the card that the driver calls `name`, by whole words: an L40 is no L4. None where the table has no figure."""
-    found = _figures(name)
-    return None if found is None else found[1]
+    """Peak of the card that the driver calls `name`, by whole words: an L40 is no L4.
+
+    None where the table has no figure.
+    """
+    figures = _figures(name)
+    return None if figures is None else figures[1]
 
 
 def floor_j_per_flop(name: str) -> float | None:
-    """Board power over peak: no dense bf16 training on random data at full power uses less. None where a figure is missing."""
-    found = _figures(name)
-    return None if found is None or found[0] is None or found[1] is None else found[0] / found[1]
+    """Board power over peak: no dense bf16 training on random data at full power uses less.
+
+    None where a figure is missing.
+    """
+    figures = _figures(name)
+    return None if figures is None or figures[0] is None or figures[1] is None else figures[0] / figures[1]
 
 
 def _figures(name: str) -> tuple[float | None, float | None] | None:

@@ -16,7 +16,9 @@ _SI = [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
 def si(value: float | None, unit: str = "", digits: int = 3) -> str:
-    """`si(3.1e9, "FLOP") == "3.1 GFLOP"`; `None` is shown as an en dash, small values in plain form."""
+    """`si(3.1e9, "FLOP") == "3.1 GFLOP"`; `None` is shown as an en dash, small values in plain
+    form.
+    """
     if value is None:
         return "–"
     if value == 0 or not math.isfinite(value):

@@ -1,6 +1,8 @@
-"""A card under test: polling it while loads run beside it, and loads whose power, FLOP and bytes per second are known.
+"""A card under test: polling it while loads run beside it, and loads whose power, FLOP and bytes
+per second are known.
 
-The loads come from torch. In a rehearsal they run on the CPU, and smaller, so that the path is the same.
+The loads come from torch. In a rehearsal they run on the CPU, and smaller, so that the path is the
+same.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Json = dict[str, Any]
 
 @dataclass
 class Bench:
-    """A card, a load, and how much of each experiment's length is wanted (1: all; less in a rehearsal)."""
+    """A card, a load, and how much of each experiment's length is wanted (1: all; less in a
+    rehearsal).
+    """
 
     source: NvmlSource
     cards: list[Card]
@@ -85,10 +89,12 @@ def sources(s: Series) -> Json:
     return {**out, "instant_j": s.instant.integral(a, b), "average_j": s.average.integral(a, b)}
 
 
-# --- loads ---------------------------------------------------------------------------------------------------------------
+# --- loads ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Load:
-    """A call that takes the same work each time: FLOP, and the bytes that must cross the card's memory."""
+    """A call that takes the same work each time: FLOP, and the bytes that must cross the card's
+    memory.
+    """
 
     call: Callable[[], object]
     flop: float
@@ -96,7 +102,10 @@ class Load:
 
 
 def matmul(b: Bench, n: int, zeros: bool = False) -> Load:
-    """A square bf16 product; bytes are those of its three matrices, once each. Random values draw what training draws."""
+    """A square bf16 product; bytes are those of its three matrices, once each.
+
+    Random values draw what training draws.
+    """
     n = b.size(n)
     make = torch.zeros if zeros else torch.randn
     x, y, out = (make(n, n, device=b.device, dtype=torch.bfloat16) for _ in range(3))
@@ -111,8 +120,11 @@ def copy(b: Bench) -> Load:
 
 
 def transformer(b: Bench) -> Load:
-    """Forward and backward of a model of the ladder's kind. Bytes: the weights, read twice and written once as gradients;
-    those of the activations are not in it."""
+    """Forward and backward of a model of the ladder's kind.
+
+    Bytes: the weights, read twice and written once as gradients; those of the activations are not
+    in it.
+    """
     shape = flops.Shape(vocab=4096, width=512, depth=8, heads=8, kv_heads=8, head_dim=64, ffn=1408, context=255)
     model = llama.build(shape, 0)
     torch.nn.Module.to(model, b.device)  # in place; the subclass's own signature hides the overload
@@ -129,7 +141,9 @@ def transformer(b: Bench) -> Load:
 
 
 def steady(b: Bench, load: Load, seconds: float) -> Json:
-    """Mean power, FLOP/s, bytes/s and joules per FLOP of a load made again and again, over whole batches of calls well inside."""
+    """Mean power, FLOP/s, bytes/s and joules per FLOP of a load made again and again, over whole
+    batches of calls well inside.
+    """
     batch = max(1, int(0.02 / time_per_call(b, load, 2)))
     marks: list[tuple[float, int]] = []
 

@@ -1,7 +1,9 @@
-"""Is training right and fast on this card? One function per question, torch and transformers needed, no configuration files.
+"""Is training right and fast on this card?
 
-Every function takes a `Setup` and returns JSON-able findings. On a CPU the same path runs with small shapes; what only a card
-can answer is then None with a reason.
+One function per question, torch and transformers needed, no configuration files.
+
+Every function takes a `Setup` and returns JSON-able findings. On a CPU the same path runs with
+small shapes; what only a card can answer is then None with a reason.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ class Setup:
         rung = ladder.resolve(config, corpus.vocab, corpus.context)
         where = device.choose(config.device)
         model = llama.build(rung.shape, 0)
-        torch.nn.Module.to(model, where.torch_device)  # in place; the subclass's own signature hides the overload
+        # in place; the subclass's own signature hides the overload
+        torch.nn.Module.to(model, where.torch_device)
         optimizers = optim.build(model, config.optim, rung.hyper)
         n = rung.hyper.sequences
         data = train_step.TrainingData(corpora.open_corpus(corpus, 0), 0, n)
@@ -99,7 +102,9 @@ class Setup:
 
 
 def set_up(rehearse: bool) -> Setup | None:
-    """On a card, None where there is none; or for a rehearsal, where graphs are traced but not compiled by Inductor: its CPU code is none of a card's."""
+    """On a card, None where there is none; or for a rehearsal, where graphs are traced but not
+    compiled by Inductor: its CPU code is none of a card's.
+    """
     if not rehearse:
         return Setup(cuda=True) if torch.cuda.is_available() else None
     real = torch.compile
@@ -135,7 +140,7 @@ def first_difference(a: list[float], b: list[float]) -> int | None:
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
 
 
-# --- the machine ---------------------------------------------------------------------------------------------------------
+# --- the machine ---------------------------------------------------------------------------------
 def versions(s: Setup) -> Json:
     """What is installed, and whether Triton will find a compiler."""
     import transformers
@@ -185,7 +190,9 @@ def ticks(s: Setup) -> Json:
 
 
 def rotary(s: Setup) -> Json:
-    """Largest error of the cosines at positions below 2048, ours and transformers' own, with TF32 off and on."""
+    """Largest error of the cosines at positions below 2048, ours and transformers' own, with TF32
+    off and on.
+    """
     _, t = s.trainer(s.narrow, compiled=False)
     module, where = t.model.model.rotary_emb, t.device.torch_device
     positions = torch.arange(2048, device=where)
@@ -203,10 +210,12 @@ def rotary(s: Setup) -> Json:
 
 
 def attention(s: Setup) -> Json:
-    """Per sequence length: the kernel chosen for causal and for masked attention with cuDNN allowed and not, its time, and the largest
-    error of its gradients against fp32 without fused kernels, None where one is not finite.
+    """Per sequence length: the kernel chosen for causal and for masked attention with cuDNN allowed
+    and not, its time, and the largest error of its gradients against fp32 without fused kernels,
+    None where one is not finite.
 
-    `steep` are scores far below zero, for which cuDNN's backward pass with a mask gives NaN on Hopper (pytorch #196678).
+    `steep` are scores far below zero, for which cuDNN's backward pass with a mask gives NaN on
+    Hopper (pytorch #196678).
     """
     batch, heads, size = (300, 6, 64) if s.cuda else (2, 1, 64)
     where = torch.device("cuda" if s.cuda else "cpu")
@@ -251,7 +260,8 @@ def one_attention(s: Setup, qkv: list[torch.Tensor], how: Json, exact: tuple[tor
         gradients(qkv, how)
     s.sync()
     seconds = (time.perf_counter() - began) / 10
-    # Gradients that are zero in exact arithmetic are compared with the scale of the largest of the three
+    # Gradients that are zero in exact arithmetic are compared with the scale of the largest of the
+    # three
     scale = max(float(e.abs().max()) for e in exact)
     return {
         "backend": device.BACKENDS.get(int(torch._fused_sdp_choice(qkv[0], qkv[1], qkv[2], **how))),  # type: ignore[attr-defined]
@@ -260,9 +270,11 @@ def one_attention(s: Setup, qkv: list[torch.Tensor], how: Json, exact: tuple[tor
     }
 
 
-# --- training ------------------------------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------------
 def same_losses(s: Setup) -> Json:
-    """Twelve updates eagerly, compiled with CUDA graphs, and so in three micro-batches: largest difference of their losses, nat."""
+    """Twelve updates eagerly, compiled with CUDA graphs, and so in three micro-batches: largest
+    difference of their losses, nat.
+    """
     losses = {}
     for name, compiled, parts in (("eager", False, 1), ("graphs", True, 1), ("graphs, accumulated", True, 3)):
         with compiler.watched() as report:
@@ -277,7 +289,9 @@ def same_losses(s: Setup) -> Json:
 
 
 def speed(s: Setup, width: int) -> Json:
-    """Seconds to compile, of the first updates and of later ones; MFU, CUDA graphs, synchronisations, memory; the clock of rows."""
+    """Seconds to compile, of the first updates and of later ones; MFU, CUDA graphs,
+    synchronisations, memory; the clock of rows.
+    """
     if s.cuda:
         torch.cuda.reset_peak_memory_stats()
     with compiler.watched() as report, synchronisations(s) as synchronisation:
@@ -347,7 +361,9 @@ def synchronisations(s: Setup) -> Iterator[Synchronisations]:
 def compared(
     s: Setup, width: int, change: Callable[[], contextlib.AbstractContextManager[None]], **settings: Any
 ) -> Json:
-    """Step time with a change over the step time without it, both in this process, and losses of both."""
+    """Step time with a change over the step time without it, both in this process, and losses of
+    both.
+    """
     seconds, losses = {}, {}
     for name in ("as is", "changed"):
         with compiler.watched(), change() if name == "changed" else contextlib.nullcontext():
@@ -383,7 +399,9 @@ def transformers_forward(s: Setup) -> Json:
 
 
 def determinism(s: Setup) -> Json:
-    """The same training twice: the first update whose loss differs, as is and with `device.deterministic=true`, and what that costs."""
+    """The same training twice: the first update whose loss differs, as is and with
+    `device.deterministic=true`, and what that costs.
+    """
     out: Json = {}
     seconds = {}
     for name, deterministic in (("as is", False), ("deterministic", True)):
@@ -402,7 +420,9 @@ def determinism(s: Setup) -> Json:
 
 
 def out_of_memory(s: Setup) -> Json:
-    """A memory that holds under two thirds of what a step needs: the micro-batch is halved inside warm-up, and training goes on."""
+    """A memory that holds under two thirds of what a step needs: the micro-batch is halved inside
+    warm-up, and training goes on.
+    """
     if not s.cuda:
         return {"micro_sequences": None, "reason": NOT_HERE}
     with compiler.watched():

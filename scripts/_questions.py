@@ -1,7 +1,9 @@
-"""What nobody has published about a GPU's power sensor, asked of the card itself: one function per question.
+"""What nobody has published about a GPU's power sensor, asked of the card itself: one function per
+question.
 
-Every function takes a `Bench` and returns JSON-able findings; the numbers follow the open questions of the measurement guide
-(1: does the counter see what instant readings miss, 2: the driver's sample buffer, … 12: time to settle).
+Every function takes a `Bench` and returns JSON-able findings; the numbers follow the open questions
+of the measurement guide (1: does the counter see what instant readings miss, 2: the driver's sample
+buffer, … 12: time to settle).
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def train_of(b: Bench, on_s: float, every_s: float) -> Callable[[Callable[[], bo
 
 
 def q01(b: Bench) -> Json:
-    """Counter against 25 ms looks under bursts of 25 ms each 101 ms, then each 100 ms at several phases."""
+    """Counter against 25 ms looks under bursts of 25 ms each 101 ms, then each 100 ms at several
+    phases.
+    """
     beat = b.during(train_of(b, 0.025, 0.101), 60)
     locked = []
     for _ in range(max(2, round(20 * b.scale))):
@@ -52,7 +56,9 @@ def q01(b: Bench) -> Json:
 
 
 def q02(b: Bench) -> Json:
-    """The driver's own buffer of power samples: spacing, depth, and its integral beside the counter's joules."""
+    """The driver's own buffer of power samples: spacing, depth, and its integral beside the
+    counter's joules.
+    """
     seen: list[tuple[int, float]] = []
     deepest, refused = 0, None
 
@@ -96,7 +102,9 @@ def q02(b: Bench) -> Json:
 
 
 def q03(b: Bench) -> Json:
-    """Update periods and the window of instant readings, from 100 steps of load at random phases."""
+    """Update periods and the window of instant readings, from 100 steps of load at random
+    phases.
+    """
     s, onsets = sensor.bursts(b.source, b.cards, 0, b.actions, max(3, round(100 * b.scale)))
     period = {
         n: statistics.median(np.diff(h.t_s)) if len(h.t_s) > 3 else None
@@ -133,14 +141,16 @@ def read_cost(b: Bench, ids: list[int]) -> Json:
 
 
 def q04(b: Bench) -> Json:
-    """What a read costs idle and under load, what polling at several rates costs the load (there and back, so that a drift
-    cancels), and idle power while polled at 1 Hz and at 100 Hz."""
+    """What a read costs idle and under load, what polling at several rates costs the load (there
+    and back, so that a drift cancels), and idle power while polled at 1 Hz and at 100 Hz.
+    """
     out: Json = {}
     for name, ids in (("1 field", [186]), ("3 fields", [186, 185, 83])):
         out[f"{name}, idle"] = read_cost(b, ids)
         with beside(train_of(b, 0.2, 0.2)):
             out[f"{name}, loaded"] = read_cost(b, ids)
-    load, rates = matmul(b, 1024), (0, 10, 100, 500)  # short calls: a poll that holds the driver would show
+    # short calls: a poll that holds the driver would show
+    load, rates = matmul(b, 1024), (0, 10, 100, 500)
     calls = max(2, round(10 * b.scale / time_per_call(b, load, 20)))
     took: dict[int, list[float]] = {hz: [] for hz in rates}
     for hz in (*rates, *reversed(rates)):
@@ -154,7 +164,9 @@ def q04(b: Bench) -> Json:
 
 
 def q05(b: Bench) -> Json:
-    """Idle with a context, watts per resident GB, and the anchor: joules per FLOP of an 8192^3 bf16 matmul."""
+    """Idle with a context, watts per resident GB, and the anchor: joules per FLOP of an 8192^3 bf16
+    matmul.
+    """
     b.actions.context()
     idle = sources(b.poll(60))
     memory = {}
@@ -170,12 +182,16 @@ def q05(b: Bench) -> Json:
 
 
 def anchor(b: Bench, zeros: bool = False) -> Json:
-    """Joules per FLOP of 8192^3 in bf16: before and after the ladders it must repeat within 2 %, else the card has drifted."""
+    """Joules per FLOP of 8192^3 in bf16: before and after the ladders it must repeat within 2 %,
+    else the card has drifted.
+    """
     return steady(b, matmul(b, 8192, zeros), 10)
 
 
 def q06(b: Bench) -> Json:
-    """Counter, instant and average at idle and at a quarter, half, three quarters and all of the load."""
+    """Counter, instant and average at idle and at a quarter, half, three quarters and all of the
+    load.
+    """
     out = {"idle": sources(b.poll(40))}
     for share in (0.25, 0.5, 0.75, 1.0):
         out[f"{share:.0%}"] = sources(b.during(train_of(b, 0.137 * share, 0.137), 40))
@@ -241,7 +257,9 @@ def q09(b: Bench) -> Json:
 
 
 def q10(b: Bench) -> Json:
-    """What the process list shows from here: this process, and a second one with a context of its own."""
+    """What the process list shows from here: this process, and a second one with a context of its
+    own.
+    """
     b.actions.context()
     second = None
     if b.cuda:
@@ -261,7 +279,9 @@ def q10(b: Bench) -> Json:
 
 
 def q11(b: Bench) -> Json:
-    """E = P t + e FLOP + m bytes: matmuls of several sizes and copies; one matmul and a transformer's step are held out."""
+    """E = P t + e FLOP + m bytes: matmuls of several sizes and copies; one matmul and a
+    transformer's step are held out.
+    """
     named = {f"matmul {n}": matmul(b, n) for n in (512, 1024, 2048, 8192)} | {"copy": copy(b)}
     rows = {name: steady(b, load, 6) for name, load in named.items()}
     held_out = {"matmul 4096": steady(b, matmul(b, 4096), 6), "transformer step": steady(b, transformer(b), 8)}

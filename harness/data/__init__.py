@@ -1,1 +1,4 @@
-"""Corpora of text and facts: where training and validation tokens come from. `harness.data.corpora` opens them."""
+"""Corpora of text and facts: where training and validation tokens come from.
+
+`harness.data.corpora` opens them.
+"""

@@ -1,4 +1,6 @@
-"""What every corpus hands to the training loop: batches that are a pure function of (seed, step)."""
+"""What every corpus hands to the training loop: batches that are a pure function of (seed,
+step).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class Batch:
 
     tokens: np.ndarray  # int64; inputs are [:, :-1], targets [:, 1:]
     mask: np.ndarray  # float32; 1 where the target is scored
-    positions: np.ndarray | None = None  # int64; None: 0 .. S - 1, which lets attention take its fast causal path
+    # int64; None: 0 .. S - 1, which lets attention take its fast causal path
+    positions: np.ndarray | None = None
 
     def __getitem__(self, rows: slice) -> Batch:
         """Some of the sequences."""
@@ -32,11 +35,14 @@ class Corpus(Protocol):
 
     vocab: int
     context: int
-    # For the record: corpus_id, kind, tokenizer, vocab, unique_tokens, val_tokens, bytes_per_token, floor_nat, files ...
+    # For the record: corpus_id, kind, tokenizer, vocab, unique_tokens, val_tokens, bytes_per_token,
+    # floor_nat, files ...
     info: dict[str, Any]
 
     def train_batch(self, seed: int, step: int, sequences: int) -> Batch:
-        """The batch of optimiser step `step` (from 0); the same arguments always give the same batch."""
+        """The batch of optimiser step `step` (from 0); the same arguments always give the same
+        batch.
+        """
         ...
 
     def unique_tokens(self, tokens: int) -> int:
@@ -48,5 +54,7 @@ class Corpus(Protocol):
         ...
 
     def val_oracle_nat(self) -> float | None:
-        """The best possible mean loss on exactly these validation tokens, nat per token, where it is known."""
+        """The best possible mean loss on exactly these validation tokens, nat per token, where it
+        is known.
+        """
         ...

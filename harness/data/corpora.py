@@ -1,4 +1,6 @@
-"""Every corpus that can be trained on: texts, facts, and tasks, whose rows look like any other batch."""
+"""Every corpus that can be trained on: texts, facts, and tasks, whose rows look like any other
+batch.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ C = TypeVar("C", bound=CorpusConfig)
 _TRAIN, _VALIDATION = 0, 1
 
 
-# The last corpus that was computed rather than read: the runs of a sweep share theirs, and building one takes seconds
+# The last corpus that was computed rather than read: the runs of a sweep share theirs, and building
+# one takes seconds
 _computed: dict[str, Corpus] = {}
 
 
 def open_corpus(config: CorpusConfig, tokens_needed: int) -> Corpus:
-    """The corpus of a config, with at least `tokens_needed` training tokens (or repetition allowed). CorpusError otherwise.
+    """The corpus of a config, with at least `tokens_needed` training tokens (or repetition
+    allowed). CorpusError otherwise.
 
-    Corpora that are a function of their config alone are built once per process; texts are kept tokenised on disk.
+    Corpora that are a function of their config alone are built once per process; texts are kept
+    tokenised on disk.
     """
     match config:
         case FactsConfig():
@@ -58,7 +63,10 @@ def _once(config: C, build: Callable[[C], Corpus]) -> Corpus:
 
 
 def sizes(config: CorpusConfig) -> tuple[int, int]:
-    """(embedding rows, positions of a sequence) of a corpus. A text corpus is opened for it (and tokenised, once)."""
+    """(embedding rows, positions of a sequence) of a corpus.
+
+    A text corpus is opened for it (and tokenised, once).
+    """
     if isinstance(config, FactsConfig):
         return config.vocab, config.context
     corpus = open_corpus(config, tokens_needed=0)
@@ -66,7 +74,9 @@ def sizes(config: CorpusConfig) -> tuple[int, int]:
 
 
 def save_tokenizer(corpus: Corpus, folder: Path) -> None:
-    """Write the corpus's tokenizer as Hugging Face files: corpora without text name their tokens t0, t1, ..."""
+    """Write the corpus's tokenizer as Hugging Face files: corpora without text name their tokens
+    t0, t1, ...
+    """
     if corpus.info["kind"] == "text":
         from harness.data.text import TextCorpus
         from harness.data.text import save_tokenizer as save_text_tokenizer
@@ -80,7 +90,9 @@ def save_tokenizer(corpus: Corpus, folder: Path) -> None:
 
 
 class TaskCorpus:
-    """Fresh rows of a task's training side; validation rows are of its held-out side, by the same law."""
+    """Fresh rows of a task's training side; validation rows are of its held-out side, by the same
+    law.
+    """
 
     def __init__(self, config: TaskConfig) -> None:
         self.task = task = open_task(config)

@@ -1,10 +1,11 @@
 """The embedded corpus: facts (key token, key token, value token) whose exact entropy is known.
 
-A key's rank r has probability p(r) ~ r^-(1 + a); ranks are scattered over the vocab x vocab grid of token pairs, and each key
-has one fixed random value token. A stream is triplets back to back, cut into windows of `context` inputs (a multiple of 3), so each
-window scores as many first key tokens, second key tokens and values, and the best possible loss is exactly H(key) / 3 nat per
-token: H(first) + H(second | first) + 0 per triplet. Theory for the exponents: a for parameters, a / (1 + a) for data
-(arXiv:2303.13506; the data exponent also arXiv:2102.04074).
+A key's rank r has probability p(r) ~ r^-(1 + a); ranks are scattered over the vocab x vocab grid of
+token pairs, and each key has one fixed random value token. A stream is triplets back to back, cut
+into windows of `context` inputs (a multiple of 3), so each window scores as many first key tokens,
+second key tokens and values, and the best possible loss is exactly H(key) / 3 nat per token:
+H(first) + H(second | first) + 0 per triplet. Theory for the exponents: a for parameters, a / (1 +
+a) for data (arXiv:2303.13506; the data exponent also arXiv:2102.04074).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _TRAIN, _VALIDATION, _ORDER = 0, 1, 2
 
 
 class FactsCorpus:
-    """See the module's text. Draws are keyed by (seed, stream) and counted, so any batch is made at random access."""
+    """See the module's text.
+
+    Draws are keyed by (seed, stream) and counted, so any batch is made at random access.
+    """
 
     def __init__(self, config: FactsConfig) -> None:
         vocab, keys = config.vocab, config.keys
@@ -77,14 +81,18 @@ class FactsCorpus:
         }
 
     def _uniform(self, seed: int, stream: int, start: int, n: int) -> np.ndarray:
-        """Draws (n, triplets + 1) of the sequences start .. start + n - 1: random access into a counter-based generator."""
+        """Draws (n, triplets + 1) of the sequences start .. start + n - 1: random access into a
+        counter-based generator.
+        """
         triplets = self.context // 3 + 1
         blocks = -(-triplets // 4)  # a Philox block is four 64-bit draws
         bits = np.random.Philox(key=np.array([seed % 2**64, stream], dtype=np.uint64)).advance(start * blocks)
         return np.random.Generator(bits).random((n, 4 * blocks))[:, :triplets]
 
     def _windows(self, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token windows (n, context + 1) of uniform draws (n, triplets + 1), and the key ranks behind them."""
+        """Token windows (n, context + 1) of uniform draws (n, triplets + 1), and the key ranks
+        behind them.
+        """
         ranks = np.searchsorted(self._cumulative, uniform, side="right")
         keys = self._key_of_rank[ranks]
         tokens = np.stack([keys // self.vocab, keys % self.vocab, self._value_of_rank[ranks]], axis=-1)
@@ -126,7 +134,8 @@ class FactsCorpus:
             tokens, ranks = self._val_windows(start, min(start + 4096, self._val_sequences))
             key_nat = -np.log(self._p[ranks])
             first_nat = -np.log(self._p_first[self._key_of_rank[ranks] // self.vocab])
-            # Scored: k2 and v of every whole triplet, and the first token of every triplet but the window's first
+            # Scored: k2 and v of every whole triplet, and the first token of every triplet but the
+            # window's first
             total += float((key_nat[:, :-1] - first_nat[:, :-1]).sum() + first_nat[:, 1:].sum())
             scored += tokens.shape[0] * self.context
         return total / scored

@@ -1,11 +1,13 @@
-"""Files that are built once and shared: whole or absent, safe with several processes, opened as memory maps.
+"""Files that are built once and shared: whole or absent, safe with several processes, opened as
+memory maps.
 
     <cache>/tokenizers/<key>/     tokenizer.json ...
-    <cache>/shards/<key>/         train.bin val.bin (raw little-endian token ids), val_bytes.bin (bytes per token),
-    meta.json <cache>/hashes/<path hash>    content hash of a local file, kept with its size and modification time
+    <cache>/shards/<key>/         train.bin, val.bin: raw little-endian token ids;
+                                  val_bytes.bin: bytes per token; meta.json
+    <cache>/hashes/<path hash>    content hash of a local file, its size and modification time
 
-A key is a hash of the text's content and of every setting that changes the tokens, so nothing is ever stale: other
-content or other settings are another folder.
+A key is a hash of the text's content and of every setting that changes the tokens, so nothing is
+ever stale: other content or other settings are another folder.
 """
 
 from __future__ import annotations
@@ -28,13 +30,17 @@ import numpy as np
 from harness.errors import CorpusError
 
 VERSION = 1  # of the layout below and of everything that decides which token comes where
-_BLOCK_CHARS = 1 << 13  # lines of one running text are encoded in blocks of about this size, several at a time
+# lines of one running text are encoded in blocks of about this size, several at a time
+_BLOCK_CHARS = 1 << 13
 _BATCH_CHARS = 1 << 20  # text encoded at a time
-_SETTLED_S = 2.0  # a file changed more recently than this may change again within its time stamp's resolution
+# a file changed more recently than this may change again within its time stamp's resolution
+_SETTLED_S = 2.0
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """`corpus.cache_dir`, else `$XDG_CACHE_HOME/scaling-harness`, else `~/.cache/scaling-harness`."""
+    """`corpus.cache_dir`, else `$XDG_CACHE_HOME/scaling-harness`, else
+    `~/.cache/scaling-harness`.
+    """
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -47,9 +53,11 @@ def digest(*parts: Any) -> str:
 
 
 def file_sha256(path: Path, cache: Path) -> str:
-    """SHA-256 of a file, hashed again only when its size or modification time differ from the last time.
+    """SHA-256 of a file, hashed again only when its size or modification time differ from the last
+    time.
 
-    Raises OSError when the file cannot be read. Failing to note the hash costs time, not correctness, and is no error.
+    Raises OSError when the file cannot be read. Failing to note the hash costs time, not
+    correctness, and is no error.
     """
     path = path.resolve()
     stat = path.stat()
@@ -71,11 +79,12 @@ def file_sha256(path: Path, cache: Path) -> str:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, made by `build(temporary folder)` if it is not there yet; it appears whole, by one rename, or not at
-    all.
+    """`folder`, made by `build(temporary folder)` if it is not there yet; it appears whole, by one
+    rename, or not at all.
 
-    Processes that want the same folder wait for the one that builds it. Where the file system has no locks, each builds
-    and the first rename wins. CorpusError when the cache cannot be written; what `build` raises passes through.
+    Processes that want the same folder wait for the one that builds it. Where the file system has
+    no locks, each builds and the first rename wins. CorpusError when the cache cannot be written;
+    what `build` raises passes through.
     """
     if folder.is_dir():
         return folder
@@ -84,7 +93,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         with _lock(folder.with_name(f".{folder.name}.lock")) as alone:
             if folder.is_dir():
                 return folder
-            if alone:  # then whatever a builder left here belongs to a process that was killed
+            if alone:  # then what a builder left here is from a process that was killed
                 for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
                     shutil.rmtree(stale, ignore_errors=True)
             temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -111,8 +120,9 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Exclusive among processes until the block ends or the process dies; yields False where locks are not
-    supported."""
+    """Exclusive among processes until the block ends or the process dies; yields False where locks
+    are not supported.
+    """
     with path.open("w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX)
@@ -131,7 +141,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens --------------------------------------------------------------------------------------
 class Encoder(Protocol):
     """What `write_shards` needs of a tokenizer."""
 
@@ -146,7 +156,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per text: token ids, and the number of UTF-8 bytes that each token stands for."""
+        """Per text: token ids, and the number of UTF-8 bytes of each token."""
         ...
 
 
@@ -164,7 +174,9 @@ class Part:
 
 @dataclass
 class Shards:
-    """Memory maps of one tokenised corpus. `val_bytes[i]` is the number of text bytes that `val[i]` stands for."""
+    """Memory maps of one tokenised corpus. `val_bytes[i]` is the number of text bytes of
+    `val[i]`.
+    """
 
     train: np.ndarray
     val: np.ndarray
@@ -175,8 +187,10 @@ class Shards:
 
 @dataclass
 class Documents:
-    """Texts of one part. Separated documents get a separator each; otherwise the texts are lines of one running
-    text."""
+    """Texts of one part.
+
+    Separated documents get a separator each; otherwise the texts are lines of one running text.
+    """
 
     texts: Iterable[str]
     separated: bool

@@ -1,16 +1,17 @@
-"""Real text as a corpus: a local .txt, .jsonl or .parquet file, or a Hub dataset that is streamed, both read through
-`datasets`.
+"""Real text as a corpus: a local .txt, .jsonl or .parquet file, or a Hub dataset that is streamed,
+both read through `datasets`.
 
-Train and validation never share text. Of a local file the last `val_fraction` is held out, cut between documents (.txt:
-between lines); a streamed dataset without a validation split gives its first documents; `corpus.val` names a file of
-its own. A .txt file is one running text whose line ends are read as "\\n"; rows of the other kinds are documents and
-begin with a separator token each, which is scored like any token and stands for no byte.
+Train and validation never share text. Of a local file the last `val_fraction` is held out, cut
+between documents (.txt: between lines); a streamed dataset without a validation split gives its
+first documents; `corpus.val` names a file of its own. A .txt file is one running text whose line
+ends are read as "\\n"; rows of the other kinds are documents and begin with a separator token each,
+which is scored like any token and has no bytes.
 
-The training stream is cut into sequences of context + 1 tokens that overlap by one, so each token is a target exactly
-once. An epoch is a permutation of them drawn from (seed, epoch); a stream's is drawn block by block of about a million
-tokens, so that a larger budget asked for later goes on where the smaller one ended. A cap on unique tokens takes the
-first of one fixed shuffle (a stream: the first of its own order), so that smaller caps are subsets of larger ones,
-whatever the run's seed.
+The training stream is cut into sequences of context + 1 tokens that overlap by one, so each token
+is a target exactly once. An epoch is a permutation of them drawn from (seed, epoch); a stream's is
+drawn block by block of about a million tokens, so that a larger budget later continues where the
+smaller one ended. A cap on unique tokens takes the first of one fixed shuffle (a stream: the first
+of its own order), so that smaller caps are subsets of larger ones, for every seed of the run.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ from harness.errors import CorpusError
 _LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 _MUST_BE = {"text": "UTF-8 text", "json": "one JSON object a line", "parquet": "a whole Parquet file"}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# A stream's validation part in bytes per asked token: ample, and the same text for every tokenizer
+# A stream's validation part in bytes per requested token: ample, and the same text for every
+# tokenizer
 _VAL_BYTES_PER_TOKEN = 16
-# Streamed tokens are taken and kept in powers of two from here up, so that runs of similar length share them
+# Streamed tokens are taken and kept in powers of two from here up, so that runs of similar length
+# share them
 _LEVEL = 1 << 20
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class LocalFile:
     """A text file of this machine, `value` as the user wrote it in `field`."""
@@ -68,8 +71,10 @@ class LocalFile:
         return self.loader != "text"
 
     def texts(self, text_field: str) -> Iterator[str]:
-        """Documents, or lines of a .txt, in file order; "" for an empty row. CorpusError when the file cannot be
-        read."""
+        """Documents, or lines of a .txt, in file order; "" for an empty row.
+
+        CorpusError when the file cannot be read.
+        """
         options: dict[str, Any] = {"keep_linebreaks": True} if self.loader == "text" else {}
         what = f"{self.field}={self.value}"
         advice = f"It must be {_MUST_BE[self.loader]}; repair it or use another file."
@@ -84,10 +89,12 @@ def _load(what: str, advice: str, *args: Any, **kwargs: Any) -> Any:
     """`datasets.load_dataset(..., streaming=True)`, its failures as one CorpusError."""
     import datasets
 
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is in the exception as well
+    # what it logs is in the exception as well
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         return datasets.load_dataset(*args, streaming=True, **kwargs)
-    except (OSError, ValueError, StopIteration) as e:  # builtin types and subclasses are what it raises
+    except (OSError, ValueError, StopIteration) as e:
+        # builtin types and subclasses are what it raises
         raise _unreadable(what, e, advice) from e
 
 
@@ -124,7 +131,9 @@ def _unreadable(what: str, error: BaseException, advice: str) -> CorpusError:
 
 
 def _local_file(field: str, value: str, cache: Path, hub: bool) -> LocalFile | None:
-    """The local file that `value` names, or None where it can only be a Hub name and `hub` allows one."""
+    """The local file that `value` names, or None where it can only be a Hub name and `hub` allows
+    one.
+    """
     path = Path(value).expanduser()
     kinds = ", ".join(_LOADERS)
     if path.is_dir():
@@ -147,8 +156,10 @@ def _local_file(field: str, value: str, cache: Path, hub: bool) -> LocalFile | N
 
 
 class Parts:
-    """The two parts of a text, as iterators that can be asked for again. `identity` (JSON-able) fixes what both
-    hold."""
+    """The two parts of a text, as iterators that can be made again.
+
+    `identity` (JSON-able) fixes what both hold.
+    """
 
     def __init__(self, config: TextConfig, val_tokens: int, cache: Path) -> None:
         self._config = config
@@ -203,7 +214,10 @@ class Parts:
         return Documents(self.train(), separated, train_limit), Documents(self.val(), val_separated)
 
     def files(self, shards: Shards) -> list[dict[str, Any]]:
-        """For the record: base names, content hashes and sizes. Of a stream: the hash of the text that was taken."""
+        """For the record: base names, content hashes and sizes.
+
+        Of a stream: the hash of the text that was taken.
+        """
         train = shards.train_part
         listed = [
             {"name": f.path.name, "sha256": f.sha256, "bytes": f.size}
@@ -216,7 +230,9 @@ class Parts:
 
     @cached_property
     def _cut(self) -> int:
-        """How many documents (lines) are for training: the held-out rest has at least `val_fraction` of the bytes."""
+        """How many documents (lines) are for training: the held-out rest has at least
+        `val_fraction` of the bytes.
+        """
         assert self.local is not None
         sizes = np.fromiter((len(t.encode()) for t in self.local.texts(self._config.text_field)), dtype=np.int64)
         before = np.cumsum(sizes) - sizes
@@ -253,13 +269,14 @@ class Parts:
         return _column(self._hub_splits[split], self._hub_what, self._hub_advice, self._config.text_field)
 
 
-# --- the corpus ------------------------------------------------------------------------------------------------------
+# --- the corpus ----------------------------------------------------------------------------------
 def open_text(config: TextConfig, context: int, val_tokens: int, tokens_needed: int) -> TextCorpus:
-    """Tokenise the text, or find it in the cache, and open it for a run of `tokens_needed` trained tokens.
+    """Tokenise the text, or find it in the cache, and open it for a run of `tokens_needed` trained
+    tokens.
 
-    `context` is the number of scored positions per sequence, `val_tokens` the scored tokens of the validation set.
-    CorpusError, naming the setting, when the text cannot be found, read or tokenised, or is too small for what is
-    asked.
+    `context` is the number of scored positions per sequence, `val_tokens` the scored tokens of the
+    validation set. CorpusError, naming the setting, when the text cannot be found, read or
+    tokenised, or is too small for what is asked.
     """
     cache = cache_folder(config.cache_dir)
     parts = Parts(config, val_tokens, cache)
@@ -296,13 +313,14 @@ def open_text(config: TextConfig, context: int, val_tokens: int, tokens_needed: 
 
 
 def save_tokenizer(corpus: TextCorpus, folder: Path) -> None:
-    """Write the corpus's tokenizer as Hugging Face files, beside an exported checkpoint."""
+    """Write the corpus's tokenizer as Hugging Face files, next to an exported checkpoint."""
     corpus.tokenizer.save(folder, corpus.context)
 
 
 def _stream_shards(folder: Path, tokens: int, parts: Parts, tokenizer: TextTokenizer) -> Shards:
-    """The shortest kept beginning of this stream that holds `tokens`, or all that the stream has; read from the Hub if
-    new."""
+    """The shortest kept beginning of this stream that holds `tokens`, or all that the stream has;
+    read from the Hub if new.
+    """
     cached = sorted(
         (open_shards(path) for path in folder.parent.glob(f"{folder.name}-*")), key=lambda s: s.train_part.tokens
     )

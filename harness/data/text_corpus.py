@@ -21,7 +21,8 @@ _POOL_ORDER = 0x5EED  # fixes the shuffle behind `unique_tokens`; not the run's 
 class Pool:
     """The training sequences that a run may use.
 
-    With `block`, each stretch of that many is permuted by itself: a longer pool begins in the same order.
+    With `block`, each stretch of that many is permuted by itself: a longer pool begins in the same
+    order.
     """
 
     sequences: np.ndarray  # their numbers
@@ -30,8 +31,10 @@ class Pool:
 
 
 class TextCorpus:
-    """A corpus as in `batches.Corpus`, made by `text.open_text`. Sequence i is tokens i * context .. (i + 1) * context,
-    both included, so neighbours share one token and every token is a target exactly once.
+    """A corpus as in `batches.Corpus`, made by `text.open_text`.
+
+    Sequence i is tokens i * context .. (i + 1) * context, both included, so neighbours share one
+    token and every token is a target exactly once.
 
     An epoch is a permutation of the pool, drawn from (seed, epoch).
     """
@@ -52,10 +55,13 @@ class TextCorpus:
         self._shards = shards
         self._pool = pool
         self._val_tokens = val_tokens
-        self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last two epochs asked for
+        self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last two epochs used
 
     def train_batch(self, seed: int, step: int, sequences: int) -> Batch:
-        """The batch of step `step` (from 0). CorpusError past the pool where repetition was not allowed."""
+        """The batch of step `step` (from 0).
+
+        CorpusError past the pool where repetition was not allowed.
+        """
         first, size = step * sequences, len(self._pool.sequences)
         if not self._pool.repeats and first + sequences > size:
             raise CorpusError(
@@ -84,8 +90,9 @@ class TextCorpus:
         return min(tokens, len(self._pool.sequences) * self.context)
 
     def val_batches(self, sequences: int) -> Iterator[Batch]:
-        """The first `val_tokens` targets of the validation part, in order; the end of the last sequence is masked
-        out."""
+        """The first `val_tokens` targets of the validation part, in order; the end of the last
+        sequence is masked out.
+        """
         count = -(-self._val_tokens // self.context)
         last = len(self._shards.val) - 1
         for first in range(0, count, sequences):
@@ -95,13 +102,14 @@ class TextCorpus:
             yield batch
 
     def val_oracle_nat(self) -> float | None:
-        """None: nobody knows the entropy of real text."""
+        """None, because the entropy of real text is not known."""
         return None
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of range(n) that is the same in every version of numpy: only a bit generator's raw stream is
-    promised to stay, `Generator.permutation` is not."""
+    """A permutation of range(n) that is the same in every version of numpy: only a bit generator's
+    raw stream is promised to stay, `Generator.permutation` is not.
+    """
     bits = np.random.Philox(np.random.SeedSequence([part % 2**64 for part in key]))
     return np.argsort(bits.random_raw(n), kind="stable")
 
@@ -120,7 +128,10 @@ def sequences(shards: Shards, context: int) -> int:
 
 
 def wanted_sequences(config: TextConfig, context: int, tokens_needed: int, block: int | None) -> int:
-    """Distinct training sequences that a run asks for, in whole blocks. CorpusError when the cap holds not even one."""
+    """Distinct training sequences that a run needs, in whole blocks.
+
+    CorpusError when the cap holds not even one.
+    """
     cap, wanted = config.unique_tokens, -(-tokens_needed // context)
     if block is not None:
         wanted = -(-wanted // block) * block
@@ -137,10 +148,12 @@ def wanted_sequences(config: TextConfig, context: int, tokens_needed: int, block
 def choose_pool(
     config: TextConfig, context: int, tokens_needed: int, wanted: int, stream: bool, shards: Shards
 ) -> np.ndarray:
-    """Numbers of the training sequences that a run may use. CorpusError when they are fewer than it needs, or than it
-    says.
+    """Numbers of the training sequences that a run may use.
 
-    Of a stream: the beginning, whole blocks as the run needs them, whatever more the cache happens to hold.
+    CorpusError when they are fewer than it needs, or than it says.
+
+    Of a stream: the beginning, in as many whole blocks as the run needs, even if the cache holds
+    more.
     """
     what, cap = f"corpus.train={config.train}", config.unique_tokens
     available = sequences(shards, context)

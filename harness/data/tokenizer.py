@@ -1,9 +1,11 @@
-"""Tokenizers of real text: raw bytes, a BPE trained on the corpus, or a pretrained one. All live in a folder as Hugging
-Face files.
+"""Tokenizers of real text: raw bytes, a BPE trained on the corpus, or a pretrained one.
 
-Ids of `bytes` are the byte values and 256 for the separator; `bpe` has the separator at 0. A byte-level vocabulary
-spells one byte per character, so the bytes of a token are exactly the length of its spelling. The model's vocabulary is
-what the tokenizer really has, rounded up to a multiple of 16 so that rows stay aligned; the added ids never occur.
+All live in a folder as Hugging Face files.
+
+Ids of `bytes` are the byte values and 256 for the separator; `bpe` has the separator at 0. A
+byte-level vocabulary spells one byte per character, so the bytes of a token are exactly the length
+of its spelling. The model's vocabulary is what the tokenizer really has, rounded up to a multiple
+of 16 so that rows stay aligned; the added ids never occur.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SEPARATOR = "<|endoftext|>"
-BPE_TEXT_BYTES = 16 << 20  # a BPE is trained on at most this much of the beginning of the training part
+# a BPE is trained on at most this much of the beginning of the training part
+BPE_TEXT_BYTES = 16 << 20
 _VERSION = 1
 _ROW_MULTIPLE = 16
 _META = "harness_tokenizer.json"
-_HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # of a tokenizer's folder; weights are none of them
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # of a tokenizer's folder, without weights
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,12 @@ class TextTokenizer:
         return -(-self.size // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
     def encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per text: token ids, and the UTF-8 bytes that each stands for. Special tokens spelled out in a text stay
-        plain text.
+        """Per text: token ids, and the UTF-8 bytes of each.
 
-        A pretrained tokenizer's bytes are taken from character offsets: exact sums, except that a character which is
-        split over several tokens counts at the first of them.
+        Special tokens spelled out in a text stay plain text.
+
+        A pretrained tokenizer's bytes are taken from character offsets: exact sums, except that a
+        character which is split over several tokens counts at the first of them.
         """
         if self._meta.kind == "bytes":
             raw = [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
@@ -102,8 +106,9 @@ class TextTokenizer:
         return lengths
 
     def save(self, folder: Path, context: int) -> None:
-        """Write it for `AutoTokenizer.from_pretrained(folder)`; `context` becomes the longest input it accepts
-        silently."""
+        """Write it for `AutoTokenizer.from_pretrained(folder)`; `context` becomes the longest input
+        it accepts silently.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self._meta.kind == "hub":
             for path in self.folder.iterdir():
@@ -121,8 +126,9 @@ def open_tokenizer(
 ) -> TextTokenizer:
     """The tokenizer named by `corpus.tokenizer`, from the cache where it was made before.
 
-    `vocab` is the asked size of a BPE. `train_texts()` gives the training part's texts, read only to train a BPE;
-    `train_key` identifies that text. CorpusError names what is wrong with the choice.
+    `vocab` is the requested size of a BPE. `train_texts()` gives the training part's texts, read
+    only to train a BPE; `train_key` identifies that text. CorpusError names what is wrong with the
+    choice.
     """
 
     def at(key: str, build: Callable[[Path], None]) -> TextTokenizer:
@@ -155,10 +161,13 @@ def open_tokenizer(
     )
 
 
-# --- making them -----------------------------------------------------------------------------------------------------
+# --- making them ---------------------------------------------------------------------------------
 def _byte_alphabet() -> list[str]:
-    """The character that byte-level vocabularies use for each byte 0 .. 255: printable bytes stand for themselves, the
-    rest follow from U+0100 on (the table of GPT-2's encoder)."""
+    """The character that byte-level vocabularies use for each byte 0 ..
+
+    255: printable bytes stand for themselves, the rest follow from U+0100 on (the table of GPT-2's
+    encoder).
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(rest)) for byte in range(256)]
@@ -230,7 +239,9 @@ def _build_pretrained(folder: Path, choice: str, source: str, name: str) -> None
 
 
 def save_word_tokenizer(vocab: int, folder: Path) -> None:
-    """The tokenizer of a corpus that has tokens but no text: words `t0` .. `t<vocab - 1>` with a space between them.
+    """The tokenizer of a corpus that has tokens but no text: words `t0` ..
+
+    `t<vocab - 1>` with a space between them.
 
     Any other word is an error of the tokenizer, not an unknown token.
     """
@@ -258,7 +269,10 @@ def _write_meta(folder: Path, meta: _Meta) -> None:
 
 
 def _write_hf_config(folder: Path, context: int | None, tokens: dict[str, str]) -> None:
-    """What AutoTokenizer reads beside tokenizer.json. The class name is the one that transformers 4 and 5 both know."""
+    """What AutoTokenizer reads in addition to tokenizer.json.
+
+    The class name is the one that transformers 4 and 5 both know.
+    """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

@@ -1,4 +1,7 @@
-"""Decoders and their FLOP. `build` is the one place that makes a model from a shape; torch is imported when it is called."""
+"""Decoders and their FLOP.
+
+`build` is the one place that makes a model from a shape; torch is imported when it is called.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ if TYPE_CHECKING:
 def build(kind: str, shape: Shape, seed: int, **settings: Any) -> PreTrainedModel:
     """A freshly initialised fp32 model on the CPU, a pure function of its arguments.
 
-    `kind` is the name under `FAMILIES["model"]`, as records hold it; `settings` are what the family takes besides a shape, such as
-    `rope_theta`. Raises TypeError for a family that is not built here.
+    `kind` is the name under `FAMILIES["model"]`, as records hold it; `settings` are what the family
+    takes besides a shape, such as `rope_theta`. Raises TypeError for a family that is not built
+    here.
     """
     if kind == "llama":
         from harness.models import llama

@@ -1,10 +1,12 @@
-"""Exact FLOP and parameter counts of a Llama-style decoder, in every convention that the field uses.
+"""Exact FLOP and parameter counts of a Llama-style decoder, in every convention that the field
+uses.
 
-One multiply-add is two FLOP. Counted: the matrix products of the layers, of the head, and of attention (scores and weighted
-sum). Not counted: embedding lookup (0 FLOP), norms, RoPE, residuals, softmax, the loss, the optimiser (about 15 FLOP per
-parameter per step), activation recomputation. A backward pass costs two forward passes. Symbols and fixtures:
-`docs/conventions.md`; the conventions follow arXiv:2001.08361 (non-embedding), arXiv:2203.15556 (Chinchilla's appendix, with the
-embedding as a matrix product) and arXiv:2406.19146 (head counted).
+One multiply-add is two FLOP. Counted: the matrix products of the layers, of the head, and of
+attention (scores and weighted sum). Not counted: embedding lookup (0 FLOP), norms, RoPE, residuals,
+softmax, the loss, the optimiser (about 15 FLOP per parameter per step), activation recomputation. A
+backward pass costs two forward passes. Symbols and fixtures: `docs/conventions.md`; the conventions
+follow arXiv:2001.08361 (non-embedding), arXiv:2203.15556 (Chinchilla's appendix, with the embedding
+as a matrix product) and arXiv:2406.19146 (head counted).
 """
 
 from __future__ import annotations
@@ -32,18 +34,26 @@ class Shape:
 
     @classmethod
     def of_record(cls, shape: Mapping[str, Any]) -> Shape:
-        """The shape that a record holds. A field that is younger than the record has its default, other entries are passed over."""
+        """The shape that a record holds.
+
+        A field that is younger than the record has its default, other entries are passed over.
+        """
         return cls(**{f.name: shape[f.name] for f in fields(cls) if f.name in shape})
 
 
 def attended_mean(context: int, window: int | None = None) -> float:
-    """Mean number of positions attended to: causal (s + 1)/2, or with a sliding window w: w - w(w - 1)/(2 s)."""
+    """Mean number of positions attended to: causal (s + 1)/2, or with a sliding window w: w - w(w -
+    1)/(2 s).
+    """
     w = context if window is None else min(window, context)
     return w - w * (w - 1) / (2 * context)
 
 
 def counts(shape: Shape, window: int | None = None) -> Counts:
-    """N and training FLOP per token (`fpt_*`) of a shape. `fpt_causal` is exact: 12 q L x mean attended length."""
+    """N and training FLOP per token (`fpt_*`) of a shape.
+
+    `fpt_causal` is exact: 12 q L x mean attended length.
+    """
     s = shape
     q, k = s.heads * s.head_dim, s.kv_heads * s.head_dim
     matrices = 2 * s.width * q + 2 * s.width * k + 3 * s.width * s.ffn
@@ -67,9 +77,11 @@ def counts(shape: Shape, window: int | None = None) -> Counts:
 
 
 def prefill_flop(shape: Shape, tokens: int, causal: bool = True, last_head: bool = False) -> int:
-    """Forward FLOP of one sequence of `tokens` positions; causal counts only positions attended to, else all.
+    """Forward FLOP of one sequence of `tokens` positions; causal counts only positions attended to,
+    else all.
 
-    `last_head`: the head runs on the last position only, as in decoding; else on every position, as in training.
+    `last_head`: the head runs on the last position only, as in decoding; else on every position, as
+    in training.
     """
     q = shape.heads * shape.head_dim
     attended = tokens * (tokens + 1) // 2 if causal else tokens * tokens
@@ -78,17 +90,23 @@ def prefill_flop(shape: Shape, tokens: int, causal: bool = True, last_head: bool
 
 
 def decode_flop(shape: Shape, position: int) -> int:
-    """Forward FLOP of decoding one token that attends to `position` positions, itself included (KV cache)."""
+    """Forward FLOP of decoding one token that attends to `position` positions, itself included (KV
+    cache).
+    """
     return passes_flop(shape, 1, position)
 
 
 def passes_flop(shape: Shape, row_passes: int, context_sum: int) -> int:
-    """Forward FLOP of feeding `row_passes` single tokens that attend to `context_sum` positions between them."""
+    """Forward FLOP of feeding `row_passes` single tokens that attend to `context_sum` positions
+    between them.
+    """
     q = shape.heads * shape.head_dim
     return 2 * counts(shape).n_matmul * row_passes + 4 * q * shape.depth * context_sum
 
 
 def sample_flop(shape: Shape, prompt: int, tokens: int) -> int:
-    """Useful FLOP of `tokens` tokens generated after a prefilled prompt: the first comes of the prefill, the last is never fed."""
+    """Useful FLOP of `tokens` tokens generated after a prefilled prompt: the first comes of the
+    prefill, the last is never fed.
+    """
     fed = max(0, tokens - 1)
     return passes_flop(shape, fed, fed * prompt + fed * (fed + 1) // 2)

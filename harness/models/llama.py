@@ -1,4 +1,7 @@
-"""A Llama decoder from `transformers`, built from a shape. The parameter count is asserted against our own formula."""
+"""A Llama decoder from `transformers`, built from a shape.
+
+The parameter count is asserted against our own formula.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,9 @@ def hf_config(shape: Shape, rope_theta: float = 10_000.0) -> HfLlamaConfig:
 def build(shape: Shape, seed: int, rope_theta: float = 10_000.0) -> LlamaForCausalLM:
     """A freshly initialised fp32 model on the CPU, a pure function of (shape, seed).
 
-    Initial weights are normal with standard deviation width^-0.5, and the projections that write into the residual stream are
-    scaled by (2 depth)^-0.5 (GPT-2). Embeddings keep 0.02-scale when tied, so that the first loss is ln(vocab).
+    Initial weights are normal with standard deviation width^-0.5, and the projections that write
+    into the residual stream are scaled by (2 depth)^-0.5 (GPT-2). Embeddings keep 0.02-scale when
+    tied, so that the first loss is ln(vocab).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -58,7 +62,10 @@ def build(shape: Shape, seed: int, rope_theta: float = 10_000.0) -> LlamaForCaus
 
 
 def is_plain(model: object) -> TypeGuard[LlamaForCausalLM]:
-    """Whether a model is a Llama as `build` makes it: without biases, with default rotary angles. Only such a model is computed here."""
+    """Whether a model is a Llama as `build` makes it: without biases, with default rotary angles.
+
+    Only such a model is computed here.
+    """
     if type(model) is not LlamaForCausalLM:
         return False
     config = model.config
@@ -67,16 +74,20 @@ def is_plain(model: object) -> TypeGuard[LlamaForCausalLM]:
 
 
 def logits(model: PreTrainedModel, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-    """Tokens (B, S) to logits (B, S, V): the one forward pass, on every device, compiled or not. A model that `is_plain` is computed
-    here, any other by transformers' own forward, which builds a mask.
+    """Tokens (B, S) to logits (B, S, V): the one forward pass, on every device, compiled or not.
 
-    Equal to `model(input_ids=tokens).logits` and its gradients, bit for bit. `positions` (B, S) are the ids that the rotary
-    embedding takes, in any order; attention stays causal in the order of the tokens. (transformers' forward reads ids that do not
-    rise as sequences packed into one row, and cuts attention between them.)
+    A model that `is_plain` is computed here, any other by transformers' own forward, which builds a
+    mask.
 
-    Attention is asked for as causal, never through a mask: while it is traced, transformers' forward builds a dense (B, 1, S, S)
-    mask, which excludes the flash kernels and doubles the work. Without its masks, caches, hooks, module calls and output objects,
-    narrow models also save a fifth of the time of forward and backward on a CPU.
+    Equal to `model(input_ids=tokens).logits` and its gradients, bit for bit. `positions` (B, S) are
+    the ids that the rotary embedding takes, in any order; attention stays causal in the order of
+    the tokens. (transformers' forward reads ids that do not rise as sequences packed into one row,
+    and cuts attention between them.)
+
+    Attention is called as causal, never with a mask: while it is traced, transformers' forward
+    builds a dense (B, 1, S, S) mask, which excludes the flash kernels and doubles the work. Without
+    its masks, caches, hooks, module calls and output objects, narrow models also save a fifth of
+    the time of forward and backward on a CPU.
     """
     if not is_plain(model):
         return model(input_ids=tokens, position_ids=positions, use_cache=False).logits
@@ -107,9 +118,11 @@ def logits(model: PreTrainedModel, tokens: torch.Tensor, positions: torch.Tensor
 
 
 def rotary_turns(rotary: LlamaRotaryEmbedding, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (…, head_dim), fp32, of the rotary angles at `positions` (…), for the default rope type.
+    """Cosines and sines (…, head_dim), fp32, of the rotary angles at `positions` (…), for the
+    default rope type.
 
-    An elementwise product, as in transformers 5.23; 5.17 multiplies matrices, which TF32 would round (0.3 rad at position 2048).
+    An elementwise product, as in transformers 5.23; 5.17 multiplies matrices, which TF32 would
+    round (0.3 rad at position 2048).
     """
     angles = positions[..., None].float() * rotary.inv_freq.float()
     angles = torch.cat((angles, angles), dim=-1)
@@ -121,6 +134,8 @@ def _rms_norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions in transformers' layout: pairs are (i, i + head_dim / 2). x (B, S, heads, head_dim); cos, sin (1 or B, S, 1, head_dim)."""
+    """Rotary positions in transformers' layout: pairs are (i, i + head_dim / 2). x (B, S, heads,
+    head_dim); cos, sin (1 or B, S, 1, head_dim).
+    """
     half = x.shape[-1] // 2
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin

@@ -1,9 +1,11 @@
-"""Decoding with our own Llama: eager, prompts cached once per problem, samples of a problem attend to that one copy.
+"""Decoding with our own Llama: eager, prompts cached once per problem, samples of a problem attend
+to that one copy.
 
-P problems, n samples of each, R = P n rows (row-major by problem), L prompt positions, T generated ones, H heads, K key/value heads,
-g = H / K, h their size. Same mathematics as `llama.logits`, in fewer and larger operations: norm weights and the scale of the scores
-are folded into the projections behind them, query, key and value are one product, and the sizes of a head are reordered so
-that a rotary pair is one complex number.
+P problems, n samples of each, R = P n rows (row-major by problem), L prompt positions, T generated
+ones, H heads, K key/value heads, g = H / K, h their size. Same mathematics as `llama.logits`, in
+fewer and larger operations: norm weights and the scale of the scores are folded into the
+projections behind them, query, key and value are one product, and the sizes of a head are reordered
+so that a rotary pair is one complex number.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Cached prompts: per layer keys and values (P, K, L, h); `hidden` (P, L) bool marks padding, None where there is none."""
+    """Cached prompts: per layer keys and values (P, K, L, h); `hidden` (P, L) bool marks padding,
+    None where there is none.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -46,7 +50,8 @@ class Prefix:
 
 @dataclass
 class Cache:
-    """R rows in progress: each problem's prefix, and per layer keys and values (T, P, K, n, h) of which `used` positions are filled.
+    """R rows in progress: each problem's prefix, and per layer keys and values (T, P, K, n, h) of
+    which `used` positions are filled.
 
     Position first: what a step writes then lies together, and is read so.
     """
@@ -58,7 +63,10 @@ class Cache:
 
 
 class LlamaDecoder:
-    """Decoder of a model that `llama.build` made, on `device` in `dtype`. Weights are copied when it is opened."""
+    """Decoder of a model that `llama.build` made, on `device` in `dtype`.
+
+    Weights are copied when it is opened.
+    """
 
     def __init__(self, model: LlamaForCausalLM, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.device = shape, device
@@ -68,7 +76,7 @@ class LlamaDecoder:
 
         decoder: Any = model.model
         half = shape.head_dim // 2
-        pairs = torch.arange(shape.head_dim).view(2, half).t().flatten()  # i and i + h/2 beside each other
+        pairs = torch.arange(shape.head_dim).view(2, half).t().flatten()  # i next to i + h/2
 
         def paired(weight: torch.Tensor) -> torch.Tensor:
             return weight.view(-1, shape.head_dim, shape.width)[:, pairs.to(weight.device)].flatten(0, 1)
@@ -89,7 +97,9 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def prefill(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray) -> tuple[torch.Tensor, Prefix]:
-        """Prompts (P, L) with their position ids, the first `pads` (P,) of each being padding: logits (P, V) after the last, and the cache."""
+        """Prompts (P, L) with their position ids, the first `pads` (P,) of each being padding:
+        logits (P, V) after the last, and the cache.
+        """
         x, keys, values, hidden = self._forward(tokens, positions, pads)
         return self._logits(x[:, -1]), Prefix(keys, values, hidden)
 
@@ -100,14 +110,20 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def expand(self, prefix: Prefix, samples: int, room: int) -> Cache:
-        """Rows to decode: `samples` of each problem, with room for `room` fed tokens. The prefix is shared, not copied."""
+        """Rows to decode: `samples` of each problem, with room for `room` fed tokens.
+
+        The prefix is shared, not copied.
+        """
         count, heads, _, size = prefix.keys[0].shape
         new = [prefix.keys[0].new_empty(room, count, heads, samples, size) for _ in range(2 * len(prefix.keys))]
         return Cache(prefix, new[::2], new[1::2])
 
     @torch.inference_mode()
     def select(self, cache: Cache, rows: np.ndarray) -> Cache:
-        """The rows at `rows`, ascending by problem, repetitions allowed. Prefixes are copied per row only if problems keep unequally many."""
+        """The rows at `rows`, ascending by problem, repetitions allowed.
+
+        Prefixes are copied per row only if problems keep unequally many.
+        """
         _, count, _, samples, _ = cache.keys[0].shape
         problem, sample = np.divmod(rows, samples)
         problems, counts = np.unique(problem, return_counts=True)
@@ -148,7 +164,8 @@ class LlamaDecoder:
             if groups > 1:
                 query = query.unflatten(1, (s.kv_heads, groups)).transpose(2, 3)
             query = query.reshape(count, s.kv_heads, samples, groups, s.head_dim)
-            # Scores of the shared prompt are one product per problem and head, those of its own tokens one per row and head
+            # Scores of the shared prompt are one product per problem and head, those of its own
+            # tokens one per row and head
             shared = (query.flatten(2, 3) @ prompt_keys.mT).view(count, s.kv_heads, samples, groups, length)
             if prefix.hidden is not None:
                 shared = shared.masked_fill(prefix.hidden[:, None, None, None], -torch.inf)
@@ -162,7 +179,9 @@ class LlamaDecoder:
     def _forward(
         self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor], torch.Tensor | None]:
-        """Hidden states (P, L, d), keys and values of every layer (P, K, L, h), and which positions are padding."""
+        """Hidden states (P, L, d), keys and values of every layer (P, K, L, h), and which positions
+        are padding.
+        """
         s, (count, length) = self.shape, tokens.shape
         hidden = mask = None
         if pads.any():
@@ -188,7 +207,9 @@ class LlamaDecoder:
     def _project(
         self, layer: _Layer, x: torch.Tensor, turns: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rotated and scaled queries (B, H, h), rotated keys (B, K, h) and values (B, K, h) of x (B, d) at `turns` (B, h/2)."""
+        """Rotated and scaled queries (B, H, h), rotated keys (B, K, h) and values (B, K, h) of x
+        (B, d) at `turns` (B, h/2).
+        """
         s = self.shape
         both = (self._normed(x) @ layer.qkv).unflatten(-1, (s.heads + 2 * s.kv_heads, s.head_dim))
         turned, value = both.split((s.heads + s.kv_heads, s.kv_heads), dim=1)
@@ -199,11 +220,14 @@ class LlamaDecoder:
     def _after_attention(self, layer: _Layer, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         x = torch.addmm(x, mixed, layer.out)
         normed = self._normed(x)
-        gate = F.silu(normed @ layer.gate, inplace=True)  # half of one product's rows would be read with gaps
+        # half of one product's rows would be read with gaps
+        gate = F.silu(normed @ layer.gate, inplace=True)
         return torch.addmm(x, gate.mul_(normed @ layer.up), layer.down)
 
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., d) over its root mean square, in fp32 within; the norm's weight is in the product behind."""
+        """x (..., d) over its root mean square, in fp32 within; the norm's weight is in the product
+        behind.
+        """
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return x * norm.square_().div_(x.shape[-1]).add_(self._eps).rsqrt_().to(x.dtype)
 
@@ -231,7 +255,8 @@ class LlamaDecoder:
 def _weighted(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Values (T, P, K, n, h) summed with weights (P, K, n, g, T): (P, K, n, g, h).
 
-    On a CPU a batch of many tiny products costs three times as much as T updates of all of it at once.
+    On a CPU a batch of many tiny products costs three times as much as T updates of all of it at
+    once.
     """
     if weights.device.type != "cpu" or values[0, ..., 0].numel() < MANY:
         return weights @ values.permute(1, 2, 3, 0, 4)

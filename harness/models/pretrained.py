@@ -1,6 +1,8 @@
-"""Any Hugging Face causal LM from a folder or the Hub: loading, its shape for exact counts, decoding through transformers' own cache.
+"""Any Hugging Face causal LM from a folder or the Hub: loading, its shape for exact counts,
+decoding through transformers' own cache.
 
-Code that comes with a checkpoint is never run. Shapes as in `llama_cache`: P problems, R rows, L prompt positions, V vocabulary.
+Code that comes with a checkpoint is never run. Shapes as in `llama_cache`: P problems, R rows, L
+prompt positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from harness.models.flops import Shape, counts
 
 
 def load(path: str, dtype: torch.dtype = torch.float32, revision: str | None = None) -> PreTrainedModel:
-    """The model of a local folder or a Hub name, in evaluation mode on the CPU. ConfigError where there is none to be loaded."""
+    """The model of a local folder or a Hub name, in evaluation mode on the CPU.
+
+    ConfigError where there is none to be loaded.
+    """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, revision=revision, trust_remote_code=False, output_loading_info=True
@@ -35,7 +40,8 @@ def load(path: str, dtype: torch.dtype = torch.float32, revision: str | None = N
             "Give a folder with config.json and weights, or a Hub name of an architecture that transformers has itself."
         ) from error
     model, loading = loaded  # a pair, as `output_loading_info` asks for
-    if missing := sorted(loading["missing_keys"]):  # transformers draws these at random and only warns
+    if missing := sorted(loading["missing_keys"]):
+        # transformers draws these at random and only warns
         raise ConfigError(
             f"model.path={path} lacks {len(missing)} of its weights, such as {missing[0]}: a model with random ones in their place would be "
             "scored. Give a complete checkpoint."
@@ -49,10 +55,13 @@ def n_total(model: PreTrainedModel) -> int:
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """The shape that `flops` counts by. ConfigError for an architecture whose products these formulas do not describe.
+    """The shape that `flops` counts by.
 
-    Checked on the weights: its linear layers hold exactly `counts(shape).n_matmul` weights, and no other parameter is a matrix but
-    the embedding. That refuses mixtures of experts, learned positions, convolutions and state spaces; sliding windows are refused by name.
+    ConfigError for an architecture whose products these formulas do not describe.
+
+    Checked on the weights: its linear layers hold exactly `counts(shape).n_matmul` weights, and no
+    other parameter is a matrix but the embedding. That refuses mixtures of experts, learned
+    positions, convolutions and state spaces; sliding windows are refused by name.
     """
     config: Any = model.config
     embedding: Any = model.get_input_embeddings()
@@ -128,7 +137,10 @@ class HfCodec:
 
 
 def load_codec(path: str, model: PreTrainedModel) -> HfCodec:
-    """The tokenizer of a model from the same folder or Hub name. ConfigError where there is none, or none that fits the model."""
+    """The tokenizer of a model from the same folder or Hub name.
+
+    ConfigError where there is none, or none that fits the model.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -149,14 +161,19 @@ def load_codec(path: str, model: PreTrainedModel) -> HfCodec:
 
 @dataclass
 class HfCache:
-    """The cache that transformers keeps of R rows, and their attention mask (R, positions so far)."""
+    """The cache that transformers keeps of R rows, and their attention mask (R, positions so
+    far).
+    """
 
     past: Any
     mask: torch.Tensor
 
 
 class HfDecoder:
-    """Decoder of any causal LM through transformers' forward. The prompt's cache is repeated for the samples."""
+    """Decoder of any causal LM through transformers' forward.
+
+    The prompt's cache is repeated for the samples.
+    """
 
     def __init__(self, model: PreTrainedModel, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.device = shape, device
@@ -200,7 +217,8 @@ class HfDecoder:
         return output.logits[:, -1].float()
 
     def _prompt(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray, last: int, use_cache: bool) -> Any:
-        # A mask is always given: without one transformers takes position ids that start again for packed sequences
+        # A mask is always given: without one transformers takes position ids that start again for
+        # packed sequences
         return self._model(
             input_ids=self._put(tokens),
             attention_mask=self._mask(tokens, pads),

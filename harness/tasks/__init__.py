@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 def open_task(config: TaskConfig, codec: Codec | None = None, max_new_tokens: int = 512) -> Task:
-    """The task of a config. ConfigError for settings that contradict each other. Text tasks need the model's tokenizer and a limit of tokens."""
+    """The task of a config.
+
+    ConfigError for settings that contradict each other. Text tasks need the model's tokenizer and a
+    limit of tokens.
+    """
     match config:
         case GroupConfig():
             from harness.tasks.group import GroupTask

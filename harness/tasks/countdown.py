@@ -1,7 +1,10 @@
-"""Countdown: reach a target from a few numbers, each used once, by + - *. Many answers are right; a verifier keeps the pool of open numbers.
+"""Countdown: reach a target from a few numbers, each used once, by + - *.
 
-cot:     BOS COT n1 .. nm target EQ  a op b r  r op c target  EOS   four tokens a step, every result written
-direct:  the same with `?` for each result and for its later use; from four numbers on R1, R2 .. in place of `?`, as two may be open
+Many answers are right; a verifier keeps the pool of open numbers.
+
+cot:     BOS COT n1 .. nm target EQ  a op b r  r op c target  EOS: four tokens a step, with results
+direct:  the same with `?` for each result and for its later use; from four numbers on R1, R2 ..
+         in place of `?`, because two may be open
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ _GUESSES = 50_000  # random expressions that the chance level is counted from
 
 
 class CountdownTask:
-    """See the module's text. m numbers; a problem's payload is its numbers in the order of the prompt, and the target: (P, m + 1)."""
+    """See the module's text. m numbers; a problem's payload is its numbers in the order of the
+    prompt, and the target: (P, m + 1).
+    """
 
     name, version, step_tokens = "countdown", 1, 4
     thought_end: int | None = None
@@ -51,7 +56,7 @@ class CountdownTask:
         self.bos, self.eq, self.eos, self.pad = range(self.plus + 3, self.plus + 7)
         formats = self.plus + 7
         self.format = formats + (config.arm is Arm.direct)
-        # Token that stands for the result of each step
+        # Token that names the result of each step
         marks = np.arange(self.steps) if self.numbers > 3 else np.zeros(self.steps, np.int64)
         self.marks = formats + 2 + marks
         self.vocab = int(self.marks.max()) + 1
@@ -110,7 +115,9 @@ class CountdownTask:
         return values
 
     def _expressions(self, rng: np.random.Generator, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Random expressions over numbers (n, m): tokens (n, 4 (m - 1)), value (n,), and whether every result is allowed (n,)."""
+        """Random expressions over numbers (n, m): tokens (n, 4 (m - 1)), value (n,), and whether
+        every result is allowed (n,).
+        """
         n, row = len(numbers), np.arange(len(numbers))
         value, token, open_ = numbers.copy(), numbers.copy(), np.ones(numbers.shape, bool)
         ok, written, i = np.ones(n, bool), [], row
@@ -135,7 +142,9 @@ class CountdownTask:
         return self._of(np.concatenate([numbers, target[:, None]], 1)[ok]), tokens[ok]
 
     def _chance(self) -> float:
-        """The share of random allowed expressions that hit the target of the problems that `problems` gives."""
+        """The share of random allowed expressions that hit the target of the problems that
+        `problems` gives.
+        """
         rng = np.random.Generator(np.random.Philox(key=1))
         payload = self.problems(2_000).payload
         payload = payload[rng.integers(0, len(payload), _GUESSES)]
@@ -187,9 +196,11 @@ class CountdownTask:
         return np.full(len(generated), self.prompt_tokens + generated.shape[1] - 1)
 
     def grade(self, problems: Problems, control: Control, generated: np.ndarray, lengths: np.ndarray) -> Grades:
-        """A step holds if it takes two numbers out of the pool and puts in what they make; right is a pool of the target alone.
+        """A step holds if it takes two numbers out of the pool and puts in what they make; right is
+        a pool of the target alone.
 
-        An answer's id is its steps with the operands of + and * in order: the same expression reached by other steps is another answer.
+        An answer's id is its steps with the operands of + and * in order: the same expression
+        reached by other steps is another answer.
         """
         n, row = len(generated), np.arange(len(generated))
         inside = np.arange(generated.shape[1]) < lengths[:, None]

@@ -1,10 +1,14 @@
-"""The word problem of a finite group: given operators g1 .. gk, what is g1 * g2 * ... * gk? The chain of thought is the running products.
+"""The word problem of a finite group: given operators g1 .. gk, what is g1 * g2 * ... * gk?
 
-Elements are permutations in lexicographic order (even ones only for A_n), (a * b)(i) = a[b[i]]. States and operators have tokens of their own,
-and g_t shares its position id with the state after t operators, so that fetching the next operator is a constant lag for RoPE.
+The chain of thought is the running products.
+
+Elements are permutations in lexicographic order (even ones only for A_n), (a * b)(i) = a[b[i]].
+States and operators have tokens of their own, and g_t shares its position id with the state after t
+operators, so that fetching the next operator is a constant lag for RoPE.
 
 stride format: BOS S_s g1 .. gk EQ c_s c_2s .. c_k EOS
-budget format: BOS g1 .. gk PAD .. EQ c_1 .. c_b ANS answer EOS    k ~ U{1 .. steps}; b = k in half the rows, else b ~ U{0 .. k - 1}
+budget format: BOS g1 .. gk PAD .. EQ c_1 .. c_b ANS answer EOS
+               k ~ U{1 .. steps}; b = k in half the rows, else b ~ U{0 .. k - 1}
 """
 
 from __future__ import annotations
@@ -26,7 +30,10 @@ _ENUMERATE = 65_536  # as many problems of one size are listed; of more, distinc
 
 
 def table(name: str) -> np.ndarray:
-    """Products of a group: (G, G) int64, entry [a, b] is the index of a * b. ConfigError for an unknown name."""
+    """Products of a group: (G, G) int64, entry [a, b] is the index of a * b.
+
+    ConfigError for an unknown name.
+    """
     kind = re.fullmatch(r"S[345]|A[45]|Z([2-9]|[1-9]\d|1[01]\d|120)", name)
     if not kind:
         raise ConfigError(f"corpus.group={name!r} is unknown. Use S3, S4, S5, A4, A5, or Z2 to Z120.")
@@ -45,7 +52,11 @@ def table(name: str) -> np.ndarray:
 
 
 class GroupTask:
-    """See the module's text. P or R problems, K = steps, G elements; a problem's payload is its K operators, NONE after the last."""
+    """See the module's text.
+
+    P or R problems, K = steps, G elements; a problem's payload is its K operators, NONE after the
+    last.
+    """
 
     name, version, step_tokens = "group", 1, 1
 
@@ -58,13 +69,15 @@ class GroupTask:
         self.elements = elements
         self.bos, self.eq, self.eos, self.pad = range(2 * elements, 2 * elements + 4)
         special = 2 * elements + 4
-        # The baselines keep the stride tokens of the chain of thought, so that all arms have the same embedding
+        # The baselines keep the stride tokens of the chain of thought, so that all arms have the
+        # same embedding
         self.strides = [] if self.budget else list(config.strides)
         if config.arm is Arm.direct and not self.budget and self.steps not in self.strides:
             self.strides.append(self.steps)
         self.ans = special if self.budget else NONE
         self.stride_token = {s: special + i for i, s in enumerate(self.strides)}
-        self.fill = special + (1 if self.budget else len(self.strides))  # a token in the filler arm only
+        # a token in the filler arm only
+        self.fill = special + (1 if self.budget else len(self.strides))
         self.vocab = self.fill + (config.arm is Arm.filler)
         self.thought_end: int | None = self.ans if self.budget else None
         self.prompt_tokens = self.steps + (2 if self.budget else 3)
@@ -121,7 +134,9 @@ class GroupTask:
         return rng.integers(1, self.steps + 1, n) if self.budget else np.full(n, self.steps)
 
     def _side(self, rng: np.random.Generator, n: int, held_out: bool) -> np.ndarray:
-        """Operators (n, K) of one side; a row that falls on the other is drawn again at its size, so that the law of sizes stays."""
+        """Operators (n, K) of one side; a row that falls on the other is drawn again at its size,
+        so that the law of sizes stays.
+        """
         size = self._sizes(rng, n)
         payload = self._draw(rng, size)
         for attempt in range(1, 2_000):
@@ -138,7 +153,7 @@ class GroupTask:
         """Distinct problems, as many of each size as there are up to an equal share."""
         pools = []
         for k in range(1, self.steps + 1) if self.budget else [self.steps]:
-            # A stream per size: asked for more problems, the first ones stay
+            # A stream per size, so that the first problems stay the same when more are drawn
             key = np.array([seed % 2**64, 2 + held_out], dtype=np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, k, 0], dtype=np.uint64)))
             total = len(self.operators) ** k
@@ -202,7 +217,8 @@ class GroupTask:
                 learned[:] = np.arange(count + 1) == count - 1
             return written, learned
         count = self._thoughts(size, control)
-        place = np.arange(int(count.max()) + 3) - count[:, None]  # 0 at ANS, 1 at the answer, 2 at EOS
+        # 0 at ANS, 1 at the answer, 2 at EOS
+        place = np.arange(int(count.max()) + 3) - count[:, None]
         states = np.pad(products, ((0, 0), (0, 3)))[:, : place.shape[1]]
         thought = np.full_like(states, self.fill) if arm is Arm.filler else states
         written = np.select([place < 0, place == 0, place == 1, place == 2], [thought, self.ans, answer, end], self.pad)
@@ -299,7 +315,8 @@ class GroupTask:
         if not self.budget:
             return np.minimum(t * control.stride, size) if t <= self._states(control.stride) else size + 1
         marks = generated == self.ans
-        at = np.where(generated[:, -1] == self.ans, t - 1, t)  # the mark takes the id of the last state written
+        # the mark takes the id of the last state written
+        at = np.where(generated[:, -1] == self.ans, t - 1, t)
         return np.where(marks[:, :-1].any(1), size + 1, np.minimum(at, size))
 
     def grade(self, problems: Problems, control: Control, generated: np.ndarray, lengths: np.ndarray) -> Grades:
@@ -332,6 +349,8 @@ class GroupTask:
         return Grades(answer, correct, verified, whole & correct, truncated)
 
     def trace(self, problems: Problems, control: Control) -> Trace:
-        """Scored are states and answer; marks and the end, which carry no part of the problem, would only raise the mean."""
+        """Scored are states and answer; marks and the end, which carry no part of the problem,
+        would only raise the mean.
+        """
         tokens, _ = self._written(problems, control)
         return Trace(tokens, tokens < self.elements)

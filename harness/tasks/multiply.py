@@ -1,6 +1,10 @@
-"""The product of two numbers of n digits. Digits are tokens, lowest first; the chain of thought is the partial products and their running sums.
+"""The product of two numbers of n digits.
 
-a * b ||  p_1  + p_2 ( s_2 )  + p_3 ( s_3 )  ..  + p_n  #### product EOS        p_i = a b_i 10^(i-1) and s_i have n + i digits
+Digits are tokens, lowest first; the chain of thought is the partial products and their running
+sums.
+
+a * b ||  p_1  + p_2 ( s_2 )  + p_3 ( s_3 )  ..  + p_n  #### product EOS
+p_i = a b_i 10^(i-1) and s_i have n + i digits
 """
 
 from __future__ import annotations
@@ -168,7 +172,9 @@ class MultiplyTask:
         return Grades(answer, correct, verified, whole & correct, ~ended)
 
     def trace(self, problems: Problems, control: Control) -> Trace:
-        """Scored are digits; marks, which carry no part of the problem, would only raise the mean."""
+        """Scored are digits; marks, which carry no part of the problem, would only raise the
+        mean.
+        """
         tokens = self._written(problems)
         return Trace(tokens, tokens < 10)
 

@@ -1,17 +1,21 @@
-"""Text tasks for pretrained checkpoints: questions with a final answer, asked in one of three arms; countdown in words among them.
+"""Text tasks for pretrained checkpoints: questions with a final answer, in one of three arms.
 
-    Question: ...            cot:     Answer: worked steps        filler:  Answer: as many filler tokens
-    Answer: ...                       #### 18                              #### 18
-    #### 18                  direct:  Answer:
-                                      #### 18
+One of them is countdown in words.
 
-Exemplars come first (`corpus.shots`), one blank line between them. Without exemplars the question is put to the tokenizer's chat
-template, with an instruction; where it has none, the instruction stands before the question. The prompts of `direct` end in the mark;
-in `filler` the filler tokens and the mark are forced.
+    Question: ...        cot:     Answer: worked steps     filler:  Answer: as many filler tokens
+    Answer: ...                   #### 18                           #### 18
+    #### 18              direct:  Answer:
+                                  #### 18
 
-Thought is counted in TOKENS: `max_states` = b writes the mark after b tokens, unless it is there already; `min_states` puts a continuation word
-in the place of an end that comes sooner. A row ends with the end token, which is forced once the text has finished its answer line or
-begun another question. P, R, T as in `task.py`; the tokenizer is handed in.
+Exemplars come first (`corpus.shots`), one blank line between them. Without exemplars the question
+is put to the tokenizer's chat template, with an instruction; where it has none, the instruction
+precedes the question. The prompts of `direct` end in the mark; in `filler` the filler tokens and
+the mark are forced.
+
+Thought is counted in TOKENS: `max_states` = b writes the mark after b tokens, unless it is there
+already; `min_states` puts a continuation word in the place of an end that comes sooner. A row ends
+with the end token, which is forced once the text has finished its answer line or begun another
+question. P, R, T as in `task.py`; the tokenizer is handed in.
 """
 
 from __future__ import annotations
@@ -62,7 +66,9 @@ class Codec(Protocol):
     def decode(self, tokens: list[int]) -> str: ...
 
     def chat(self, message: str) -> str | None:
-        """The chat template around a user's message, up to where the model's turn begins; None: the tokenizer has no template."""
+        """The chat template around a user's message, up to where the model's turn begins; None: the
+        tokenizer has no template.
+        """
         ...
 
 
@@ -108,7 +114,8 @@ class QaTask:
         self._head = "".join(self._exemplar(r, n) + "\n\n" for r, n in zip(shown, lengths, strict=True))
         self._templated = not shown and codec.chat("") is not None
         self._prompts: dict[int, np.ndarray] = {}
-        self._ends = np.full(self.vocab, NONE, dtype=np.int8)  # whether a token may finish a stop; NONE: not looked up
+        # whether a token may finish a stop; NONE: not looked up
+        self._ends = np.full(self.vocab, NONE, dtype=np.int8)
         self.info: dict[str, Any] = {
             **source.info,
             "shots": config.shots,
@@ -177,7 +184,10 @@ class QaTask:
 
     # --- as a test
     def problems(self, count: int, seed: int = 0, *, held_out: bool = True) -> Problems:
-        """The `count` records with the smallest hash of (seed, question). There is no training side: nobody knows what a checkpoint has seen."""
+        """The `count` records with the smallest hash of (seed, question).
+
+        There is no training side, because it is not known what a checkpoint was trained on.
+        """
         if not held_out:
             index = np.zeros(0, dtype=np.int64)
         else:
@@ -238,7 +248,10 @@ class QaTask:
         return Rule(forced, swap=swap)
 
     def _stopped(self, generated: np.ndarray) -> np.ndarray:
-        """Which rows finished a stop with their last token, (R,) bool. Only the tail is decoded, and only where that token may end one."""
+        """Which rows finished a stop with their last token, (R,) bool.
+
+        Only the tail is decoded, and only where that token may end one.
+        """
         stopped = np.zeros(len(generated), dtype=bool)
         if generated.shape[1] == 0:
             return stopped
@@ -261,7 +274,9 @@ class QaTask:
         return lengths + generated.shape[1] - 1
 
     def text(self, control: Control, tokens: np.ndarray) -> str:
-        """The text of one row that is read: the mark of the prompt, what was generated, up to the first stop that ended it."""
+        """The text of one row that is read: the mark of the prompt, what was generated, up to the
+        first stop that ended it.
+        """
         body = tokens[:-1] if len(tokens) and tokens[-1] == self.eos else tokens
         whole = self._lead() + self.codec.decode(body.tolist())
         short = max(0, (control.min_states or 0) - 1)  # a stop within so many tokens was overridden
@@ -282,10 +297,11 @@ class QaTask:
         return _Read(answer_id(answer and answer.form), strict, right)
 
     def grade(self, problems: Problems, control: Control, generated: np.ndarray, lengths: np.ndarray) -> Grades:
-        """An answer is read after the last mark (strict), else it is the last number, or expression, of the text (lenient).
+        """An answer is read after the last mark (strict), else it is the last number, or
+        expression, of the text (lenient).
 
-        `verified` counts the annotations `<<expr=value>>` that hold: they prove arithmetic, not that it answers the question. A text without any
-        has every step right.
+        `verified` counts the annotations `<<expr=value>>` that hold: they prove arithmetic, not
+        that it answers the question. A text without any has every step right.
         """
         n = len(generated)
         answer, strict, correct = np.full(n, NONE), np.zeros(n, bool), np.zeros(n, bool)
@@ -304,7 +320,9 @@ class QaTask:
 
 
 def check_controls(config: QaConfig, ttc: TtcConfig, max_new_tokens: int) -> None:
-    """ConfigError for controls that the arm does not have; all that can be said without a tokenizer."""
+    """ConfigError for controls that the arm does not have, as far as they can be checked without a
+    tokenizer.
+    """
     strides, max_states, min_states = ttc.strides, ttc.max_states, ttc.min_states
     problems = []
     if strides:
@@ -328,6 +346,8 @@ def _by_hash(records: Iterable[Record], salt: str) -> list[Record]:
 
 
 def _single(codec: Codec, words: tuple[str, ...]) -> int | None:
-    """The first of the words that is one token of this tokenizer, None where none is."""
+    """The first of the words that is a single token of this tokenizer; None where all are
+    longer.
+    """
     encoded = (codec.encode(w) for w in words)
     return next((tokens[0] for tokens in encoded if len(tokens) == 1), None)

@@ -1,6 +1,7 @@
-"""Records of text tasks: questions with worked answers from a local .jsonl file or the Hub, or countdown problems put in words.
+"""Records of text tasks: questions with worked answers from a local .jsonl file or the Hub, or
+countdown problems in words.
 
-This file alone of the tasks imports `datasets`, and only when a name of the Hub is asked for.
+Of the tasks only this file imports `datasets`, and only to read a dataset of the Hub.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ COUNTDOWN = "countdown"  # the value of `corpus.test` that means generated probl
 
 @dataclass(frozen=True)
 class Record:
-    """One question. `answer` is what the reference writes after the mark; right are all of its value, or all that reach `target`."""
+    """One question.
+
+    `answer` is what the reference writes after the mark; right are all of its value, or all that
+    reach `target`.
+    """
 
     question: str
     rationale: str  # the worked steps; "" where the source has none
     answer: str
     gold: Fraction
-    numbers: tuple[int, ...] = ()  # countdown: the numbers to be used, and `gold` the value to be reached
+    # countdown: the numbers to be used, and `gold` the value to be reached
+    numbers: tuple[int, ...] = ()
 
     @property
     def id(self) -> int:
@@ -41,7 +47,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: records that are asked, those that exemplars come from, and how the record of an evaluation names them."""
+    """Test records, the records that exemplars come from, and their names in the record of an
+    evaluation.
+    """
 
     test: list[Record]
     shots: list[Record]
@@ -50,7 +58,10 @@ class Source:
 
 
 def open_source(config: QaConfig) -> Source:
-    """The records of a config. ConfigError for settings that contradict each other, CorpusError for what cannot be read."""
+    """The records of a config.
+
+    ConfigError for settings that contradict each other, CorpusError for what cannot be read.
+    """
     if config.test == COUNTDOWN:
         return _countdown(config)
     local = _is_file(config.test)
@@ -63,7 +74,7 @@ def open_source(config: QaConfig) -> Source:
     if config.shots == 0:
         shots, where = [], None
     elif config.shots_from is None and local:
-        shots, where = test, "the test file; what is shown is not asked"
+        shots, where = test, "the test file; exemplars are left out of the test"
     elif config.shots_from is not None and _is_file(config.shots_from):
         shots, where = read_jsonl(Path(config.shots_from)), Path(config.shots_from).name
     elif local:
@@ -84,16 +95,20 @@ def _is_file(name: str) -> bool:
 
 
 def content_hash(records: Iterable[Record]) -> str:
-    """Of questions and answers in their order: the same for a file and for the same rows from the Hub."""
+    """Of questions and answers in their order: the same for a file and for the same rows from the
+    Hub.
+    """
     h = hashlib.sha256()
     for r in records:
         h.update(json.dumps([r.question, r.rationale, r.answer]).encode())
     return h.hexdigest()
 
 
-# --- files and the Hub -----------------------------------------------------------------------------------------------------
+# --- files and the Hub ---------------------------------------------------------------------------
 def _record(row: Any, where: str) -> Record:
-    """A row with `question` and `answer`: worked steps, the mark, the answer; or the answer alone."""
+    """A row with `question` and `answer`: worked steps, the mark, the answer; or the answer
+    alone.
+    """
     problem = None
     if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("question", "answer")):
         keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
@@ -151,7 +166,8 @@ def read_hub(config: QaConfig, split: str) -> list[Record]:
     """A split of a data set of the Hub, from the local cache where it was loaded before."""
     import datasets
 
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is in the exception as well
+    # what it logs is in the exception as well
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     what = f"corpus.test={config.test} (corpus.hub_config={config.hub_config}, revision {config.revision or 'newest'}, split {split})"
     try:
         data = datasets.load_dataset(config.test, config.hub_config, split=split, revision=config.revision)
@@ -165,7 +181,7 @@ def read_hub(config: QaConfig, split: str) -> list[Record]:
     return _distinct((_record(row, f"{what}, row {i}") for i, row in enumerate(rows)), what)
 
 
-# --- countdown in words ------------------------------------------------------------------------------------------------------
+# --- countdown in words --------------------------------------------------------------------------
 def _solution(numbers: tuple[int, ...], target: int, ceiling: int) -> tuple[str, str]:
     """One way to reach the target: worked steps, and the expression."""
 
@@ -186,7 +202,9 @@ def _solution(numbers: tuple[int, ...], target: int, ceiling: int) -> tuple[str,
 
 
 def _countdown(config: QaConfig) -> Source:
-    """The very problems of the ladder's countdown at its default size, its held-out ones and its chance level, put in words."""
+    """The held-out problems of the countdown task at its default size, in words, with its chance
+    level.
+    """
     if config.shots_from is not None:
         raise ConfigError(
             f"corpus.shots_from={config.shots_from} has no meaning with corpus.test=countdown: exemplars are generated. Leave it out."

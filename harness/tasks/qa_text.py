@@ -1,6 +1,8 @@
-"""Reading answers out of text: numbers as rationals, sums by a parser of our own (never evaluated as code), annotations, expressions.
+"""Reading answers out of text: numbers as rationals, sums by a parser of our own (never evaluated
+as code), annotations, expressions.
 
-Every value is a `fractions.Fraction`, so equal answers are equal however they are written: 1,200 = 1200.00 = $1200.
+Every value is a `fractions.Fraction`, so equal answers are equal however they are written: 1,200 =
+1200.00 = $1200.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from fractions import Fraction
 
 from harness.tasks.task import NONE
 
-MARK = "####"  # what stands before an answer
+MARK = "####"  # precedes an answer
 LONGEST = 120  # characters of a sum; longer ones are not read
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,60})(?:\.\d{1,60})?|\.\d{1,60}"
-# A minus sign belongs to a number only where nothing stands before it that it could subtract from
+# A minus sign belongs to a number only where nothing precedes it to subtract from
 _NUMBER = re.compile(rf"(?:\$\s?)?(?:(?<![\w)\].])[-−]\s?)?\$?\s?(?:{_DIGITS})(?:/[1-9]\d{{0,59}})?")
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
 _EXPRESSION = re.compile(r"[\d(][\d\s+*×()−-]*[\d)]")
@@ -45,17 +47,21 @@ def last_number(text: str) -> Fraction | None:
 
 
 def answer_id(key: Fraction | str | None) -> int:
-    """int64 id >= 0 of an answer in canonical form, the same in every process; NONE for no answer."""
+    """int64 id >= 0 of an answer in canonical form, the same in every process; NONE for no
+    answer.
+    """
     if key is None:
         return NONE
     text = f"{key.numerator}/{key.denominator}" if isinstance(key, Fraction) else key
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-# --- sums ----------------------------------------------------------------------------------------------------------------
+# --- sums ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Sum:
-    """A parsed sum: its value, the numbers in it, the operators in it, and its form, what is added or multiplied sorted."""
+    """A parsed sum: its value, the numbers in it, the operators in it, and its form, what is added
+    or multiplied sorted.
+    """
 
     value: Fraction
     numbers: tuple[Fraction, ...]
@@ -73,7 +79,9 @@ class _Unreadable(Exception):
 
 
 class _Parser:
-    """expression = term {+|- term}; term = factor {*|/ factor}; factor = [+|-] factor | number [%] | ( expression )."""
+    """expression = term {+|- term}; term = factor {*|/ factor}; factor = [+|-] factor | number [%]
+    | ( expression ).
+    """
 
     def __init__(self, text: str) -> None:
         text = text.translate(_SIGNS).strip()
@@ -153,16 +161,19 @@ class _Parser:
 
 
 def parse(text: str) -> Sum | None:
-    """A sum of numbers with + - * / and parentheses, exact; None where it is none, longer than `LONGEST`, or divides by 0."""
+    """A sum of numbers with + - * / and parentheses, exact; None where it is none, longer than
+    `LONGEST`, or divides by 0.
+    """
     try:
         return _Parser(text).whole()
     except _Unreadable:
         return None
 
 
-# --- steps ---------------------------------------------------------------------------------------------------------------
+# --- steps ---------------------------------------------------------------------------------------
 def annotation_holds(inside: str) -> bool:
-    """Whether `expr=value` is true: exactly, or to the decimals that the value is written with (rounded or cut off).
+    """Whether `expr=value` is true: exactly, or to the decimals that the value is written with
+    (rounded or cut off).
 
     A value without a decimal point must be exact.
     """
@@ -189,7 +200,9 @@ def _agrees(exact: Fraction, written: Fraction, text: str) -> bool:
 
 
 def verified_steps(text: str) -> tuple[int, int]:
-    """(annotations `<<expr=value>>` that hold before the first that does not, annotations in all)."""
+    """(annotations `<<expr=value>>` that hold before the first that does not, annotations in
+    all).
+    """
     annotations = _ANNOTATION.findall(text)
     holds = 0
     for inside in annotations:
@@ -199,9 +212,11 @@ def verified_steps(text: str) -> tuple[int, int]:
     return holds, len(annotations)
 
 
-# --- expressions as answers (countdown in words) ----------------------------------------------------------------------------
+# --- expressions as answers (countdown in words) -------------------------------------------------
 def expression(text: str) -> tuple[Sum | None, bool]:
-    """The expression that answers, and whether it stood after the answer mark; else the last one in the text with an operator."""
+    """The expression that answers, and whether it followed the answer mark; else the last one in
+    the text with an operator.
+    """
     _, mark, after = text.rpartition(MARK)
     if mark:
         line = after.strip().partition("\n")[0].partition("=")[0].strip(" .$")
@@ -215,7 +230,9 @@ def expression(text: str) -> tuple[Sum | None, bool]:
 
 
 def reaches(parsed: Sum, numbers: tuple[int, ...], target: int) -> bool:
-    """Whether an expression uses every number once, with + - * alone, and has the target as its value."""
+    """Whether an expression uses every number once, with + - * alone, and has the target as its
+    value.
+    """
     return (
         parsed.value == target
         and parsed.operators <= {"+", "-", "*"}

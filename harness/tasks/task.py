@@ -1,7 +1,9 @@
-"""What every test-time task offers: rows to train on, problems to be asked, rules of decoding, and a verifier.
+"""What every test-time task offers: rows to train on, test problems, rules of decoding, and a
+verifier.
 
-Arrays are numpy; a task never sees a model. P problems, R rows (a row is one sample of one problem), L prompt tokens, T generated tokens.
-A task is both a corpus (`rows`) and a test (everything else); its test problems never occur among its rows.
+Arrays are numpy; a task never sees a model. P problems, R rows (a row is one sample of one
+problem), L prompt tokens, T generated tokens. A task is both a corpus (`rows`) and a test
+(everything else); its test problems never occur among its rows.
 """
 
 from __future__ import annotations
@@ -26,16 +28,22 @@ def held_out_side(ids: np.ndarray) -> np.ndarray:
 
 
 def hashes(payload: np.ndarray, seed: int = 0) -> np.ndarray:
-    """uint64 hash of each row of integers (P, at most 256), NONE counting as absent: what ids and the hold-out go by."""
+    """uint64 hash of each row of integers (P, at most 256), NONE counting as absent: what ids and
+    the hold-out go by.
+    """
     weighted = (payload + 1).astype(np.uint64) * _WEIGHTS[: payload.shape[1]]
     x = weighted.sum(1, dtype=np.uint64) + np.uint64(seed)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of splitmix64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        # the finaliser of splitmix64
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return x ^ (x >> np.uint64(31))
 
 
 def draw_side(draw: Callable[[int], Problems], n: int, held_out: bool) -> Problems:
-    """n problems of one side; what falls on the other is drawn again. CorpusError where a side seems empty."""
+    """n problems of one side; what falls on the other is drawn again.
+
+    CorpusError where a side seems empty.
+    """
     parts: list[Problems] = []
     missing = n
     for _ in range(1_000):
@@ -80,10 +88,11 @@ def only_free(task: str, ttc: TtcConfig) -> list[Control]:
 
 @dataclass(frozen=True)
 class Control:
-    """What is asked of the model besides the problem. A cell of an evaluation has one control and one temperature."""
+    """How decoding is steered. A cell of an evaluation has one control and one temperature."""
 
     stride: int = 1  # group, stride format: a state is written after every `stride` operators
-    max_states: int | None = None  # thought is cut after so many states and the answer forced; None: never
+    # thought is cut after so many states and the answer forced; None: never
+    max_states: int | None = None
     min_states: int | None = None  # thought may not end before so many states
 
     def label(self) -> str:
@@ -97,8 +106,10 @@ class Control:
 class Problems:
     """P problems; arrays of length P. `payload` is read by their task alone."""
 
-    ids: np.ndarray  # uint64, a hash of the problem: stable over runs, and what the hold-out goes by
-    cluster: np.ndarray  # int64; problems with one prompt or template share a cluster and are resampled together
+    # uint64, a hash of the problem: stable over runs, and what the hold-out goes by
+    ids: np.ndarray
+    # int64; problems with one prompt or template share a cluster and are resampled together
+    cluster: np.ndarray
     size: np.ndarray  # int64; operators, numbers, digits; 0 where a problem has no size
     payload: Any  # (P, ...) array or a list of length P
 
@@ -106,7 +117,9 @@ class Problems:
         return len(self.ids)
 
     def take(self, index: np.ndarray) -> Problems:
-        """The problems at `index` (integers or booleans), with repetition: a row per sample is `problems.take(problem_of_row)`."""
+        """The problems at `index` (integers or booleans), with repetition: a row per sample is
+        `problems.take(problem_of_row)`.
+        """
         index = np.flatnonzero(index) if index.dtype == bool else index
         if isinstance(self.payload, np.ndarray):
             payload = self.payload[index]
@@ -117,7 +130,9 @@ class Problems:
 
 @dataclass(frozen=True)
 class Trace:
-    """The reference continuation of each problem, for likelihoods: tokens (P, T) and which of them are scored (P, T)."""
+    """The reference continuation of each problem, for likelihoods: tokens (P, T) and which of them
+    are scored (P, T).
+    """
 
     tokens: np.ndarray  # int64, padded with the task's pad
     scored: np.ndarray  # bool
@@ -125,9 +140,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class Rule:
-    """What decoding must do next, per row: `forced` (R,) int64, NONE where the model chooses; `banned` (R, V) bool or None.
+    """What decoding must do next, per row: `forced` (R,) int64, NONE where the model chooses;
+    `banned` (R, V) bool or None.
 
-    `swap` = (token, by): where the model chooses `token`, `by` (R,) is taken instead and counts as forced; NONE: the choice stands.
+    `swap` = (token, by): where the model chooses `token`, `by` (R,) replaces it and counts as
+    forced; NONE keeps the choice.
     """
 
     forced: np.ndarray
@@ -139,19 +156,25 @@ class Rule:
 class Grades:
     """The verifier's word on R generated rows; arrays of length R."""
 
-    answer: (
-        np.ndarray
-    )  # int64 id of the answer in canonical form; equal answers, equal ids; NONE: no answer could be read
+    # int64 id of the answer in canonical form; equal answers, equal ids; NONE: no answer could be
+    # read
+
+    answer: np.ndarray
     correct: np.ndarray  # bool
-    verified: np.ndarray  # int64, steps of thought that hold, counted from the first up to the first wrong one
+    # int64, steps of thought that hold, counted from the first up to the first wrong one
+    verified: np.ndarray
     trace_ok: np.ndarray  # bool: every step holds and the answer is right
     truncated: np.ndarray  # bool: the end token never came
-    # bool: the answer stood where the format wants it, not read leniently; None for tasks that know one way to read
+    # bool: the answer was found where the format puts it; None for tasks that read answers in one
+    # way only
     strict: np.ndarray | None = None
 
 
 class Task(Protocol):
-    """One task in one arm. Controls that a task does not know are refused by `controls`, never ignored."""
+    """One task in one arm.
+
+    Controls that a task does not know are refused by `controls`, never ignored.
+    """
 
     name: str  # group | countdown | multiply | qa
     version: int  # raised when formats or problems change: old samples are then not reused
@@ -161,18 +184,22 @@ class Task(Protocol):
     chance: float  # accuracy of a guesser who knows the format
     eos: int
     pad: int
-    thought_end: int | None  # token that ends the thought and starts the answer; None where the format has none
+    # token that ends the thought and starts the answer; None where the format has none
+    thought_end: int | None
     step_tokens: int  # generated tokens per step of thought
-    floor_nat: float | None  # the best possible loss per scored token; None: not known, for `floor_reason`
+    # the best possible loss per scored token; None: not known, for `floor_reason`
+    floor_nat: float | None
     floor_reason: str
     distinct_rows: int  # distinct problems that `rows` can draw from, hold-out included
-    info: dict[str, Any]  # for the record: everything that fixes the problems, hashes instead of paths
+    # for the record: everything that fixes the problems, hashes instead of paths
+    info: dict[str, Any]
 
     # --- as a corpus
     def rows(
         self, rng: np.random.Generator, n: int, *, held_out: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """n rows of the training side: tokens (n, S + 1) int64, mask (n, S) float32 of scored targets, positions (n, S) int64 or None.
+        """n rows of the training side: tokens (n, S + 1) int64, mask (n, S) float32 of scored
+        targets, positions (n, S) int64 or None.
 
         `held_out`: of the test side and by the same law, for the validation loss.
         """
@@ -180,7 +207,9 @@ class Task(Protocol):
 
     # --- as a test
     def problems(self, count: int, seed: int = 0, *, held_out: bool = True) -> Problems:
-        """`count` distinct problems of the test side (or of the training side), fewer where no more exist. Same arguments, same problems."""
+        """`count` distinct problems of the test side (or of the training side), fewer where no more
+        exist. Same arguments, same problems.
+        """
         ...
 
     def controls(self, ttc: TtcConfig) -> list[Control]:
@@ -199,7 +228,9 @@ class Task(Protocol):
         ...
 
     def rule(self, problems: Problems, control: Control, generated: np.ndarray) -> Rule:
-        """What holds for the next token of R rows that have `generated` (R, t) so far; `problems` has one entry per row."""
+        """What holds for the next token of R rows that have `generated` (R, t) so far; `problems`
+        has one entry per row.
+        """
         ...
 
     def position(self, problems: Problems, control: Control, generated: np.ndarray) -> np.ndarray:
@@ -207,9 +238,13 @@ class Task(Protocol):
         ...
 
     def grade(self, problems: Problems, control: Control, generated: np.ndarray, lengths: np.ndarray) -> Grades:
-        """Verify R rows: `generated` (R, T) of which `lengths` (R,) tokens count, the end token included. Unfinished rows are graded too."""
+        """Verify R rows: `generated` (R, T) of which `lengths` (R,) tokens count, the end token
+        included. Unfinished rows are graded too.
+        """
         ...
 
     def trace(self, problems: Problems, control: Control) -> Trace | None:
-        """The one right continuation of each problem; None for tasks with many (countdown) or none in tokens (text)."""
+        """The one right continuation of each problem; None for tasks with many (countdown) or none
+        in tokens (text).
+        """
         ...

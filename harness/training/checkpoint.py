@@ -1,7 +1,8 @@
 """Checkpoints: safetensors for weights and moments, JSON for the rest. No pickle anywhere.
 
-A checkpoint is a folder `checkpoints/<name>/`, written beside its place, flushed, and renamed, so it is there whole or not at
-all. `progress.json` names the last committed one and is the only thing that a resumed run believes.
+A checkpoint is a folder `checkpoints/<name>/`, written beside its place, flushed, and renamed, so
+it is there whole or not at all. `progress.json` names the last committed one and is the only thing
+that a resumed run believes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from harness.records import Point, SpendRow
 
 @dataclass
 class Position:
-    """Where a path stands, and what it has cost: `windows` are the training windows that lead here."""
+    """How far a path has come, and what it has cost: `windows` are the training windows that lead
+    here.
+    """
 
     branch: str
     step: int
@@ -32,13 +35,17 @@ class Position:
 
 @dataclass
 class Progress:
-    """Everything a resumed run needs besides tensors. Rewritten by rename after every checkpoint and every point."""
+    """Everything a resumed run needs besides tensors.
+
+    Rewritten by rename after every checkpoint and every point.
+    """
 
     attempt: int = 1
     latest: str | None = None  # checkpoint to resume from
     position: Position = field(default_factory=lambda: Position("trunk", 0))  # of `latest`
     steps_bytes: int = 0  # length of steps.jsonl at `latest`; rows behind it belong to lost work
-    milestones: dict[str, Position] = field(default_factory=dict)  # branch points that later branches start from
+    # branch points that later branches start from
+    milestones: dict[str, Position] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     micro_sequences: int | None = None  # sequences per forward pass, after any halving
     corpus_id: str = ""  # content and settings of the corpus; a run never changes its data half way
@@ -58,7 +65,10 @@ def save_progress(run_dir: Path, progress: Progress) -> None:
 
 
 def save(run_dir: Path, name: str, model: nn.Module, optimizers: list[torch.optim.Optimizer] | None) -> None:
-    """Write `checkpoints/<name>`; with `optimizers=None` the weights alone (an end point). DeviceError when the disk refuses."""
+    """Write `checkpoints/<name>`; with `optimizers=None` the weights alone (an end point).
+
+    DeviceError when the disk refuses.
+    """
     folder = run_dir / "checkpoints"
     temporary, final = folder / f".{name}.tmp", folder / name
     try:
@@ -75,12 +85,15 @@ def save(run_dir: Path, name: str, model: nn.Module, optimizers: list[torch.opti
     except (OSError, SafetensorError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DeviceError(
-            f"cannot write checkpoint {name}: {e}. Free disk space or choose another folder (paths.runs); the run resumes where it stood."
+            f"cannot write checkpoint {name}: {e}. Free disk space or choose another folder (paths.runs); the run resumes from its last checkpoint."
         ) from e
 
 
 def restore(run_dir: Path, name: str, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Load weights and moments in place, bitwise. RecordError when the checkpoint is missing or damaged."""
+    """Load weights and moments in place, bitwise.
+
+    RecordError when the checkpoint is missing or damaged.
+    """
     folder = run_dir / "checkpoints" / name
     try:
         weights = load_file(folder / "model.safetensors")
@@ -99,7 +112,8 @@ def restore(run_dir: Path, name: str, model: nn.Module, optimizers: list[torch.o
             for p in group["params"]:
                 prefix = f"{index}.{position}."
                 state = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
-                # A fused optimiser keeps its step counter on the parameter's device; an unfused one on the CPU
+                # A fused optimiser keeps its step counter on the parameter's device; an unfused one
+                # on the CPU
                 optimizer.state[p] = {
                     k: v.to(p.device) if v.ndim or group.get("fused") else v for k, v in state.items()
                 }

@@ -1,4 +1,6 @@
-"""What a training needs around its updates: device, meter, mirror and ledger, opened together and closed whatever happens."""
+"""What a training needs around its updates: device, meter, mirror and ledger, opened together and
+always closed.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +60,14 @@ class RunContext:
 
 @contextlib.contextmanager
 def opened(plan: RunPlan, attempt: Attempt, workers: int) -> Iterator[RunContext]:
-    """Open everything that a training needs; when the block ends, the meter is closed, and the mirror too if it failed."""
+    """Open everything that a training needs; when the block ends, the meter is closed, and the
+    mirror too if it failed.
+    """
     config, progress, folder = plan.config, plan.progress, attempt.folder
     attempt.begin()
     save_tokenizer(plan.corpus, folder / "tokenizer")
-    # NVML counts cards by PCI bus; CUDA does so only when told, and a run uses the first card that it is shown
+    # NVML counts cards by PCI bus; CUDA does so only when this is set. A run uses the first visible
+    # card
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     first_card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     meter = open_meter(config.power, folder / "power", attempt=progress.attempt, cuda_visible=first_card)
@@ -139,7 +144,9 @@ def _device(plan: RunPlan, workers: int) -> devices.Device:
 
 
 def _check_metered_card(device: devices.Device, meter: Meter, plan: RunPlan) -> None:
-    """DeviceError when the meter watches another GPU than the one that trains; an event when training is not on a GPU."""
+    """DeviceError when the meter watches another GPU than the one that trains; an event when
+    training is not on a GPU.
+    """
     cards: list[Json] = meter.describe().get("cards", [])
     cards = [c for c in cards if str(c["uuid"]).startswith("GPU-")]  # those that CUDA may train on
     metered = [str(c["uuid"]) for c in cards if not c.get("mig")]

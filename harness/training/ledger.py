@@ -1,7 +1,9 @@
-"""The two append-only tables of a run: steps.jsonl (what each update did) and spend.jsonl (what everything cost).
+"""The two append-only tables of a run: steps.jsonl (what each update did) and spend.jsonl (what
+everything cost).
 
-A spend row is one window of one phase; it is on disk before the checkpoint that depends on it is committed. Work that a kill threw
-away is booked as phase `lost` when the run resumes: from its rows, and from the sampler's segment, which outlives the trainer.
+A spend row is one window of one phase; it is on disk before the checkpoint that depends on it is
+committed. Work that a kill threw away is booked as phase `lost` when the run resumes: from its
+rows, and from the sampler's segment, which outlives the trainer.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ class Ledger:
     def window(
         self, phase: str, branch: str, step_from: int, step_to: int, tokens: int, t_a_ns: int, t_b_ns: int
     ) -> SpendRow:
-        """Book one window. `tokens` are those trained, or fed forward in phase eval; FLOP follow from them."""
+        """Book one window.
+
+        `tokens` are those trained, or fed forward in phase eval; FLOP follow from them.
+        """
         flop = {"train": self.fpt, "lost": self.fpt, "eval": self.fpt / 3}.get(phase, 0.0) * tokens
         energy = self.meter.energy(t_a_ns, t_b_ns, steps=step_to - step_from)
         row = SpendRow(
@@ -55,10 +60,12 @@ class Ledger:
 
     # --- resuming
     def recover(self) -> None:
-        """Cut steps.jsonl back to the last checkpoint and book the work of the earlier attempt that this throws away, once.
+        """Cut steps.jsonl back to the last checkpoint and book the work of the earlier attempt that
+        this throws away, once.
 
-        Rows that a booked window covers are in spend.jsonl already (killed between a window and its checkpoint); the others are `lost`.
-        The caller commits the new attempt number afterwards: killed in here, the next attempt finds the same state and does the same.
+        Rows that a booked window covers are in spend.jsonl already (killed between a window and its
+        checkpoint); the others are `lost`. The caller commits the new attempt number afterwards:
+        killed in here, the next attempt finds the same state and does the same.
         """
         before = self.progress.attempt - 1
         rows = list(records.read_rows(self._spend_path, SpendRow))
@@ -91,14 +98,18 @@ class Ledger:
             os.truncate(self._steps_path, self.progress.steps_bytes)
 
     def _mend_spend(self, rows: list[SpendRow]) -> None:
-        """Drop a torn last line (killed while writing), so that the next row starts on a line of its own."""
+        """Drop a torn last line (killed while writing), so that the next row starts on a line of
+        its own.
+        """
         if self._spend_path.exists() and not self._spend_path.read_bytes().endswith(b"\n"):
             text = "".join(json.dumps(records.to_json(r)) + "\n" for r in rows)
             records.write_text_atomic(self._spend_path, text)
 
     # --- reading
     def spent(self) -> Json:
-        """Everything this run ever used, by phase and in all: {phase: {tokens, flop, wall_s, energy_j, energy_reason}}."""
+        """Everything this run ever used, by phase and in all: {phase: {tokens, flop, wall_s,
+        energy_j, energy_reason}}.
+        """
         rows = list(records.read_rows(self._spend_path, SpendRow))
         table = {phase: _sum([r for r in rows if r.phase == phase]) for phase in sorted({r.phase for r in rows})}
         return {**table, "total": _sum(rows)}

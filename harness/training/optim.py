@@ -1,4 +1,6 @@
-"""The optimiser of a run: AdamW (fused), or torch's Muon on the hidden matrices with AdamW on the rest."""
+"""The optimiser of a run: AdamW (fused), or torch's Muon on the hidden matrices with AdamW on the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from harness.config.schema import AdamwConfig, MuonConfig, OptimConfig
 
 
 def build(model: nn.Module, config: OptimConfig, hyper: Hyper) -> list[torch.optim.Optimizer]:
-    """Optimisers whose groups carry `peak_lr`; weight decay on hidden matrices only, none on embeddings and norms."""
+    """Optimisers whose groups carry `peak_lr`; weight decay on hidden matrices only, none on
+    embeddings and norms.
+    """
     matrices, rest = [], []
     for name, p in model.named_parameters():
         hidden = p.ndim == 2 and "embed" not in name and "lm_head" not in name

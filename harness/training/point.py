@@ -17,7 +17,9 @@ RECENT_SHARE = 20  # the training loss of a point is the mean over the last 1/20
 def make_point(
     run: RunContext, planned: PlannedPoint, windows: list[SpendRow], evaluation: Evaluation, checkpoint: str
 ) -> Point:
-    """The point at the end of a path; `windows` are those of the whole path, `checkpoint` has its weights."""
+    """The point at the end of a path; `windows` are those of the whole path, `checkpoint` has its
+    weights.
+    """
     counts, corpus, device, tolerance = run.rung.counts, run.corpus, run.device, run.meter.tolerance
     tokens = planned.steps * run.rung.hyper.batch_tokens
     assert sum(w.tokens for w in windows) == tokens, "a point's windows must cover its tokens exactly once"

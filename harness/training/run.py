@@ -1,8 +1,9 @@
 """START HERE: the path of one run, from a config to a record on disk.
 
-A run trains one trunk (constant rate) and, from its branch points, one cooldown per token budget; each cooldown ends in a point.
-Everything happens in `<runs>/<study>/<run_id>/`. Killed at any moment, the run resumes from its last committed checkpoint and ends with
-the same weights and the same ledger, bit for bit, but for the measured columns (times, watts, joules).
+A run trains one trunk (constant rate) and, from its branch points, one cooldown per token budget;
+each cooldown ends in a point. Everything happens in `<runs>/<study>/<run_id>/`. Killed at any
+moment, the run resumes from its last committed checkpoint and ends with the same weights and the
+same ledger, bit for bit, but for the measured columns (times, watts, joules).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from harness.training.trunk import TrunkRunner, build_model
 def train(config: RunConfig, *, overrides: Sequence[str] = (), workers: int = 1) -> RunState:
     """Train what is missing of a run and return the state that it ended in, as `attempt.make` says.
 
-    `overrides` are kept in the record, `workers` is how many runs share this machine's cores. ConfigError for a config that cannot be
-    run, BusyError when another process trains the same run.
+    `overrides` are kept in the record, `workers` is how many runs share this machine's cores.
+    ConfigError for a config that cannot be run, BusyError when another process trains the same run.
     """
     require(config)
 
@@ -76,7 +77,8 @@ def build_trainer(context: RunContext) -> Trainer:
     """The model of the rung on the run's device, with its optimisers."""
     config, rung, progress = context.config, context.rung, context.progress
     model = build_model(config, rung)
-    torch.nn.Module.to(model, context.device.torch_device)  # in place; the subclass's own signature hides the overload
+    # in place; the subclass's own signature hides the overload
+    torch.nn.Module.to(model, context.device.torch_device)
 
     def halved(micro_sequences: int) -> None:
         progress.micro_sequences = micro_sequences
@@ -99,14 +101,17 @@ def _micro_sequences(config: RunConfig, rung: ladder.Rung) -> int:
 
 
 def publish(context: RunContext, overrides: Sequence[str]) -> str | None:
-    """Write record.json and send it to the mirror; returns a remark where the mirror is neither online nor disabled."""
+    """Write record.json and send it to the mirror; returns a remark where the mirror is neither
+    online nor disabled.
+    """
     record, mirror, path = _record(context, overrides), context.mirror, context.attempt.folder / "record.json"
     records.write_json(path, record)
     for point in record.points:
         mirror.summary({f"point/{point.branch}/{k}": v for k, v in flat_point(point).items()})
     mirror.artifact(f"record-{record.run_id}", "record", [path])
     status = mirror.finish()
-    record.mirror = status.split(":", 1)[0]  # the rest says how to sync, with a path of this machine
+    # the rest is the command to sync, which holds a path of this machine
+    record.mirror = status.split(":", 1)[0]
     record.events = context.progress.events + mirror.events
     records.write_json(path, record)
     return None if record.mirror in ("disabled", "online") else f"W&B {status}"

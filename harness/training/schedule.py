@@ -1,4 +1,7 @@
-"""The learning rate as a pure function of (step, path). A branch with no cooldown steps is the trunk, bit for bit."""
+"""The learning rate as a pure function of (step, path).
+
+A branch with no cooldown steps is the trunk, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from harness.config.schema import ConstantConfig, CosineConfig, ScheduleConfig, 
 def factor(schedule: ScheduleConfig, step: int, warmup_steps: int, branch_step: int | None, steps: int) -> float:
     """Share of the peak rate for update number `step` (from 0) of a path of `steps` updates.
 
-    `branch_step` is where the cooldown starts (None on a trunk). Shapes: linear warm-up; wsd decays as 1 - sqrt(progress)
-    (arXiv:2405.18392); cosine to `final` of the peak.
+    `branch_step` is where the cooldown starts (None on a trunk). Shapes: linear warm-up; wsd decays
+    as 1 - sqrt(progress) (arXiv:2405.18392); cosine to `final` of the peak.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

@@ -1,7 +1,8 @@
-"""The inner loop: one optimiser step after another along one path, with nothing that waits for the device inside a window.
+"""The inner loop: one optimiser step after another along one path, without waiting for the device
+inside a window.
 
-Losses stay on the device in a small tape and are copied out a block late, so that a row never forces a sync; on the CPU the block is
-one step. Shapes: B sequences, S positions, V vocabulary.
+Losses stay on the device in a small tape and are copied out a block late, so that a row never
+forces a sync; on the CPU the block is one step. Shapes: B sequences, S positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from harness.training import optim
 from harness.training.validate import tensors
 
 T = TypeVar("T")
-WARM_UPS = 3  # of a compiled step: with CUDA graphs the first call compiles, the second records, the third replays
-# Updates between two copies of the tape. A value is read a block after its own was issued: a NaN is seen within 32 updates
+# of a compiled step: with CUDA graphs the first call compiles, the second records, the third
+# replays
+WARM_UPS = 3
+# Updates between two copies of the tape. A value is read a block after its own was issued: a NaN is
+# seen within 32 updates
 GPU_BLOCK = 16
 
 
@@ -79,7 +83,9 @@ class Trainer:
                 # CUDA graphs remove launch overhead, which is most of a small rung's step
                 mode="reduce-overhead" if device.cuda else "default",
                 dynamic=False,
-                fullgraph=True,  # a break, or one variant too many, is an error: eager parts would be timed as if compiled
+                # a break, or one variant too many, is an error: eager parts would be timed as if
+                # compiled
+                fullgraph=True,
             )
 
     def _eager_loss_sum(
@@ -90,7 +96,10 @@ class Trainer:
         return F.cross_entropy(scores.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
-        """The batch in parts of `micro_sequences`. Compiled parts have one shape: the last is filled up with unscored rows."""
+        """The batch in parts of `micro_sequences`.
+
+        Compiled parts have one shape: the last is filled up with unscored rows.
+        """
         rows, size = len(batch.tokens), self.micro_sequences
         if rows <= size:
             return [batch]
@@ -100,11 +109,14 @@ class Trainer:
         return [batch[start : start + size] for start in range(0, len(batch.tokens), size)]
 
     def _accumulate(self, batch: Batch) -> torch.Tensor:
-        """Gradients of the mean loss over the batch's scored tokens; returns that loss, on the device."""
+        """Gradients of the mean loss over the batch's scored tokens; returns that loss, on the
+        device.
+        """
         scored = float(batch.mask.sum())
         parts = self._micro_batches(batch)
         if self.device.compile and len(parts) > 1:
-            # A gradient that a CUDA graph allocates is overwritten by the graph's next replay: accumulate into memory of our own
+            # A gradient that a CUDA graph allocates is overwritten by the graph's next replay:
+            # accumulate into memory of our own
             for p in self.parameters:
                 p.grad = torch.zeros_like(p)
         total = None
@@ -119,11 +131,14 @@ class Trainer:
         return total
 
     def _fitting(self, work: Callable[[], T]) -> T:
-        """`work()`; out of memory halves the micro-batch and begins again, so it must be safe to repeat."""
+        """`work()`; out of memory halves the micro-batch and begins again, so it must be safe to
+        repeat.
+        """
         while True:
             try:
                 return work()
-            except RuntimeError as e:  # while a CUDA graph is captured it need not be an OutOfMemoryError
+            except RuntimeError as e:
+                # while a CUDA graph is captured it need not be an OutOfMemoryError
                 if self.micro_sequences == 1 or not out_of_memory(e):
                     raise
             # Only here is the error gone, whose traceback holds the tensors of the failed pass
@@ -155,15 +170,18 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     def warm_up(self) -> None:
-        """Compile, tune and allocate by whole updates on the first batch, then undo them: weights, moments, rates and random
-        state are left as they were, bit for bit. The cost is booked apart, and the first window is like the others."""
+        """Compile, tune and allocate by whole updates on the first batch, then undo them: weights,
+        moments, rates and random state are left as they were, bit for bit. The cost is booked
+        apart, and the first window is like the others.
+        """
         weights = [p.detach().to("cpu", copy=True) for p in self.parameters]
         optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers]
         batch = self.data.batch(0)
         cuda = [self.device.torch_device] if self.device.cuda else []
         with torch.random.fork_rng(devices=cuda):
             for _ in range(WARM_UPS if self.device.compile else 1):
-                self._fitting(lambda: self._update(batch))  # the first update allocates the moments, too
+                # the first update allocates the moments, too
+                self._fitting(lambda: self._update(batch))
         with torch.no_grad():
             for p, weight in zip(self.parameters, weights, strict=True):
                 p.copy_(weight)
@@ -174,9 +192,11 @@ class Trainer:
     def run_steps(
         self, start: int, stop: int, lr_factor: Callable[[int], float], pause: Callable[[], bool]
     ) -> Iterator[StepResult]:
-        """Updates start .. stop - 1; yields results in order, on a GPU up to two blocks after they were issued.
+        """Updates start .. stop - 1; yields results in order, on a GPU up to two blocks after they
+        were issued.
 
-        `pause` is asked after each block; when it says so the loop yields what is outstanding and ends with `issued` < stop.
+        `pause` is called after each block. When it returns True, the loop yields what is
+        outstanding and ends with `issued` < stop.
         """
         self.issued = start
         clock = self.device.clock()
@@ -188,7 +208,8 @@ class Trainer:
             if late is not None:
                 rows, values, copied = late
                 if copied is not None:
-                    copied.synchronize()  # a block behind: already done unless the device is more than a block late
+                    # a block behind: already done unless the device is more than a block late
+                    copied.synchronize()
                 for (step, lr, mark), (loss, norm) in zip(rows, values.tolist(), strict=True):
                     yield StepResult(step, loss, norm, lr, clock.time_ns(mark))
 
@@ -218,7 +239,9 @@ class Trainer:
 
 
 def _padded(batch: Batch, rows: int) -> Batch:
-    """The batch and `rows` more sequences, none of whose targets is scored: they add exact zeros to the gradients."""
+    """The batch and `rows` more sequences, none of whose targets is scored: they add exact zeros to
+    the gradients.
+    """
     if rows == 0:
         return batch
     tokens, mask = (np.pad(a, ((0, rows), (0, 0))) for a in (batch.tokens, batch.mask))

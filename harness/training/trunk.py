@@ -1,4 +1,6 @@
-"""Which updates a run makes, in which order: the trunk to each branch point, then each cooldown to its end point."""
+"""Which updates a run makes, in which order: the trunk to each branch point, then each cooldown to
+its end point.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ def build_model(config: RunConfig, rung: Rung) -> PreTrainedModel:
 
 
 class TrunkRunner:
-    """Walks the paths of one run. State that must survive a kill lives in `progress`; everything else can be rebuilt."""
+    """Walks the paths of one run.
+
+    State that must survive a kill lives in `progress`; everything else can be rebuilt.
+    """
 
     def __init__(self, run: RunContext, trainer: Trainer) -> None:
         self.run, self.trainer = run, trainer
@@ -57,7 +62,10 @@ class TrunkRunner:
 
     # --- the plan of a run
     def train(self, missing: list[PlannedPoint]) -> None:
-        """Train every missing point. Raises Diverged or Interrupted; returns when all points are in `progress`."""
+        """Train every missing point.
+
+        Raises Diverged or Interrupted; returns when all points are in `progress`.
+        """
         self._book("warmup", self._warm_up)
         self._total_steps = self._remaining_steps = self._steps_left(missing)
         trunk_points = [p for p in missing if p.branch == "trunk"]
@@ -65,7 +73,8 @@ class TrunkRunner:
             self._restore(self.progress.latest, self.progress.position)
             if self.position.branch not in ("trunk", *(p.branch for p in missing)):
                 self._start_afresh()
-        # A cooldown that was under way comes first: leaving it for the trunk would train its first part again
+        # A cooldown that was under way comes first: leaving it for the trunk would train its first
+        # part again
         missing = sorted(missing, key=lambda p: p.branch != self.position.branch)
         if missing and missing[0].branch == self.position.branch != "trunk":
             self._finish(missing.pop(0))
@@ -77,7 +86,9 @@ class TrunkRunner:
         checkpoint.prune(self.folder, self._kept())
 
     def _warm_up(self) -> None:
-        """Everything that is slow the first time, whole updates and an evaluation batch, before the first window."""
+        """Everything that is slow the first time, whole updates and an evaluation batch, before the
+        first window.
+        """
         self.trainer.warm_up()
         self._fitting(lambda n: batch_losses(self.trainer.model, next(iter(self.corpus.val_batches(n))), self.device))
         self.device.sync()
@@ -99,7 +110,9 @@ class TrunkRunner:
         return max(0, trunk_to - trunk_at) + cooldowns
 
     def _reach_branch_point(self, point: PlannedPoint) -> None:
-        """Have a milestone at the branch point: train the trunk there from the nearest checkpoint before it."""
+        """Have a milestone at the branch point: train the trunk there from the nearest checkpoint
+        before it.
+        """
         name = _milestone(point.branch_step)
         if name in self.progress.milestones:
             return
@@ -111,13 +124,16 @@ class TrunkRunner:
             else:
                 self._start_afresh()
         self._advance("trunk", point.branch_step, None)
-        if self.progress.latest != name:  # else stopped exactly here: never rewrite what a resume relies on
+        if self.progress.latest != name:
+            # else stopped exactly here: never rewrite what a resume relies on
             self._save(name)
         self.progress.milestones[name] = self.position
         self._commit(name)
 
     def _finish(self, point: PlannedPoint) -> None:
-        """Train one cooldown (or the trunk itself, for schedules without branches) to its end and record the point."""
+        """Train one cooldown (or the trunk itself, for schedules without branches) to its end and
+        record the point.
+        """
         if point.branch == "trunk":
             evaluation = self._advance("trunk", point.steps, None, evaluate_end=True)
         else:
@@ -143,8 +159,10 @@ class TrunkRunner:
     def _advance(
         self, branch: str, stop: int, cooldown: PlannedPoint | None, evaluate_end: bool = False
     ) -> Evaluation | None:
-        """Updates from the present position to `stop`, in windows that end at checkpoints and evaluations; returns the last evaluation,
-        which is that of `stop` where `evaluate_end` asks for it."""
+        """Updates from the present position to `stop`, in windows that end at checkpoints and
+        evaluations; returns the last evaluation, which is that of `stop` where `evaluate_end` asks
+        for it.
+        """
         evaluation: Evaluation | None = None
         while self.position.step < stop:
             until, evaluated = self._next_stop(stop, evaluate_end)
@@ -176,7 +194,9 @@ class TrunkRunner:
         return stop, evaluate_end
 
     def _window(self, branch: str, until: int, stop: int, cooldown: PlannedPoint | None) -> StepRow | None:
-        """One metered window of updates; its last row is handed back so that an evaluation can be written into it."""
+        """One metered window of updates; its last row is handed back so that an evaluation can be
+        written into it.
+        """
         batch_tokens = self.rung.hyper.batch_tokens
         start = self.position.step
         base = self.position.windows
@@ -220,9 +240,10 @@ class TrunkRunner:
                 last_ns = result.time_ns
                 self._judge(result, row)
         except Diverged:
-            self._book_training("train", branch, start, start_ns)  # what a diverged run spent is not forgotten
+            self._book_training("train", branch, start, start_ns)  # a diverged run has spent it too
             raise
-        except Exception:  # nor what is thrown away here, even if nobody ever takes the run up again
+        except Exception:
+            # updates that are thrown away here are booked too, in case the run is never resumed
             # A full disk, or a device that does not answer any more, must not hide the error
             with contextlib.suppress(RuntimeError, HarnessError):
                 self._book_training("lost", branch, start, start_ns)
@@ -244,7 +265,9 @@ class TrunkRunner:
         return None if base_j is None or start_j is None or now_j is None else base_j + now_j - start_j
 
     def _judge(self, result: StepResult, row: StepRow) -> None:
-        """Raise Diverged; the offending row cannot be written when it is not a number, so it is told in words."""
+        """Raise Diverged. A row that is not a number cannot be written, so the message states
+        it.
+        """
         if not math.isfinite(result.loss_nat) or not math.isfinite(result.grad_norm):
             raise Diverged(
                 f"loss {result.loss_nat}, gradient norm {result.grad_norm} at {row.branch} step {row.step}. Try a lower optim.lr_scale."
@@ -296,7 +319,9 @@ class TrunkRunner:
         return evaluation
 
     def _fitting(self, work: Callable[[int], T]) -> T:
-        """`work(sequences per evaluation batch)`; out of memory halves the batches, from now on, and begins again."""
+        """`work(sequences per evaluation batch)`; out of memory halves the batches, from now on,
+        and begins again.
+        """
         while True:
             try:
                 return work(self._eval_sequences)
@@ -322,7 +347,9 @@ class TrunkRunner:
         self._checkpoint_due_s = time.monotonic() + self.config.run.checkpoint_every_s
 
     def _commit(self, name: str) -> None:
-        """From here on a resumed run starts at `name`; the one before it is kept until the next commit."""
+        """From here on a resumed run starts at `name`; the one before it is kept until the next
+        commit.
+        """
         before = self.progress.latest
         self.progress.latest, self.progress.position = name, self.position
         self.progress.steps_bytes = self.ledger.steps_bytes()

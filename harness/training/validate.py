@@ -36,8 +36,10 @@ def tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def _to(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to the device without waiting for it, which on a GPU only pinned memory allows. Always contiguous: other strides
-    would be another variant to compile."""
+    """Copy to the device without waiting for it, which on a GPU only pinned memory allows.
+
+    Always contiguous: other strides would be another variant to compile.
+    """
     host = host.contiguous()
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
@@ -45,8 +47,9 @@ def _to(host: torch.Tensor, device: torch.device) -> torch.Tensor:
 def batch_sequences(batch_tokens: int | None, context: int, vocab: int, device: Device) -> int:
     """Sequences per forward pass of an evaluation, at least one.
 
-    Without a setting: 16,384 tokens on a CPU; on a GPU, which so small a batch leaves idle, 131,072, as far as the logits and
-    what the loss makes of them (12 bytes per entry) fit into a quarter of the memory. A function of the card, so that it repeats.
+    Without a setting: 16,384 tokens on a CPU; on a GPU, which so small a batch leaves idle,
+    131,072, as far as the logits and what the loss makes of them (12 bytes per entry) fit into a
+    quarter of the memory. A function of the card, so that it repeats.
     """
     if batch_tokens is None:
         batch_tokens = CPU_BATCH_TOKENS
@@ -66,7 +69,9 @@ def batch_losses(model: PreTrainedModel, batch: Batch, device: Device) -> tuple[
 
 
 def evaluate(model: PreTrainedModel, corpus: Corpus, device: Device, sequences: int) -> Evaluation:
-    """Mean loss over the corpus's validation set, in a fixed order and fixed batches, so that it repeats bitwise."""
+    """Mean loss over the corpus's validation set, in a fixed order and fixed batches, so that it
+    repeats bitwise.
+    """
     sums, counts, fed = [], [], 0
     for batch in corpus.val_batches(sequences):
         loss, scored = batch_losses(model, batch, device)

@@ -1,4 +1,6 @@
-"""One cell of an evaluation (end point x control x temperature): its missing units drawn, its control metered, its record."""
+"""One cell of an evaluation (end point x control x temperature): its missing units drawn, its
+control metered, its record.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def cell_of(
 
 
 def evaluate_cell(context: EvaluationContext, plan: EvaluationPlan, cell: Cell) -> TtcRecord:
-    """Draw what is missing of a cell, meter its control where that was not done, score it, and write its record."""
+    """Draw what is missing of a cell, meter its control where that was not done, score it, and
+    write its record.
+    """
     units = _units(context, plan, cell)
     folder = context.folder / cell.key
     missing = [u for part in units.values() for u in part if not work_units.path(folder, u).exists()]
@@ -103,7 +107,9 @@ def _units(context: EvaluationContext, plan: EvaluationPlan, cell: Cell) -> dict
 
 
 def _draw(context: EvaluationContext, plan: EvaluationPlan, cell: Cell, unit: Unit, row: SpendRow) -> None:
-    """Draw one unit and write it; what it cost is added to `row` and stored with it, in case this process is killed before booking."""
+    """Draw one unit and write it; what it cost is added to `row` and stored with it, in case this
+    process is killed before booking.
+    """
     context.stop_if_asked()
     context.attempt.beat(context.meter.power_w)
     start_ns = time.monotonic_ns()
@@ -136,11 +142,13 @@ class Metered:
 
 
 def _metered(context: EvaluationContext, plan: EvaluationPlan, cell: Cell) -> tuple[list[Window], list[metering.Load]]:
-    """Windows of the cell's control, from disk where they were metered before under the same settings."""
+    """Windows of the cell's control, from disk where they were metered before under the same
+    settings.
+    """
     ttc, subject = context.config.ttc, plan.metered
     key = cell_of(context, plan, subject, cell.control, cell.temperature).key
     samples = [n for n in ttc.meter_samples if n <= ttc.samples] or [ttc.samples]
-    settings = {  # extended to more samples or problems, windows of other shapes are asked for
+    settings = {  # an evaluation that is extended needs windows of other shapes
         "cell": key,
         "samples": samples,
         "queries": _queries_side_by_side(context, plan),

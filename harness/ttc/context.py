@@ -1,4 +1,6 @@
-"""What an evaluation needs around its cells: device, meter, books and mirror, and what it asks of its subjects."""
+"""What an evaluation needs around its cells: device, meter, books and mirror, and the plan of its
+cells.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is asked: the problems of a task, of every subject under every control at every temperature."""
+    """The cells: every subject under every control at every temperature, on the same problems of a
+    task.
+    """
 
     task: Task
     problems: Problems
@@ -56,16 +60,20 @@ class EvaluationPlan:
 
     @property
     def metered(self) -> Subject:
-        """The subject that is metered: shapes are equal at all end points of a run, so the longest stands for all."""
+        """The subject that is metered: the longest, because all end points of a run have one
+        shape.
+        """
         return self.subjects[-1]
 
 
 def open_context(config: RunConfig, attempt: Attempt, workers: int) -> EvaluationContext:
     """Choose the device and book what a killed attempt has left; the meter is not started yet."""
-    # Sampling sums probabilities with a kernel that the deterministic mode refuses on CUDA; the setting is of training
+    # Sampling sums probabilities with a kernel that the deterministic mode refuses on CUDA; the
+    # setting is of training
     device = devices.choose(dataclasses.replace(config.device, deterministic=False), workers)
     guard = energy_budget.guard(config.budget.kwh, attempt.folder.parent.parent, signals.reason)
-    # NVML counts cards by PCI bus; CUDA does so only when told, and a run uses the first card that it is shown
+    # NVML counts cards by PCI bus; CUDA does so only when this is set. A run uses the first visible
+    # card
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     number = attempt.state.attempt
@@ -82,13 +90,16 @@ def open_context(config: RunConfig, attempt: Attempt, workers: int) -> Evaluatio
 
 
 def plan_evaluation(context: EvaluationContext) -> EvaluationPlan:
-    """Load the task and the subjects. ConfigError for a task without problems or without one of the controls."""
+    """Load the task and the subjects.
+
+    ConfigError for a task without problems or without one of the controls.
+    """
     ttc = context.config.ttc
     task, subjects = open_subjects(context.config, context.folder.parent, context.device)
     problems = task.problems(ttc.problems, ttc.seed)
     if not len(problems):
         raise ConfigError(
-            f"corpus={task.name} has no problem to be asked: none is left on the test side. Give the task more problems, "
+            f"corpus={task.name} has no test problem left. Give the task more problems, "
             "or show fewer of them as exemplars (corpus.shots)."
         )
     seen = task.problems(min(SEEN_PROBLEMS, ttc.problems), ttc.seed, held_out=False)
@@ -99,7 +110,8 @@ def plan_evaluation(context: EvaluationContext) -> EvaluationPlan:
 def metered_and_mirrored(context: EvaluationContext) -> Iterator[Mirror]:
     """Run the meter and the mirror; both are closed when the block ends, however it ends.
 
-    One evaluation is one W&B run, as it is launched, locked and resumed as one; its rows carry end point and control.
+    One evaluation is one W&B run, as it is launched, locked and resumed as one; its rows carry end
+    point and control.
     """
     config = context.config
     mirror = Mirror(

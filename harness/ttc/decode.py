@@ -1,9 +1,11 @@
-"""Batched decoding: every prompt once through the model, its samples in lockstep from one cache, exact counts of what was done.
+"""Batched decoding: every prompt once through the model, its samples in lockstep from one cache,
+exact counts of what was done.
 
-P problems, R rows (one sample of one problem, row-major by problem), L prompt tokens, T the most that a row may generate. A row's first
-token comes from the prefill; each further one costs a pass that feeds the token before it, so T tokens take T - 1 passes.
-Every row has its own uniform numbers, fixed by (seed, T, row): what a row draws depends on neither `batch_rows` nor on the rows beside it, to
-rounding of the logits.
+P problems, R rows (one sample of one problem, row-major by problem), L prompt tokens, T the most
+that a row may generate. A row's first token comes from the prefill; each further one costs a pass
+that feeds the token before it, so T tokens take T - 1 passes. Every row has its own uniform
+numbers, fixed by (seed, T, row): what a row draws depends neither on `batch_rows` nor on the other
+rows of its batch, up to rounding of the logits.
 """
 
 from __future__ import annotations
@@ -30,13 +32,18 @@ SCORED_NUMBERS = 1 << 24  # logits that `likelihood` holds at a time
 
 
 class Decoder(Protocol):
-    """A model that decodes. Tokens and position ids are int64 numpy arrays; logits are float32 tensors on `device`."""
+    """A model that decodes.
+
+    Tokens and position ids are int64 numpy arrays; logits are float32 tensors on `device`.
+    """
 
     shape: Shape
     device: torch.device
 
     def prefill(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray) -> tuple[torch.Tensor, Any]:
-        """Prompts (P, L), padded on the left by `pads` (P,): logits (P, V) after the last position (the head runs there only), and a prefix."""
+        """Prompts (P, L), padded on the left by `pads` (P,): logits (P, V) after the last position
+        (the head runs there only), and a prefix.
+        """
         ...
 
     def logits(self, tokens: np.ndarray, positions: np.ndarray, pads: np.ndarray, last: int) -> torch.Tensor:
@@ -44,11 +51,15 @@ class Decoder(Protocol):
         ...
 
     def expand(self, prefix: Any, samples: int, room: int) -> Any:
-        """A cache of R = P samples rows with room for `room` fed tokens; the prefix can be expanded again."""
+        """A cache of R = P samples rows with room for `room` fed tokens; the prefix can be expanded
+        again.
+        """
         ...
 
     def select(self, cache: Any, rows: np.ndarray) -> Any:
-        """The cache of the rows at `rows`, ascending by problem, repetitions allowed; the old cache is not to be used any more."""
+        """The cache of the rows at `rows`, ascending by problem, repetitions allowed; the old cache
+        is not to be used any more.
+        """
         ...
 
     def step(self, cache: Any, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
@@ -59,8 +70,9 @@ class Decoder(Protocol):
 def open_decoder(
     model: PreTrainedModel, shape: Shape | None, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> Decoder:
-    """The decoder of a model, chosen by its class: our own for a plain Llama whose `shape` is given, else transformers' own path, counted
-    by the shape or else by the model's config."""
+    """The decoder of a model, chosen by its class: our own for a plain Llama whose `shape` is
+    given, else transformers' own path, counted by the shape or else by the model's config.
+    """
     device = torch.device(device)
     if shape is not None and llama.is_plain(model):
         return LlamaDecoder(model, shape, device, dtype)
@@ -83,7 +95,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How rows are drawn: temperature 0 is greedy, and at most `batch_rows` rows are decoded side by side."""
+    """How rows are drawn: temperature 0 is greedy, and at most `batch_rows` rows are decoded side
+    by side.
+    """
 
     temperature: float
     seed: int
@@ -92,13 +106,17 @@ class Sampling:
 
 @dataclass
 class Drawn:
-    """Generated rows and what they cost. FLOP by `harness/models/flops.py`; "useful" leaves out padding and rows that only waited."""
+    """Generated rows and what they cost.
+
+    FLOP by `harness/models/flops.py`; "useful" leaves out padding and rows that only waited.
+    """
 
     problem: np.ndarray  # (R,) index into the problems of the request
     tokens: np.ndarray  # (R, T) int64, padded with the task's pad
     lengths: np.ndarray  # (R,) tokens that count, the end token included
     forced: np.ndarray  # (R,) forced ones among them
-    # (R,) float64, sum of the model's own ln p (temperature 1, nothing banned) of the tokens that it chose
+    # (R,) float64, sum of the model's own ln p (temperature 1, nothing banned) of the tokens that
+    # it chose
     logprob: np.ndarray
     prefill_tokens: int = 0  # every prompt once
     prefill_flop: float = 0.0  # useful: causal count, head on the last position
@@ -128,7 +146,9 @@ class Drawn:
         self.executed_flop += len(lengths) * prefill_flop(shape, int(lengths.max()), causal=False, last_head=True)
 
     def book_pass(self, shape: Shape, prompt: np.ndarray, width: int, fed: int, alive: np.ndarray) -> None:
-        """One pass over rows with `prompt` (R,) tokens before, padded to `width`, that feeds their `fed`-th token; `alive` (R,) needed it."""
+        """One pass over rows with `prompt` (R,) tokens before, padded to `width`, that feeds their
+        `fed`-th token; `alive` (R,) needed it.
+        """
         context = len(prompt) * (width + fed)
         self.passes += 1
         self.row_passes += len(prompt)
@@ -146,10 +166,12 @@ def uniforms(seed: int, rows: int, draws: int) -> np.ndarray:
 def pick(
     logits: torch.Tensor, rule: Rule, temperature: float, uniform: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The next token (R,) of logits (R, V), which of them are forced, and the model's ln p (0 where forced).
+    """The next token (R,) of logits (R, V), which of them are forced, and the model's ln p (0 where
+    forced).
 
-    Temperature 0 takes the largest logit that is allowed, the first of equal ones; else the inverse of the cumulative distribution at
-    `uniform` (R,). Forced tokens win over banned ones. A swapped token counts as forced.
+    Temperature 0 takes the largest logit that is allowed, the first of equal ones; else the inverse
+    of the cumulative distribution at `uniform` (R,). Forced tokens win over banned ones. A swapped
+    token counts as forced.
     """
     lnp = torch.log_softmax(logits, dim=-1)
     allowed = lnp
@@ -162,7 +184,8 @@ def pick(
         cumulative = (lnp.exp() if plain else torch.softmax(allowed / temperature, dim=-1)).cumsum(-1)
         total = cumulative[:, -1:].contiguous()
         at = torch.from_numpy(np.ascontiguousarray(uniform)).to(lnp.device)[:, None] * total
-        # Rounding may lift a number to the total itself: the last token with any probability is meant
+        # Rounding may lift a number to the total itself: the last token with any probability is
+        # meant
         chosen = torch.minimum(torch.searchsorted(cumulative, at, right=True), torch.searchsorted(cumulative, total))
     logprob = lnp.gather(-1, chosen)
     forced = rule.forced != NONE
@@ -176,7 +199,9 @@ def pick(
 
 @dataclass
 class Prompts:
-    """Prompts of P problems side by side: tokens and positions (P, L), padded on the left, `lengths` (P,)."""
+    """Prompts of P problems side by side: tokens and positions (P, L), padded on the left,
+    `lengths` (P,).
+    """
 
     problems: np.ndarray  # (P,) index into all problems
     tokens: np.ndarray
@@ -209,7 +234,8 @@ def batches(request: Request, size: int) -> Iterator[Prompts]:
 def draw(request: Request, samples: int, sampling: Sampling) -> Drawn:
     """Draw `samples` rows of every problem.
 
-    Where `batch_rows` holds fewer than the samples of one problem, they are decoded in turns from one prefill.
+    Where `batch_rows` holds fewer than the samples of one problem, they are decoded in turns from
+    one prefill.
     """
     decoder, out = request.decoder, Drawn.empty(request, samples)
     chances = uniforms(sampling.seed, *out.tokens.shape)
@@ -226,7 +252,8 @@ def draw(request: Request, samples: int, sampling: Sampling) -> Drawn:
 class Lockstep:
     """Rows that are fed side by side: `each` of every problem of `prompts` to begin with.
 
-    `of` are their problems, `logits` (R, V) those of their next tokens; what they cost is added to `books`.
+    `of` are their problems, `logits` (R, V) those of their next tokens; what they cost is added to
+    `books`.
     """
 
     def __init__(
@@ -244,19 +271,26 @@ class Lockstep:
         self.index, self._prompt, self.of = index, prompt, self._problems.take(index)
 
     def select(self, rows: np.ndarray) -> None:
-        """Go on with the rows at `rows`, ascending by problem, repetitions allowed. `logits` stay those of before until the next `feed`."""
+        """Go on with the rows at `rows`, ascending by problem, repetitions allowed.
+
+        `logits` stay those of before until the next `feed`.
+        """
         self._cache = self._decoder.select(self._cache, rows)
         self._place(self.index[rows], self._prompt[rows])
 
     def feed(self, generated: np.ndarray, alive: np.ndarray) -> None:
-        """Feed the last token of `generated` (R, t); rows that are not `alive` are carried along."""
+        """Feed the last token of `generated` (R, t); rows that are not `alive` are carried
+        along.
+        """
         positions = self.task.position(self.of, self.control, generated)
         self.books.book_pass(self._decoder.shape, self._prompt, self._width, generated.shape[1], alive)
         self.logits = self._decoder.step(self._cache, generated[:, -1], positions)
 
 
 def finish(batch: Lockstep, rows: np.ndarray, temperature: float, chances: np.ndarray) -> None:
-    """Generate the rows `rows` of `out` until each has ended; rows that ended leave the batch when they are more than half of it."""
+    """Generate the rows `rows` of `out` until each has ended; rows that ended leave the batch when
+    they are more than half of it.
+    """
     out, task = batch.books, batch.task
     alive = np.ones(len(rows), dtype=bool)
     for t in range(batch.room):
@@ -278,7 +312,8 @@ def finish(batch: Lockstep, rows: np.ndarray, temperature: float, chances: np.nd
 
 
 def likelihood(request: Request) -> tuple[np.ndarray, np.ndarray]:
-    """Teacher-forced ln p (P, T) of the tokens of `task.trace`, and their Brier scores, NaN where not scored.
+    """Teacher-forced ln p (P, T) of the tokens of `task.trace`, and their Brier scores, NaN where
+    not scored.
 
     A Brier score is sum_v (p_v - [v is right])^2. ConfigError where the task has no trace.
     """

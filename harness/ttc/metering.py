@@ -1,7 +1,9 @@
-"""Joules and seconds of prefill and decoding: windows long enough to trust, and a model of the numbers of samples in between.
+"""Joules and seconds of prefill and decoding: windows long enough to trust, and a model of the
+numbers of samples in between.
 
-A decoding pass costs c0 + c1 rows + c2 rows x context (non-negative least squares on relative errors), so a window costs
-c0 passes + c1 row passes + c2 context sum. One metered window is held out of the fit and its prediction is published beside it.
+A decoding pass costs c0 + c1 rows + c2 rows x context (non-negative least squares on relative
+errors), so a window costs c0 passes + c1 row passes + c2 context sum. One metered window is held
+out of the fit and its prediction is published beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from harness.units import S_PER_NS
 
 @dataclass(frozen=True)
 class Load:
-    """What decoding does: passes, rows summed over passes, rows x attended positions summed over passes."""
+    """What decoding does: passes, rows summed over passes, rows x attended positions summed over
+    passes.
+    """
 
     passes: float = 0.0
     row_passes: float = 0.0
@@ -47,7 +51,10 @@ class Load:
 
 @dataclass
 class CostModel:
-    """Seconds and joules per query from metered windows. `exact`: the windows are of this very cell, so their n are metered."""
+    """Seconds and joules per query from metered windows.
+
+    `exact`: the windows are of this very cell, so their n are metered.
+    """
 
     windows: list[Window]
     exact: bool
@@ -111,7 +118,9 @@ class Timer:
     books: SpendRow
 
     def window(self, phase: str, n: int, queries: int, work: Callable[[], Executed]) -> tuple[Window, Load]:
-        """The window of `work`, its seconds and joules per repetition, and the load of a repetition."""
+        """The window of `work`, its seconds and joules per repetition, and the load of a
+        repetition.
+        """
         self._run(work)  # warm-up
         self.sync()
         start_ns, repetitions = time.monotonic_ns(), 0
@@ -141,7 +150,8 @@ class Timer:
 def meter_windows(
     request: Request, samples: list[int], sampling: Sampling, timer: Timer
 ) -> tuple[list[Window], list[Load]]:
-    """Metered windows of one control, with the load of each; the first is the prefill of a block of queries.
+    """Metered windows of one control, with the load of each; the first is the prefill of a block of
+    queries.
 
     Decoding starts from the prompts' cache each time.
     """
@@ -208,7 +218,10 @@ def _share(energy: Measured, times: int) -> Measured:
 
 
 def cost_model(windows: list[Window], loads: list[Load], *, exact: bool) -> CostModel:
-    """Fit the cost of a pass. Marks one decoding window of a middle number of samples as held out and writes its prediction."""
+    """Fit the cost of a pass.
+
+    Marks one decoding window of a middle number of samples as held out and writes its prediction.
+    """
     first = windows[0]
     decode = [(w, x) for w, x in zip(windows, loads, strict=True) if w.phase == "decode" and x.passes]
     model = CostModel(windows, exact)

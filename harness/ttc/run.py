@@ -1,9 +1,10 @@
-"""START HERE: the path of one evaluation, from a finished run (or a pretrained model) to its TtcRecords.
+"""START HERE: the path of one evaluation, from a finished run (or a pretrained model) to its
+TtcRecords.
 
-An evaluation is all that is asked of one run: every end point x control x temperature is a cell (`cells.py`), drawn in units
-(`work_units.py`), scored (`score.py`), metered (`metering.py`). It lives in `<run_dir>/ttc/` with a state, a lock, a spend file and a
-mirror of its own, so the ledger of the training stays what training used. Killed at any moment, it resumes with the units that are
-missing.
+An evaluation covers one run: every end point x control x temperature is a cell (`cells.py`), drawn
+in units (`work_units.py`), scored (`score.py`), metered (`metering.py`). It lives in
+`<run_dir>/ttc/` with a state, a lock, a spend file and a mirror of its own, so the ledger of the
+training stays what training used. Killed at any moment, it resumes with the units that are missing.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from harness.ttc.strategies import scorer
 
 
 def evaluate(config: RunConfig, *, workers: int = 1) -> RunState:
-    """Evaluate what is missing of this run's end points and return the state that the evaluation ended in, as `attempt.make` says.
+    """Evaluate what is missing of this run's end points and return the state that the evaluation
+    ended in, as `attempt.make` says.
 
-    `workers` is how many runs share this machine's cores. ConfigError for a config that cannot be evaluated, BusyError when another
-    process evaluates the same run.
+    `workers` is how many runs share this machine's cores. ConfigError for a config that cannot be
+    evaluated, BusyError when another process evaluates the same run.
     """
     require(config)
 
@@ -66,7 +68,9 @@ def evaluate_cells(context: EvaluationContext, plan: EvaluationPlan, mirror: Mir
 
 
 def publish(context: EvaluationContext, plan: EvaluationPlan, cells: list[TtcRecord], mirror_status: str) -> None:
-    """Write how the mirror ended into the records, and what was asked, by which a later launch tells what is new."""
+    """Write the mirror's status into the records, and the question, by which a later launch knows
+    what is new.
+    """
     if mirror_status != "disabled":
         for record in cells:
             record.mirror = mirror_status.split(":", 1)[0]

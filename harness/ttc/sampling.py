@@ -1,4 +1,6 @@
-"""One unit of an evaluation: draw its problems by its strategy, and let the task grade every row."""
+"""One unit of an evaluation: draw its problems by its strategy, and let the task grade every
+row.
+"""
 
 from __future__ import annotations
 

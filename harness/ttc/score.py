@@ -1,6 +1,9 @@
-"""From samples to TtcRow and ProblemStats. Costs of every n follow from the lengths of the rows: the engine's lockstep is replayed on them.
+"""From samples to TtcRow and ProblemStats.
 
-P problems, M samples each. A query is one problem; queries are decoded in blocks of `work_units.PROBLEMS` side by side, as when drawn.
+Costs of every n follow from the lengths of the rows: the engine's lockstep is replayed on them.
+
+P problems, M samples each. A query is one problem; queries are decoded in blocks of
+`work_units.PROBLEMS` side by side, as when drawn.
 """
 
 from __future__ import annotations
@@ -19,20 +22,25 @@ from harness.ttc.metering import CostModel, Load
 from harness.ttc.strategies import STRATEGIES, Scored, Strategy
 from harness.ttc.work_units import PROBLEMS, Arrays, side_by_side
 
-MAX_LUCKY_GUESSES = (
-    0.1  # where a guesser is expected to get more of n_max samples right, coverage counts verified traces
-)
+# where a guesser is expected to get more of n_max samples right, coverage counts verified traces
+
+MAX_LUCKY_GUESSES = 0.1
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What was drawn in one cell. (P, M) arrays, (P, 1) for greedy and search: answer, correct, verified, trace_ok, truncated, length, forced, logprob."""
+    """What was drawn in one cell.
+
+    (P, M) arrays, (P, 1) for greedy and search: answer, correct, verified, trace_ok, truncated,
+    length, forced, logprob.
+    """
 
     problems: Problems
     prompt: np.ndarray  # (P,) tokens
     greedy: Arrays
     samples: Arrays
-    search: Arrays | None  # its rows carry flop, executed, passes, row_passes, context of the block, per query
+    # its rows carry flop, executed, passes, row_passes, context of the block, per query
+    search: Arrays | None
 
 
 def counts(m: int) -> list[int]:
@@ -42,7 +50,9 @@ def counts(m: int) -> list[int]:
 
 
 def lockstep(prompt: np.ndarray, lengths: np.ndarray) -> Load:
-    """Passes that a batch of rows with `prompt` (R,) and `lengths` (R,) takes: the engine's rule, replayed."""
+    """Passes that a batch of rows with `prompt` (R,) and `lengths` (R,) takes: the engine's rule,
+    replayed.
+    """
     width, rows = int(prompt.max()), len(lengths)
     load = Load()
     for t in range(int(lengths.max()) - 1):
@@ -54,7 +64,9 @@ def lockstep(prompt: np.ndarray, lengths: np.ndarray) -> Load:
 
 
 def batches_of(prompt: np.ndarray, n: int, batch_rows: int) -> list[np.ndarray]:
-    """Problems that are decoded together at n samples each, as the engine puts them together: by length within a block."""
+    """Problems that are decoded together at n samples each, as the engine puts them together: by
+    length within a block.
+    """
     out, size = [], side_by_side(n, batch_rows)
     for start in range(0, len(prompt), PROBLEMS):
         order = start + np.argsort(prompt[start : start + PROBLEMS], kind="stable")
@@ -63,7 +75,8 @@ def batches_of(prompt: np.ndarray, n: int, batch_rows: int) -> list[np.ndarray]:
 
 
 def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int, batch_rows: int) -> tuple[Load, float]:
-    """Mean load per query of n samples side by side, over the disjoint groups of n among the samples drawn (P, M); mean passes of a batch.
+    """Mean load per query of n samples side by side, over the disjoint groups of n among the
+    samples drawn (P, M); mean passes of a batch.
 
     Where `batch_rows` is below n, the samples of a query are decoded in turns.
     """
@@ -79,7 +92,9 @@ def load_of(prompt: np.ndarray, lengths: np.ndarray, n: int, batch_rows: int) ->
 
 
 def accuracy_of(chance: float, samples: int) -> str:
-    """What counts as right in coverage: "answer", or "trace" where few answers are possible and guesses are often right."""
+    """What counts as right in coverage: "answer", or "trace" where few answers are possible and
+    guesses are often right.
+    """
     return "trace" if chance * samples > MAX_LUCKY_GUESSES else "answer"
 
 
@@ -115,7 +130,10 @@ class Scoring:
 
 
 def rows(s: Sampled, scoring: Scoring, cost: CostModel) -> list[TtcRow]:
-    """Every strategy at every n, the step search last. Deterministic: what is drawn at random is seeded."""
+    """Every strategy at every n, the step search last.
+
+    Deterministic: what is drawn at random is seeded.
+    """
     samples = s.samples["correct"].shape[1]
     scored = _scored(s, scoring, samples)
     costs = _Costs(s, scoring, cost)
@@ -134,7 +152,8 @@ def rows(s: Sampled, scoring: Scoring, cost: CostModel) -> list[TtcRow]:
 
 def _scored(s: Sampled, scoring: Scoring, samples: int) -> Scored:
     stats, correct = statistics(s), s.samples["correct"]
-    noise = np.random.default_rng([scoring.seed, 1]).random(correct.shape)  # (P, M); row-major, so it depends on M
+    # (P, M); row-major, so it depends on M
+    noise = np.random.default_rng([scoring.seed, 1]).random(correct.shape)
     by_trace = accuracy_of(scoring.chance, samples) == "trace"
     return Scored(
         greedy_correct=s.greedy["correct"][:, 0],
@@ -159,7 +178,8 @@ class _Decoded:
     flop: float
     load: Load
     passes: float  # of a batch
-    metered_n: int | None  # samples side by side, where a window of that shape may have been metered
+    # samples side by side, where a window of that shape may have been metered
+    metered_n: int | None
 
 
 class _Costs:
@@ -169,12 +189,15 @@ class _Costs:
         self._s, self._cost = s, cost
         self._shape, self._batch_rows = scoring.shape, scoring.batch_rows
         self._loads: dict[tuple[str, int], tuple[Load, float]] = {}
-        # `flops.sample_flop` of thousands of rows at once: it is linear in the rows fed and the positions they attend to
+        # `flops.sample_flop` of thousands of rows at once: it is linear in the rows fed and the
+        # positions they attend to
         self._per_row, self._per_position = passes_flop(self._shape, 1, 0), passes_flop(self._shape, 0, 1)
         self.prefill = float(np.mean([prefill_flop(self._shape, n, last_head=True) for n in s.prompt.tolist()]))
 
     def rows(self, name: str, strategy: Strategy, n: int, scored: Scored) -> list[TtcRow]:
-        """A row per order of drawing; with one sample there is nothing to draw side by side or in turn."""
+        """A row per order of drawing; with one sample there is nothing to draw side by side or in
+        turn.
+        """
         value = strategy.accuracy(scored, n)
         interval = estimators.interval(value, self._s.problems.cluster)
         orders = strategy.orders[:1] if n == 1 else strategy.orders
@@ -265,7 +288,8 @@ def smooth(logprob: np.ndarray, brier: np.ndarray, cluster: np.ndarray) -> Smoot
     trace = np.exp(np.where(scored, logprob, 0.0).sum(1))
     order = np.argsort(~scored, axis=1, kind="stable")
     first = np.take_along_axis(p, order, 1)[:, : int(scored.sum(1).max())]
-    # Of the mean over tokens, like `p_token` itself: traces differ in length, and a cluster brings all of its tokens
+    # Of the mean over tokens, like `p_token` itself: traces differ in length, and a cluster brings
+    # all of its tokens
     token_interval = estimators.interval(p[scored], np.repeat(cluster, scored.sum(1)))
     trace_interval = estimators.interval(trace, cluster)
     return Smooth(

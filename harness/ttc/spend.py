@@ -1,4 +1,6 @@
-"""What an evaluation spends: windows of its spend.jsonl, and what an attempt that was killed could not book."""
+"""What an evaluation spends: windows of its spend.jsonl, and what an attempt that was killed could
+not book.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Books:
 
     @contextlib.contextmanager
     def window(self, branch: str) -> Iterator[SpendRow]:
-        """One window of spend.jsonl, booked however it ends; the block adds tokens and FLOP to the row."""
+        """One window of spend.jsonl, booked however it ends; the block adds tokens and FLOP to the
+        row.
+        """
         began_ns = time.monotonic_ns()
         row = SpendRow(self.attempt, "ttc", branch, 0, 0, 0, 0.0, 0.0, began_ns)
         try:
@@ -39,7 +43,9 @@ class Books:
             append_row(self.folder / "spend.jsonl", row)
 
     def book_lost(self) -> None:
-        """Book, once, what the attempt before spent after its last booked window: killed, it could not do so itself."""
+        """Book, once, what the attempt before spent after its last booked window: killed, it could
+        not do so itself.
+        """
         before = self.attempt - 1
         path = self.folder / "spend.jsonl"
         rows = [r for r in records.read_rows(path, SpendRow) if r.attempt == before]

@@ -1,4 +1,5 @@
-"""Search by steps against the step verifier: the strategy that needs the model for more than samples.
+"""Search by steps against the step verifier: the strategy that needs the model for more than
+samples.
 
 What only picks among samples is in `ttc/strategies.py` and `laws/estimators.py`.
 """
@@ -13,12 +14,14 @@ from harness.ttc.decode import Drawn, Lockstep, Request, Sampling, batches, pick
 
 
 def step_search(request: Request, width: int, keep: int, sampling: Sampling) -> Drawn:
-    """Beam search by steps of thought: each kept path proposes `width` steps, the `keep` best of a problem's proposals go on.
+    """Beam search by steps of thought: each kept path proposes `width` steps, the `keep` best of a
+    problem's proposals go on.
 
-    Better is, in this order: more verified steps, not a copy of a better path, larger ln p. The search starts with `keep` copies of the prompt.
-    The first tokens of a path's proposals are drawn from the same logits, so where a step is one token width costs no pass; where it is
-    more, the further tokens are decoded for every proposal, and those passes are booked as useful. Returns one row per problem, its best
-    path; the counts are those of the whole search.
+    Better is, in this order: more verified steps, not a copy of a better path, larger ln p. The
+    search starts with `keep` copies of the prompt. The first tokens of a path's proposals are drawn
+    from the same logits, so where a step is one token width costs no pass; where it is more, the
+    further tokens are decoded for every proposal, and those passes are booked as useful. Returns
+    one row per problem, its best path; the counts are those of the whole search.
     """
     decoder, task, out = request.decoder, request.task, Drawn.empty(request, 1)
     (count, room), step = out.tokens.shape, task.step_tokens
@@ -37,7 +40,8 @@ def step_search(request: Request, width: int, keep: int, sampling: Sampling) -> 
             paths = paths.take(best)
             if stop == room or paths.done.all():
                 break
-            # Where a step is one token the proposals have no cache of their own yet: they go on from their path's
+            # Where a step is one token the proposals have no cache of their own yet: they go on
+            # from their path's
             batch.select(best if stop - start > 1 else best // width)
             batch.feed(paths.tokens[:, :stop], ~paths.done)
         first = paths.take(np.arange(0, len(paths.done), keep))
@@ -66,7 +70,9 @@ class _Paths:
 def _propose(
     batch: Lockstep, paths: _Paths, width: int, temperature: float, chances: np.ndarray, step: tuple[int, int]
 ) -> _Paths:
-    """`width` continuations of each path by the tokens of one step (start, stop), fed but for the last token."""
+    """`width` continuations of each path by the tokens of one step (start, stop), fed but for the
+    last token.
+    """
     start, stop = step
     fan = np.repeat(np.arange(len(paths.done)), width)
     paths, of, logits = paths.take(fan), batch.of.take(fan), batch.logits.repeat_interleave(width, 0)

@@ -1,7 +1,9 @@
-"""What can be done with the samples of a problem: the table of strategies, from a name to how it is scored.
+"""What can be done with the samples of a problem: the table of strategies, from a name to how it is
+scored.
 
-P problems, M samples each. Add a strategy by adding a row to STRATEGIES; after correcting one, raise SCORER_VERSION. Either way studies
-that were evaluated before are scored again from their stored samples at the next `harness ttc`.
+P problems, M samples each. Add a strategy by adding a row to STRATEGIES; after correcting one,
+raise SCORER_VERSION. Either way studies that were evaluated before are scored again from their
+stored samples at the next `harness ttc`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Scored:
     logprob: np.ndarray  # (P, M) of the generated tokens, nat
     length: np.ndarray  # (P, M) generated tokens
     accepted: np.ndarray  # (P, M) bool, by the noisy verifier
-    covered: np.ndarray  # (P,) samples that count for coverage: right answers, or verified traces where answers are few
+    # (P,) samples that count for coverage: right answers, or verified traces where answers are few
+    covered: np.ndarray
     stats: ProblemStats
     seed: int
 
@@ -49,9 +52,11 @@ class Scored:
 class Strategy:
     """How one strategy turns samples into an answer.
 
-    `accuracy` gives for each problem the probability of a right answer with n samples, (P,), NaN where it is undefined. `draws` gives how
-    often each sample is expected to be drawn, (P, M); without it all n are drawn, so n / M. `uses` names the rows that are paid for: the
-    samples, the greedy row (n is 1), or the step search (n is its width). `orders` says in which order samples can be drawn.
+    `accuracy` gives for each problem the probability of a right answer with n samples, (P,), NaN
+    where it is undefined. `draws` gives how often each sample is expected to be drawn, (P, M);
+    without it all n are drawn, so n / M. `uses` names the rows that are paid for: the samples, the
+    greedy row (n is 1), or the step search (n is its width). `orders` says in which order samples
+    can be drawn.
     """
 
     accuracy: Callable[[Scored, int], np.ndarray]

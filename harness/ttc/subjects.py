@@ -1,4 +1,6 @@
-"""What is evaluated: the end points of a finished run, or a pretrained model, and the task that it is asked."""
+"""What is evaluated: the end points of a finished run, or a pretrained model, and the task it is
+evaluated on.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ def _trained(config: RunConfig, run_dir: Path, device: Device) -> Iterator[Subje
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Hash of all parameters: the checkpoint's identity, wherever it lies."""
+    """Hash of all parameters: the checkpoint's identity in any folder."""
     h = hashlib.sha256()
     for key, p in sorted(model.named_parameters()):
         h.update(key.encode())

@@ -29,7 +29,9 @@ def cell(mirror: Mirror, record: TtcRecord) -> None:
 
 
 def tables(mirror: Mirror, cells: list[TtcRecord], run_id: str, folder: Path) -> None:
-    """Accuracy against FLOP, joules and tokens as charts, and the sample table: counts per problem."""
+    """Accuracy against FLOP, joules and tokens as charts, and the sample table: counts per
+    problem.
+    """
     points = [
         [r.branch, r.label, row.strategy, row.n, row.order, row.test_flop, row.energy_j, row.tokens, row.accuracy]
         for r in cells

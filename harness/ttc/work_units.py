@@ -1,8 +1,11 @@
-"""Units of an evaluation's work, a file each: a block of problems x a block of samples. A unit is on disk whole, or not at all.
+"""Units of an evaluation's work, a file each: a block of problems x a block of samples.
 
-A unit's name holds a hash of the problems in it, so a file can never be read for other problems; its seed is a hash of the cell's key and
-that name, so extending an evaluation never changes what was drawn before. The last block of problems or samples may be smaller; asked for
-more later, such a remainder is drawn again and its old file is left unused, never counted twice.
+A unit is on disk whole, or not at all.
+
+A unit's name holds a hash of the problems in it, so a file can never be read for other problems;
+its seed is a hash of the cell's key and that name, so extending an evaluation never changes what
+was drawn before. The last block of problems or samples may be smaller. When more are requested
+later, such a remainder is drawn again; its old file is left unused and never counted twice.
 """
 
 from __future__ import annotations
@@ -53,7 +56,10 @@ def problem_blocks(problems: Problems) -> Iterator[tuple[slice, str]]:
 
 
 def units(kind: str, problems: Problems, samples: int = 1, detail: str = "") -> list[Unit]:
-    """All units of one kind; `samples` > 1 is split as well. `detail` is whatever else fixes what is drawn."""
+    """All units of one kind; `samples` > 1 is split as well.
+
+    `detail` names the other settings that fix what is drawn.
+    """
     out = []
     for part, ids in problem_blocks(problems):
         for start in range(0, samples, SAMPLES):
@@ -64,7 +70,9 @@ def units(kind: str, problems: Problems, samples: int = 1, detail: str = "") -> 
 
 
 def side_by_side(n: int, batch_rows: int) -> int:
-    """Queries of `n` samples each that are decoded together, in a full block: fewer where `batch_rows` holds no more."""
+    """Queries of `n` samples each that are decoded together, in a full block: fewer where
+    `batch_rows` holds no more.
+    """
     return max(1, min(PROBLEMS, batch_rows // n))
 
 

@@ -1,4 +1,6 @@
-"""Text corpora are tested without a network: the Hub's libraries read this when they are imported."""
+"""Text corpora are tested without a network: the Hub's libraries read this when they are
+imported.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""What every corpus keeps to: batches that are a pure function of (seed, step), a fixed validation set apart from them, and a record."""
+"""What every corpus keeps to: batches that are a pure function of (seed, step), a fixed validation
+set apart from them, and a record.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ FAMILY: dict[str, Callable[[Path], CorpusConfig]] = {
 
 
 def test_every_corpus_is_held_to_the_contract(tmp_path: Path) -> None:
-    trained = {cls for cls in FAMILIES["corpus"].values() if cls is not QaConfig}  # which is never trained on
+    # which is never trained on
+    trained = {cls for cls in FAMILIES["corpus"].values() if cls is not QaConfig}
     assert {type(make(tmp_path)) for make in FAMILY.values()} == trained
 
 
@@ -74,7 +77,8 @@ def equal(a: Batch, b: Batch) -> bool:
 
 def test_a_batch_is_a_function_of_seed_and_step(config: CorpusConfig, corpus: Corpus) -> None:
     batches = [corpus.train_batch(3, step, 16) for step in range(4)]
-    open_corpus(FactsConfig(keys=9), 0)  # which takes the place of a corpus that is kept, so the next one is built anew
+    # which takes the place of a corpus that is kept, so the next one is built anew
+    open_corpus(FactsConfig(keys=9), 0)
     again = open_corpus(config, tokens_needed=10_000 if isinstance(config, TextConfig) else 0)
     for step in (3, 1, 0, 2):
         assert equal(again.train_batch(3, step, 16), batches[step])

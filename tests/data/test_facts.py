@@ -1,4 +1,6 @@
-"""The facts corpus: its entropy is what enumeration and sampling say, and every batch is a pure function of (seed, step)."""
+"""The facts corpus: its entropy is what enumeration and sampling say, and every batch is a pure
+function of (seed, step).
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_floor_against_brute_force(changes: dict) -> None:
 
 
 def true_loss_nat(c: FactsCorpus, tokens: np.ndarray) -> np.ndarray:
-    """-ln p of each scored token of windows (n, context + 1) under the true distribution; shape (n, context)."""
+    """-ln p of each scored token of windows (n, context + 1) under the true distribution; shape (n,
+    context).
+    """
     joint = triplets(c)
     first = {a: sum(q for t, q in joint.items() if t[0] == a) for a in range(c.vocab)}
     pair = {t[:2]: q for t, q in joint.items()}
@@ -87,7 +91,9 @@ def test_fresh_samples_lose_the_floor_under_the_truth() -> None:
 
 
 def test_each_window_scores_a_third_of_each_kind() -> None:
-    """Windows start at a triplet and end with the first token of the next, so the floor is exact at any context."""
+    """Windows start at a triplet and end with the first token of the next, so the floor is exact at
+    any context.
+    """
     c = corpus()
     batch = c.train_batch(0, 0, 3)
     assert batch.tokens.shape == (3, 10)
@@ -108,7 +114,7 @@ def test_oracle_is_the_true_loss_of_the_validation_tokens() -> None:
     assert large.val_oracle_nat() == pytest.approx(large.floor_nat, rel=0.01)
 
 
-# --- purity --------------------------------------------------------------------------------------------------------------
+# --- purity --------------------------------------------------------------------------------------
 @given(st.integers(0, 2**40), st.integers(0, 500), st.integers(1, 9))
 @settings(max_examples=40)
 def test_batches_are_pure_and_random_access(seed: int, step: int, sequences: int) -> None:
@@ -132,7 +138,9 @@ def test_validation_does_not_depend_on_its_batches() -> None:
 
 
 def test_streams_are_distinct() -> None:
-    """Training streams of different seeds, and validation, share no window beyond chance, even where the seed is the table's."""
+    """Training streams of different seeds, and validation, share no window beyond chance, even
+    where the seed is the table's.
+    """
     c = corpus(vocab=64, keys=4000, zipf_a=0.3, context=63, val_tokens=63 * 200)
     seeds = [0, 1, 2, c.config.table_seed]
     sets = [{w.tobytes() for w in c.train_batch(seed, 0, 200).tokens} for seed in seeds]
@@ -147,7 +155,7 @@ def test_the_table_is_not_the_runs_seed() -> None:
     assert triplets(a) != triplets(b)
 
 
-# --- repetition ------------------------------------------------------------------------------------------------------------
+# --- repetition ----------------------------------------------------------------------------------
 def test_a_cap_repeats_the_same_sequences_in_a_new_order() -> None:
     c = corpus(vocab=64, keys=4000, unique_tokens=9 * 10 + 5)  # ten whole sequences
     epochs = [c.train_batch(3, epoch, 10).tokens for epoch in range(4)]
@@ -172,7 +180,7 @@ def test_unique_tokens_of_a_cap(tokens: int, unique: int) -> None:
     assert corpus().unique_tokens(tokens) == tokens
 
 
-# --- refused ---------------------------------------------------------------------------------------------------------------
+# --- refused -------------------------------------------------------------------------------------
 def test_all_problems_at_once() -> None:
     with pytest.raises(CorpusError) as e:
         corpus(context=10, keys=26, zipf_a=0)

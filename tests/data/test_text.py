@@ -19,7 +19,8 @@ from harness.data.text import open_text
 from harness.data.text_corpus import TextCorpus, permutation
 
 _DIGITS = np.random.default_rng(0).integers(10**9, 10**10, size=(1200, 6))
-LINES = [f"line {i}: " + " ".join(str(n) for n in row) + "\n" for i, row in enumerate(_DIGITS)]  # no 32 bytes twice
+# no 32 bytes twice
+LINES = [f"line {i}: " + " ".join(str(n) for n in row) + "\n" for i, row in enumerate(_DIGITS)]
 DOCUMENTS = [f"document {i:03d} – ünïcode and 😀 number {i * i}" for i in range(1000)]
 SHA256_OF_LINES = hashlib.sha256("".join(LINES).encode()).hexdigest()
 
@@ -54,7 +55,7 @@ def scored(corpus: TextCorpus, sequences: int = 7) -> np.ndarray:
     return np.concatenate([b.tokens[:, 1:][b.mask == 1] for b in corpus.val_batches(sequences)])
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches -------------------------------------------------------------------------------------
 def test_a_batch_has_the_promised_shapes_and_types(txt: Path) -> None:
     corpus = opened(txt)
     batch = corpus.train_batch(0, 0, 5)
@@ -127,7 +128,7 @@ def test_the_permutation_never_changes() -> None:
     assert permutation(50, 0, 0).tolist() != permutation(50, 0, 1).tolist()
 
 
-# --- validation ------------------------------------------------------------------------------------------------------
+# --- validation ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
 def test_train_and_validation_share_no_line(txt: Path, tokenizer: str) -> None:
     corpus = opened(txt, tokenizer=tokenizer, vocab=400, val_fraction=0.2, val_tokens=2000)
@@ -174,7 +175,7 @@ def test_validation_from_a_file_of_its_own(txt: Path, jsonl: Path) -> None:
     assert [f["name"] for f in corpus.info["files"]] == ["lines.txt", "documents.jsonl"]
 
 
-# --- bytes -----------------------------------------------------------------------------------------------------------
+# --- bytes ---------------------------------------------------------------------------------------
 def test_bytes_per_token_of_a_running_text_is_one(txt: Path) -> None:
     assert opened(txt).info["bytes_per_token"] == 1.0
 
@@ -194,7 +195,7 @@ def test_bytes_of_bpe_tokens_are_exact_even_inside_a_character(jsonl: Path, val_
     assert corpus.tokenizer._meta.size == 270
 
 
-# --- kinds of files --------------------------------------------------------------------------------------------------
+# --- kinds of files ------------------------------------------------------------------------------
 def test_a_parquet_file_gives_the_tokens_of_the_jsonl_file(jsonl: Path, tmp_path: Path) -> None:
     path = tmp_path / "documents.parquet"
     pq.write_table(pa.table({"id": list(range(len(DOCUMENTS))), "body": DOCUMENTS}), path, row_group_size=64)
@@ -237,7 +238,7 @@ def test_the_record_names_files_by_base_name_and_hash(txt: Path) -> None:
     assert info["vocab"] == 272
 
 
-# --- real text -------------------------------------------------------------------------------------------------------
+# --- real text -----------------------------------------------------------------------------------
 def test_wikitext_2(corpora: Path, tmp_path: Path) -> None:
     folder = corpora / "wikitext-2"
     config = TextConfig(

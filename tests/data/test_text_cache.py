@@ -1,4 +1,6 @@
-"""Tokenised text is built once: reused, never stale, whole or absent, whoever builds it and however that ends."""
+"""Tokenised text is built once: reused, never stale, whole or absent, whoever builds it and however
+that ends.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-# --- reuse -----------------------------------------------------------------------------------------------------------
+# --- reuse ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
 def test_opening_again_reads_no_text(config: TextConfig, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config.tokenizer = tokenizer
@@ -126,7 +128,7 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder(None) == Path("home/.cache/scaling-harness")
 
 
-# --- building --------------------------------------------------------------------------------------------------------
+# --- building ------------------------------------------------------------------------------------
 BUILD = """
     import os, sys, time
     from pathlib import Path

@@ -1,4 +1,6 @@
-"""Streams from the Hub: the real `datasets` client, in a process of its own, against a loopback server."""
+"""Streams from the Hub: the real `datasets` client, in a process of its own, against a loopback
+server.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def rows(kind: str, count: int) -> bytes:
 
 
 REPOS = {
-    "org/stories": {"data/train.jsonl": rows("train", 3000)},  # no validation split, longer than one step
+    # no validation split, longer than one step
+    "org/stories": {"data/train.jsonl": rows("train", 3000)},
     "org/split": {"data/train.jsonl": rows("train", 200), "data/validation.jsonl": rows("held-out", 200)},
 }
 

@@ -1,4 +1,6 @@
-"""Tokenizers: round trips, what AutoTokenizer reads back, special tokens in the text, bytes per token."""
+"""Tokenizers: round trips, what AutoTokenizer reads back, special tokens in the text, bytes per
+token.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextTokeni
 def auto(folder: Path) -> Any:
     from transformers import AutoTokenizer, LlamaConfig
 
-    LlamaConfig(vocab_size=400).save_pretrained(folder)  # an exported checkpoint has one beside the tokenizer
+    # an exported checkpoint has one beside the tokenizer
+    LlamaConfig(vocab_size=400).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -91,7 +94,7 @@ def test_no_more_text_is_read_than_the_bpe_needs() -> None:
     assert BPE_TEXT_BYTES == 16 * 2**20
 
 
-# --- saved for Hugging Face -------------------------------------------------------------------------------------------
+# --- saved for Hugging Face ----------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 def test_a_saved_tokenizer_is_read_by_auto_tokenizer(tmp_path: Path, name: str) -> None:
     path = tmp_path / "text.txt"
@@ -123,9 +126,11 @@ def test_words_of_a_corpus_without_text(tmp_path: Path) -> None:
         loaded("t3 t512")
 
 
-# --- pretrained ones --------------------------------------------------------------------------------------------------
+# --- pretrained ones -----------------------------------------------------------------------------
 def pretrained_folder(folder: Path) -> Path:
-    """A tokenizer that is not byte-level: lower case, stripped accents, whole words and an unknown token."""
+    """A tokenizer that is not byte-level: lower case, stripped accents, whole words and an unknown
+    token.
+    """
     words = ["[UNK]", "</s>", "the", "sentence", ",", "and", "with", ".", "😀"]
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])  # type: ignore[assignment]

@@ -1,4 +1,6 @@
-"""One place makes a model, and one that our own kernels do not know is computed by transformers, never as a Llama."""
+"""One place makes a model, and one that our own kernels do not know is computed by transformers,
+never as a Llama.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""FLOP and parameter counts: published fixtures as exact integers, and what torch's own counter sees."""
+"""FLOP and parameter counts: published fixtures as exact integers, and what torch's own counter
+sees.
+"""
 
 from __future__ import annotations
 
@@ -63,9 +65,11 @@ def test_prefill_is_the_sum_of_decoding(shape: Shape) -> None:
     assert prefill_flop(shape, shape.context) * 3 == counts(shape).fpt_causal * shape.context
 
 
-# --- against torch ---------------------------------------------------------------------------------------------------
+# --- against torch -------------------------------------------------------------------------------
 def dense(shape: Shape):
-    """The model with attention as plain matrix products, which the counter sees whole: it knows no causal mask."""
+    """The model with attention as plain matrix products, which the counter sees whole: it knows no
+    causal mask.
+    """
     from harness.models.llama import build
 
     model = build(shape, seed=0)
@@ -73,7 +77,9 @@ def dense(shape: Shape):
 
 
 def rotary_flop(model, length: int) -> int:
-    """What torch counts for rotary angles, which no convention includes: older transformers make them a matrix product."""
+    """What torch counts for rotary angles, which no convention includes: older transformers make
+    them a matrix product.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

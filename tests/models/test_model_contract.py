@@ -1,4 +1,6 @@
-"""What every model that can be trained keeps to: one shape rule, exact counts, and decoding that is its own forward pass."""
+"""What every model that can be trained keeps to: one shape rule, exact counts, and decoding that is
+its own forward pass.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def shape(config: RunConfig) -> Shape:
 
 @pytest.fixture
 def model(config: RunConfig) -> PreTrainedModel:
-    """As built for training, then every weight moved, so that none is at a value where it does nothing."""
+    """As built for training, then every weight moved, so that none is at a value where it does
+    nothing.
+    """
     model = build_model(config, ladder.resolve(config, 32, 21)).eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)

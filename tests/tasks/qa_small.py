@@ -1,4 +1,6 @@
-"""Text problems of the tests' own, a byte-level tokenizer, a random Llama beside it, and a stand-in for a model that has made up its mind."""
+"""Text problems of the tests' own, a byte-level tokenizer, a random Llama beside it, and a stand-in
+for a model that has made up its mind.
+"""
 
 from __future__ import annotations
 
@@ -96,9 +98,11 @@ def task(
 
 
 def play(task: QaTask, problems: Problems, control: Control, text: str) -> tuple[np.ndarray, int, Grades]:
-    """What comes of the first problem when the model wants to write `text` and then end: tokens (1, t), forced ones, grades.
+    """What comes of the first problem when the model wants to write `text` and then end: tokens (1,
+    t), forced ones, grades.
 
-    Like the engine, a token that is forced or swapped takes the place of one that the model would have written; it then goes on with its text.
+    Like the engine, a token that is forced or swapped takes the place of one that the model would
+    have written; it then goes on with its text.
     """
     wants = [*task.codec.encode(text), task.eos]
     one = problems.take(np.array([0]))

@@ -18,7 +18,10 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def solves(numbers: list[int], target: int, text: list[int], marks: list[int], plus: int, ceiling: int) -> int:
-    """Steps that hold, counted by a plain pool; one more when the pool ends as the target. `marks`: result tokens, [] for values."""
+    """Steps that hold, counted by a plain pool; one more when the pool ends as the target.
+
+    `marks`: result tokens, [] for values.
+    """
     pool = [(n, n) for n in numbers]  # (token, value)
     steps = 0
     for step in range(len(numbers) - 1):

@@ -1,4 +1,6 @@
-"""The group task: its formats against the guide's examples, its verifier against products made one by one, its hold-out."""
+"""The group task: its formats against the guide's examples, its verifier against products made one
+by one, its hold-out.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def test_vocabularies() -> None:
     assert task().vocab == 128
     assert task(format=GroupFormat.budget).vocab == 125
     assert task(group="S3", operators=[], strides=[1, 2, 3, 4, 6, 12]).vocab == 22
-    # FILL is one token more, and the baseline without thought has the embedding of the chain of thought
+    # FILL is one token more, and the baseline without thought has the embedding of the chain of
+    # thought
     assert task(arm=Arm.filler).vocab == 129
     assert task(arm=Arm.filler, format=GroupFormat.budget).vocab == 126
     assert task(arm=Arm.direct).vocab == 128
@@ -187,7 +190,9 @@ CONTROLS = {
 @pytest.mark.parametrize("form", GroupFormat)
 @pytest.mark.parametrize("arm", Arm)
 def test_decoding_the_right_tokens_gives_the_trace(form: GroupFormat, arm: Arm) -> None:
-    """A perfect model under `rule` writes `trace`, at the positions of a training row, and is graded right."""
+    """A perfect model under `rule` writes `trace`, at the positions of a training row, and is
+    graded right.
+    """
     t = task(format=form, arm=arm)
     problems = t.problems(100)
     for control in t.controls(TtcConfig()) if arm is Arm.direct else CONTROLS[form]:
@@ -213,7 +218,9 @@ def test_decoding_the_right_tokens_gives_the_trace(form: GroupFormat, arm: Arm) 
 
 @pytest.mark.parametrize("form", GroupFormat)
 def test_step_verifier_against_brute_force(form: GroupFormat) -> None:
-    """One token of a right trace is changed: the verified prefix ends there, and the answer counts for itself."""
+    """One token of a right trace is changed: the verified prefix ends there, and the answer counts
+    for itself.
+    """
     t = task(format=form)
     control = Control(stride=2) if form is GroupFormat.stride else Control()
     problems = t.problems(300)

@@ -1,4 +1,6 @@
-"""Text tasks: prompts to the letter, problems by hash, forced budgets, ends, extraction; against a model whose text is known."""
+"""Text tasks: prompts to the letter, problems by hash, forced budgets, ends, extraction; against a
+model whose text is known.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ FREE = Control()
 MARK = "\n####"
 
 
-# --- prompts ---------------------------------------------------------------------------------------------------------------
+# --- prompts -------------------------------------------------------------------------------------
 def prompt_text(task: Any, control: Control = FREE) -> str:
     (tokens,), (positions,) = task.prompts(task.problems(1), control)
     assert positions.tolist() == list(range(len(tokens)))
@@ -97,7 +99,7 @@ def test_a_prompt_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None
         task.prompts(task.problems(1), FREE)
 
 
-# --- problems ----------------------------------------------------------------------------------------------------------------
+# --- problems ------------------------------------------------------------------------------------
 def test_problems_go_by_hash_and_exemplars_are_not_asked(tmp_path: Path) -> None:
     task = qa_small.task(tmp_path, problems=40, shots=5)
     assert len(task.records) == 35
@@ -125,7 +127,7 @@ def test_exemplars_go_by_their_seed(tmp_path: Path) -> None:
     assert len(heads) == 3
 
 
-# --- decoding ----------------------------------------------------------------------------------------------------------------
+# --- decoding ------------------------------------------------------------------------------------
 def gold(task: Any) -> tuple[str, str]:
     record = task.records[task.problems(1).payload[0]]
     return record.rationale, record.answer
@@ -255,7 +257,7 @@ def test_positions_go_on_from_the_prompt(tmp_path: Path) -> None:
     assert task.position(problems, FREE, np.zeros((3, 4), np.int64)).tolist() == [n + 3 for n in lengths]
 
 
-# --- controls ----------------------------------------------------------------------------------------------------------------
+# --- controls ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("arm", "ttc", "said"),
     [
@@ -281,7 +283,7 @@ def test_words_that_are_no_single_token_are_told(tmp_path: Path) -> None:
         qa_small.task(tmp_path, Arm.filler, shots=0).controls(TtcConfig())
 
 
-# --- countdown in words --------------------------------------------------------------------------------------------------------
+# --- countdown in words --------------------------------------------------------------------------
 def test_countdown_in_words_asks_the_problems_of_the_ladder(tmp_path: Path) -> None:
     task = qa_small.task(tmp_path, test="countdown", room=400)
     ladder = CountdownTask(CountdownConfig())
@@ -308,7 +310,7 @@ def test_countdown_in_words_asks_the_problems_of_the_ladder(tmp_path: Path) -> N
         assert not grades.correct[0], "the target alone is no answer"
 
 
-# --- what cannot be read -------------------------------------------------------------------------------------------------------
+# --- what cannot be read -------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -396,7 +398,9 @@ def test_a_token_that_runs_past_the_answer_is_not_read(tmp_path: Path) -> None:
 
 
 def test_real_gold_solutions_are_graded_right() -> None:
-    """The data set's own test solutions as if a model had written them: every one read strictly, right, and finished."""
+    """The data set's own test solutions as if a model had written them: every one read strictly,
+    right, and finished.
+    """
     from harness.models.pretrained import HfCodec
     from harness.tasks.qa import QaTask
     from tests.tasks.test_qa_text import REAL

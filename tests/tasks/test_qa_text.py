@@ -1,4 +1,6 @@
-"""Reading of answers: real gold answers, spelled numbers, sums by our own parser, annotations, expressions."""
+"""Reading of answers: real gold answers, spelled numbers, sums by our own parser, annotations,
+expressions.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def real() -> list[dict[str, str]]:
 
 
 def test_every_real_gold_answer_is_read_and_extracted(real: list[dict[str, str]]) -> None:
-    """The reference reading is another one: whatever stands after the only mark, commas out, by Fraction itself."""
+    """The reference reading is another one: whatever stands after the only mark, commas out, by
+    Fraction itself.
+    """
     for row in real:
         steps, after = row["answer"].split("####")
         gold = Fraction(after.strip().replace(",", ""))
@@ -45,7 +49,9 @@ def test_real_files_are_read_whole(real: list[dict[str, str]]) -> None:
 
 
 def test_real_annotations_hold(real: list[dict[str, str]]) -> None:
-    """All but two of 27,998 hold; with a value off by one none does, so the check is no rubber stamp."""
+    """All but two of 27,998 hold; with a value off by one none does, so the check is no rubber
+    stamp.
+    """
     found = [x for r in real for x in re.findall(r"<<([^<>\n]*)>>", r["answer"])]
     false = [x for x in found if not qa_text.annotation_holds(x)]
     assert (len(found), len(false)) == (27_998, 2)
@@ -93,7 +99,7 @@ def test_ids_go_by_value_and_never_change() -> None:
     assert all(0 <= i < 2**63 for i in ids)
 
 
-# --- sums ----------------------------------------------------------------------------------------------------------------
+# --- sums ----------------------------------------------------------------------------------------
 def sums() -> st.SearchStrategy[tuple[str, Fraction]]:
     """A fully parenthesised or precedence-bound sum, and its value by Fraction arithmetic."""
 
@@ -181,7 +187,7 @@ def test_verified_is_the_prefix_before_the_first_wrong_step() -> None:
     assert qa_text.verified_steps("none") == (0, 0)
 
 
-# --- expressions -----------------------------------------------------------------------------------------------------------
+# --- expressions ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "right", "strict"),
     [

@@ -1,4 +1,6 @@
-"""What every task keeps to: distinct problems of two sides, prompts, rules and a verifier that fit together, and refused controls."""
+"""What every task keeps to: distinct problems of two sides, prompts, rules and a verifier that fit
+together, and refused controls.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,8 @@ def test_the_reference_trace_is_graded_right_and_a_changed_one_is_not(task: Task
         assert grades.trace_ok.all()
         assert not grades.truncated.any()
         assert (grades.answer != NONE).all()
-        other = problems.take(np.roll(np.arange(len(problems)), 1))  # the right trace of another problem
+        # the right trace of another problem
+        other = problems.take(np.roll(np.arange(len(problems)), 1))
         wrong = task.grade(other, control, trace.tokens, ends)
         assert not (wrong.trace_ok & (other.ids != problems.ids)).all()
         cut = task.grade(problems, control, trace.tokens, np.ones_like(ends))

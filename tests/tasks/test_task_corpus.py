@@ -1,4 +1,6 @@
-"""A task as a corpus: batches that are pure, a validation set of held-out problems, and a run through `harness run`'s own path."""
+"""A task as a corpus: batches that are pure, a validation set of held-out problems, and a run
+through `harness run`'s own path.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,9 @@ def test_settings_that_fit_are_accepted() -> None:
 
 
 def test_a_short_run(tmp_path: Path) -> None:
-    """Through train.run: shape and vocabulary are the task's, and the loss falls below that of the format alone."""
+    """Through train.run: shape and vocabulary are the task's, and the loss falls below that of the
+    format alone.
+    """
     config = GroupConfig(group="S3", operators=[], steps=3, strides=[1, 3], val_tokens=900)
     vocab, context = sizes(config)
     assert (vocab, context) == (18, 9)

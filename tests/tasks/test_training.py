@@ -1,4 +1,6 @@
-"""What our Llama learns of each task, through `harness run`'s own path, against bands from three seeds (0, 1, 2; noted at each band)."""
+"""What our Llama learns of each task, through `harness run`'s own path, against bands from three
+seeds (0, 1, 2; noted at each band).
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def trained(runs: Path, corpus: TaskConfig, steps: int, seed: int) -> tuple[torc
 
 @torch.no_grad()
 def graded(model: torch.nn.Module, task: Task, problems: Problems, control: Control, samples: int = 0) -> Grades:
-    """Grades of a greedy answer per problem, or of `samples` draws at temperature 1, problem by problem; every pass is a whole forward."""
+    """Grades of a greedy answer per problem, or of `samples` draws at temperature 1, problem by
+    problem; every pass is a whole forward.
+    """
     torch.manual_seed(0)
     rows = problems.take(np.repeat(np.arange(len(problems)), max(1, samples)))
     prompts, places = (np.stack(x) for x in task.prompts(rows, control))
@@ -103,7 +107,8 @@ def test_stride_format(tmp_path: Path, seed: int) -> None:
     truth = task.products(problems.payload)[:, -1]  # type: ignore[attr-defined]
     vote = majority(drawn.answer.reshape(300, 16), truth)
     assert one >= 0.95  # 1.000 1.000 1.000
-    assert 0.15 <= two <= 0.9  # .783 .297 .537: the stride that is being learned, widened by half the spread
+    # .783 .297 .537: the stride that is being learned, widened by half the spread
+    assert 0.15 <= two <= 0.9
     assert last <= 0.06  # .020 .027 .033; chance .017, and five standard errors of it
     assert 0.45 <= pass_at_1 <= 0.8  # .700 .584 .688
     assert vote - pass_at_1 >= 0.2  # .297 .393 .310: voting makes reliable what is mostly right
@@ -137,5 +142,6 @@ def test_countdown(tmp_path: Path, seed: int) -> None:
     problems = task.problems(128)
     right = graded(model, task, problems, Control(), samples=64).correct.reshape(128, 64)
     assert right.mean() >= 0.11 > task.chance  # .212 .207 .147; chance .087
-    # .984 .969 .945; a guesser who keeps the rules would reach much of it, so the single draw above is what tells them apart
+    # .984 .969 .945; a guesser who keeps the rules would reach much of it, so the single draw above
+    # is what tells them apart
     assert right.any(1).mean() >= 0.85

@@ -1,4 +1,6 @@
-"""What a GPU run relies on, as far as a CPU can show it: real Dynamo everywhere, doubles for what only a card has."""
+"""What a GPU run relies on, as far as a CPU can show it: real Dynamo everywhere, doubles for what
+only a card has.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ Backend = Callable[[torch.fx.GraphModule, list[torch.Tensor]], Callable[..., Any
 
 
 def compile_with(patch: pytest.MonkeyPatch, backend: Backend | str) -> None:
-    """Real Dynamo, without Inductor behind it: graphs and their limits are the same, in milliseconds instead of seconds."""
+    """Real Dynamo, without Inductor behind it: graphs and their limits are the same, in
+    milliseconds instead of seconds.
+    """
     real = torch.compile
     patch.setattr(torch, "compile", lambda function, *, mode, **options: real(function, backend=backend, **options))
 
@@ -88,7 +92,7 @@ def losses(t: train_step.Trainer, stop: int, start: int = 0) -> list[float]:
     return [r.loss_nat for r in t.run_steps(start, stop, lambda step: 1.0, lambda: False)]
 
 
-# --- causal attention ----------------------------------------------------------------------------------------------------
+# --- causal attention ----------------------------------------------------------------------------
 def attention_calls(graph: torch.fx.GraphModule) -> list[tuple[bool, bool]]:
     """(whether a mask is given, is_causal) of each call of attention in a graph."""
     calls = [n for n in graph.graph.nodes if "scaled_dot_product_attention" in str(n.target)]
@@ -131,7 +135,7 @@ def test_why_transformers_forward_is_not_compiled() -> None:
     assert attention_calls(graphs[0]) == [(True, False)] * 2
 
 
-# --- nothing falls back to eager in silence ------------------------------------------------------------------------------
+# --- nothing falls back to eager in silence ------------------------------------------------------
 def test_twenty_shapes_in_one_process_are_all_compiled(tmp_path: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         compile_with(patch, "eager")
@@ -205,7 +209,7 @@ def test_a_filled_up_micro_batch_gives_the_same_losses() -> None:
     assert report.recompilations == 0
 
 
-# --- the first window is like the others ---------------------------------------------------------------------------------
+# --- the first window is like the others ---------------------------------------------------------
 def state(t: train_step.Trainer) -> dict[str, Any]:
     return {
         "weights": {k: p.detach().clone() for k, p in t.model.named_parameters()},
@@ -289,7 +293,7 @@ def test_a_run_warms_up_an_update_and_an_evaluation_batch_before_its_first_windo
     assert phases[0] == "warmup"
 
 
-# --- precision and kernels -----------------------------------------------------------------------------------------------
+# --- precision and kernels -----------------------------------------------------------------------
 def test_tf32_is_on_only_where_it_is_asked_for() -> None:
     for asked in (False, True, False):
         devices.choose(DeviceConfig(kind=DeviceKind.cpu, tf32=asked))
@@ -336,7 +340,7 @@ def test_rotary_angles_are_fp32_and_no_matrix_product(autocast: bool) -> None:
     assert off.abs().max() < 2e-4  # fp32 at 2048 rad resolves 1.2e-4
 
 
-# --- out of memory -------------------------------------------------------------------------------------------------------
+# --- out of memory -------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "error",
     [
@@ -348,7 +352,9 @@ def test_rotary_angles_are_fp32_and_no_matrix_product(autocast: bool) -> None:
     ],
 )
 def test_short_memory_behind_the_real_compiler_halves_the_micro_batch(error: RuntimeError) -> None:
-    """The compiled function runs out of memory above two sequences, as a capture may: not always by an OutOfMemoryError."""
+    """The compiled function runs out of memory above two sequences, as a capture may: not always by
+    an OutOfMemoryError.
+    """
 
     def small(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         def call(*tensors: torch.Tensor) -> Any:
@@ -428,7 +434,7 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches(tmp_pa
     assert record.points[0].val_tokens == expected.val_tokens
 
 
-# --- times, NaN, evaluation, corpora -------------------------------------------------------------------------------------
+# --- times, NaN, evaluation, corpora -------------------------------------------------------------
 class Event:
     """A CUDA event on a device that needs 5 ms for what is issued in no time."""
 
@@ -458,7 +464,9 @@ def test_rows_carry_the_device_s_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cache_of_compiled_graphs_knows_which_attention_is_in_them() -> None:
-    """Torch keeps compiled graphs on disk, and these switches are not in its key: the kernel of an earlier run would run again."""
+    """Torch keeps compiled graphs on disk, and these switches are not in its key: the kernel of an
+    earlier run would run again.
+    """
     tags = []
     for allowed in (False, True):
         devices.choose(DeviceConfig(kind=DeviceKind.cpu, cudnn_attention=allowed, compile=Toggle.always))

@@ -1,4 +1,6 @@
-"""An exported end point loads as any Hugging Face checkpoint and gives the same logits; a study is a table of its points."""
+"""An exported end point loads as any Hugging Face checkpoint and gives the same logits; a study is
+a table of its points.
+"""
 
 from __future__ import annotations
 

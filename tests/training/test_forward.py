@@ -1,4 +1,6 @@
-"""The eager forward pass is transformers' own: equal logits and gradients, bit for bit, on every kind of shape that a ladder has."""
+"""The eager forward pass is transformers' own: equal logits and gradients, bit for bit, on every
+kind of shape that a ladder has.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_same_bits(shape: Shape, autocast: bool) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_position_ids_that_do_not_rise(shape: Shape) -> None:
-    """Attention stays causal in the order of the tokens, as under transformers' forward with an explicit mask; with rising ids, bit for bit."""
+    """Attention stays causal in the order of the tokens, as under transformers' forward with an
+    explicit mask; with rising ids, bit for bit.
+    """
     model, tokens = model_and_tokens(shape)
     length = shape.context
     rising = torch.arange(length).expand(3, -1)
@@ -75,7 +79,9 @@ def test_position_ids_that_do_not_rise(shape: Shape) -> None:
 
 
 def test_why_transformers_forward_is_not_asked() -> None:
-    """Without a mask it takes ids that fall for sequences packed into one row, and cuts attention between them."""
+    """Without a mask it takes ids that fall for sequences packed into one row, and cuts attention
+    between them.
+    """
     model, tokens = model_and_tokens(dataclasses.replace(SHAPES["two heads"], context=8))
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]).expand(3, -1)
     theirs = model(input_ids=tokens, position_ids=positions, use_cache=False).logits

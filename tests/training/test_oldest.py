@@ -1,4 +1,6 @@
-"""The forward pass and its traced graph once more under the oldest transformers that is allowed (`scripts/oldest.txt`)."""
+"""The forward pass and its traced graph once more under the oldest transformers that is allowed
+(`scripts/oldest.txt`).
+"""
 
 from __future__ import annotations
 

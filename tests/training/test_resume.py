@@ -1,4 +1,6 @@
-"""Killed or stopped anywhere, a run ends with the same weights, moments, rows and points, and everything it cost is booked once."""
+"""Killed or stopped anywhere, a run ends with the same weights, moments, rows and points, and
+everything it cost is booked once.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     monkeypatch.setattr(signals, "reason", lambda: "SIGTERM" if made >= updates else None)
 
 
-# --- stops -----------------------------------------------------------------------------------------------------------
-# 18: a branch point; 36: the last branch point; 42: the end of the first cooldown; 54: the very last update
+# --- stops ---------------------------------------------------------------------------------------
+# 18: a branch point; 36: the last branch point; 42: the end of the first cooldown; 54: the very
+# last update
 @pytest.mark.parametrize("updates", [1, 17, 18, 19, 35, 36, 37, 41, 42, 43, 53, 54])
 def test_stopped_once(tmp_path: Path, whole: dict, updates: int) -> None:
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS)
@@ -132,7 +135,7 @@ def test_other_choices_resume_bitwise(tmp_path: Path, changes: dict) -> None:
     assert tiny.outcome(tiny.run_dir(broken)) == tiny.outcome(tiny.run_dir(straight))
 
 
-# --- kills -----------------------------------------------------------------------------------------------------------
+# --- kills ---------------------------------------------------------------------------------------
 class Died(BaseException):
     """Stands for a SIGKILL at a chosen line: nothing of ours runs after it."""
 
@@ -156,7 +159,8 @@ def die_at(patch: pytest.MonkeyPatch, owner: object, name: str, call: int, befor
     patch.setattr(attempt.Attempt, "end", lambda *a: pytest.fail("a dead process writes nothing"))
 
 
-# A run writes: progress at its start, then after each of two branch points and two points; weights before each of the latter four
+# A run writes: progress at its start, then after each of two branch points and two points; weights
+# before each of the latter four
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
@@ -189,12 +193,15 @@ def test_killed_at_a_chosen_line(
         assert tiny.train(config).state == "done"
     assert tiny.outcome(folder) == whole
     booked = sum(r.tokens for r in tiny.spend(folder) if r.phase in ("train", "lost")) / tiny.BATCH
-    # What no row can know: the update in flight, and the one whose row waits for a possible evaluation
+    # What no row can know: the update in flight, and the one whose row waits for a possible
+    # evaluation
     assert executed - 2 <= booked <= executed
 
 
 def test_killed_between_booking_the_loss_and_the_next_checkpoint(tmp_path: Path, whole: dict) -> None:
-    """Three deaths in a row without a checkpoint between them: each attempt's work is booked, each once."""
+    """Three deaths in a row without a checkpoint between them: each attempt's work is booked, each
+    once.
+    """
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS)
     for call in (9, 6, 12):
         with pytest.MonkeyPatch.context() as patch:
@@ -292,9 +299,11 @@ def wait_for(condition, limit_s: float = 60.0) -> None:
         time.sleep(0.002)
 
 
-# --- branches --------------------------------------------------------------------------------------------------------
+# --- branches ------------------------------------------------------------------------------------
 def test_a_cooldown_of_almost_nothing_is_the_trunk(tmp_path: Path) -> None:
-    """phi -> 0: round(phi * steps) = 0, so the end point is the trunk's own checkpoint, bit for bit."""
+    """phi -> 0: round(phi * steps) = 0, so the end point is the trunk's own checkpoint, bit for
+    bit.
+    """
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS, schedule=WsdConfig(decay_fraction=1e-6))
     assert tiny.train(config).state == "done"
     weights = tiny.tensors(tiny.run_dir(config), optimiser=False)
@@ -381,7 +390,9 @@ def test_a_done_run_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_evaluations_on_the_way(tmp_path: Path) -> None:
-    """Every 10 updates and at the end, also when a stop falls on one; the points are those of a run without."""
+    """Every 10 updates and at the end, also when a stop falls on one; the points are those of a run
+    without.
+    """
     plain, often = (
         tiny.config(tmp_path / n, steps=24, evaluation__every_tokens=e) for n, e in (("a", None), ("b", 840))
     )
@@ -398,7 +409,9 @@ def test_evaluations_on_the_way(tmp_path: Path) -> None:
 
 
 def test_point_windows_are_the_steps_of_its_path(tmp_path: Path) -> None:
-    """As-if and spent: a point carries the trunk up to its branch plus its cooldown; the run carries each update once."""
+    """As-if and spent: a point carries the trunk up to its branch plus its cooldown; the run
+    carries each update once.
+    """
     config = tiny.config(tmp_path, cooldowns=COOLDOWNS)
     tiny.train(config)
     folder = tiny.run_dir(config)

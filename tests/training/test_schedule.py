@@ -1,4 +1,6 @@
-"""The learning rate as a function of the update: pinned values, shapes, and a trunk that no branch changes."""
+"""The learning rate as a function of the update: pinned values, shapes, and a trunk that no branch
+changes.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def test_a_branch_follows_the_trunk_up_to_its_point(warmup: int, stable: int, co
     branch = warmup + stable
     trunk = rates(WsdConfig(), warmup, None, branch + cooldown)
     branched = rates(WsdConfig(), warmup, branch, branch + cooldown)
-    assert branched[: branch + 1] == trunk[: branch + 1]  # the first cooldown update is still at the full rate
+    # the first cooldown update is still at the full rate
+    assert branched[: branch + 1] == trunk[: branch + 1]
     assert all(b < t for b, t in zip(branched[branch + 1 :], trunk[branch + 1 :], strict=True))
     assert branched[-1] <= 1 - math.sqrt((cooldown - 1) / cooldown) + 1e-12
 

@@ -1,4 +1,6 @@
-"""How a run ends other than well: states, reasons, retry and force, locks, out of memory, divergence, a full disk."""
+"""How a run ends other than well: states, reasons, retry and force, locks, out of memory,
+divergence, a full disk.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def failing_step(patch: pytest.MonkeyPatch, call: int, error: BaseException) -> 
     patch.setattr(train_step.Trainer, "_step", step)
 
 
-# --- retry and force -----------------------------------------------------------------------------------------------------
+# --- retry and force -----------------------------------------------------------------------------
 def test_a_failed_run_stays_failed_until_it_is_retried(tmp_path: Path) -> None:
     calm = tiny.config(tmp_path / "calm", cooldowns=[0.5])
     tiny.train(calm)
@@ -128,7 +130,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     assert tiny.train(tiny.config(tmp_path, control=RunControl(force=True))).state == "done"
 
 
-# --- locks -----------------------------------------------------------------------------------------------------------------
+# --- locks ---------------------------------------------------------------------------------------
 def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
     config = tiny.config(tmp_path, steps=400)
     folder, executed = tiny.run_dir(config), tmp_path / "executed"
@@ -177,7 +179,7 @@ def test_asking_who_holds_a_lock_does_not_take_it(tmp_path: Path) -> None:
     assert refused == []
 
 
-# --- out of memory ---------------------------------------------------------------------------------------------------------
+# --- out of memory -------------------------------------------------------------------------------
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path) -> None:
     config = tiny.config(tmp_path)
     original = train_step.Trainer._accumulate
@@ -219,7 +221,10 @@ def test_out_of_memory_with_one_sequence_fails_in_words(tmp_path: Path) -> None:
 
 
 def test_a_compiled_model_accumulates_into_memory_of_our_own(tmp_path: Path) -> None:
-    """A CUDA graph's gradients are overwritten by its next replay; here the graph only looks on. Its warm-up may run out of memory too."""
+    """A CUDA graph's gradients are overwritten by its next replay; here the graph only looks on.
+
+    Its warm-up may run out of memory too.
+    """
     config = tiny.config(tmp_path / "compiled", device__compile=Toggle.always)
     original, calls = train_step.Trainer._eager_loss_sum, 0
 
@@ -267,7 +272,7 @@ def test_peak_of_a_card_by_whole_words(name: str, peak: float | None) -> None:
     assert hardware.bf16_peak_flop_per_s(name) == peak
 
 
-# --- divergence --------------------------------------------------------------------------------------------------------------
+# --- divergence ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("value", "words"), [(math.nan, "loss nan"), (math.inf, "loss inf"), (11.0, "above the bound 10.397")]
 )
@@ -314,7 +319,7 @@ def test_a_validation_loss_that_is_not_a_number_is_a_divergence(tmp_path: Path) 
     assert "validation loss nan" in (state.reason or "")
 
 
-# --- a full disk -------------------------------------------------------------------------------------------------------------
+# --- a full disk ---------------------------------------------------------------------------------
 def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> None:
     calm = tiny.config(tmp_path / "calm")
     tiny.train(calm)

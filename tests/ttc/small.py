@@ -1,4 +1,6 @@
-"""A run of the group task so small that a test can train and evaluate it in a second, and what two evaluations must have in common."""
+"""A run of the group task so small that a test can train and evaluate it in a second, and what two
+evaluations must have in common.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def found(run: RunConfig) -> list[TtcRecord]:
 
 
 def outcome(run: RunConfig) -> list[dict[str, Any]]:
-    """Everything of the records but what a clock or a sensor gave, and how often the work was taken up."""
+    """Everything of the records but what a clock or a sensor gave, and how often the work was taken
+    up.
+    """
     out = []
     for record in found(run):
         whole = records.to_json(record)

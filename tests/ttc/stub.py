@@ -1,4 +1,7 @@
-"""A small task of the tests' own: copy the prompt's digits, one per step, then end. Positions run back: a copy has the place of its digit."""
+"""A small task of the tests' own: copy the prompt's digits, one per step, then end.
+
+Positions run back: a copy has the place of its digit.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ SHAPE = Shape(vocab=14, width=32, depth=2, heads=4, kv_heads=2, head_dim=8, ffn=
 
 @dataclass
 class CopyTask:
-    """Problems of `sizes` digits, prompt `START digits MARK`; a step is `step_tokens` copied digits. `ban`: never generated."""
+    """Problems of `sizes` digits, prompt `START digits MARK`; a step is `step_tokens` copied
+    digits. `ban`: never generated.
+    """
 
     sizes: tuple[int, ...] = (5,)
     step_tokens: int = 1

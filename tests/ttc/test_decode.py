@@ -1,4 +1,6 @@
-"""Decoding against the full forward pass, transformers' cache, its own rules, and the formulas of what it cost."""
+"""Decoding against the full forward pass, transformers' cache, its own rules, and the formulas of
+what it cost.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def sampled(decoder: Decoder, task: CopyTask, control: Control = FREE, count: in
 
 
 def full_logits(model: LlamaForCausalLM, task: CopyTask, drawn: Drawn, row: int) -> torch.Tensor:
-    """Logits (T, V) of every generated token of a row, one forward pass without cache or padding per token."""
+    """Logits (T, V) of every generated token of a row, one forward pass without cache or padding
+    per token.
+    """
     of = task.problems(int(drawn.problem.max()) + 1).take(drawn.problem[row : row + 1])
     (prompt,), (place,) = task.prompts(of, FREE)
     found = []
@@ -57,7 +61,8 @@ def full_logits(model: LlamaForCausalLM, task: CopyTask, drawn: Drawn, row: int)
         fed = [task.position(of, FREE, generated[:, : j + 1])[0] for j in range(t)]
         tokens = torch.from_numpy(np.concatenate((prompt, generated[0])))[None]
         positions = torch.tensor([[*place, *fed]])
-        mask = torch.ones_like(tokens)  # without one transformers reads packed sequences out of such positions
+        # without one transformers reads packed sequences out of such positions
+        mask = torch.ones_like(tokens)
         with torch.no_grad():
             found.append(model(input_ids=tokens, position_ids=positions, attention_mask=mask).logits[0, -1])
     return torch.stack(found)
@@ -79,7 +84,9 @@ def test_greedy_is_the_argmax_of_full_forward_passes(shape: Shape, sizes: tuple[
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_cached_logits_are_those_of_the_full_pass(shape: Shape, sizes: tuple[int, ...]) -> None:
-    """Positions fall back at the mark, and one row leaves after the second token: its neighbours no longer share evenly."""
+    """Positions fall back at the mark, and one row leaves after the second token: its neighbours no
+    longer share evenly.
+    """
     model, task = model_of(shape), CopyTask(sizes=sizes)
     problems = task.problems(3)
     for name, decoder in decoders(model, shape).items():
@@ -145,7 +152,9 @@ def test_seeds() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("ban", [None, 2])
 def test_sampling_follows_the_distribution(temperature: float, ban: int | None) -> None:
-    """Chi-square of 20,000 draws at a fixed seed; 99.9 % quantile of the chi-square law with the cells' degrees of freedom."""
+    """Chi-square of 20,000 draws at a fixed seed; 99.9 % quantile of the chi-square law with the
+    cells' degrees of freedom.
+    """
     from scipy.stats import chi2
 
     n, logits = 20_000, torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, -3.0])
@@ -242,7 +251,9 @@ def test_no_trace_no_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("samples", [1, 64])
 def test_weighted_sums_of_values_are_the_product_however_they_are_made(samples: int) -> None:
-    """Few rows by a product, many by updates; values are a slice of a longer cache, weights one of the whole row's."""
+    """Few rows by a product, many by updates; values are a slice of a longer cache, weights one of
+    the whole row's.
+    """
     torch.manual_seed(0)
     weights, values = torch.rand(4, 2, samples, 3, 9)[..., 4:], torch.randn(8, 4, 2, samples, 16)[:5]
     assert (4 * 2 * samples >= llama_decode.MANY) == (samples == 64)

@@ -1,4 +1,6 @@
-"""What torch's counter sees under the MATH backend is our dense count, for both decoders; the formulas of useful work follow from it."""
+"""What torch's counter sees under the MATH backend is our dense count, for both decoders; the
+formulas of useful work follow from it.
+"""
 
 from __future__ import annotations
 
@@ -121,11 +123,14 @@ def test_formulas(shape: Shape) -> None:
 
 
 def test_the_guides_numbers() -> None:
-    """A model with N = 99,712 matrix weights, V 22, d 64, 2 layers: prefill of 15 and decoding at 16, 17, 18 positions."""
+    """A model with N = 99,712 matrix weights, V 22, d 64, 2 layers: prefill of 15 and decoding at
+    16, 17, 18 positions.
+    """
     mlp = 99_712 - 22 * 64 - 2 * 4 * 64 * 64
     assert mlp % (2 * 64) == 0
     shape = dataclasses.replace(PLAIN, ffn=mlp // (2 * 3 * 64))
-    rest = 99_712 - counts(shape).n_matmul  # a GELU block's two matrices are not a multiple of three
+    # a GELU block's two matrices are not a multiple of three
+    rest = 99_712 - counts(shape).n_matmul
     assert prefill_flop(shape, 15, causal=False) + 2 * rest * 15 == 3_106_560
     assert prefill_flop(shape, 15) + 2 * rest * 15 == 3_052_800
     assert [decode_flop(shape, c) + 2 * rest for c in (16, 17, 18)] == [207_616, 208_128, 208_640]

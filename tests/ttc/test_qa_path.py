@@ -1,4 +1,6 @@
-"""A pretrained checkpoint on text, the whole path: `harness ttc model=pretrained corpus=qa`, killed, resumed, extended, reported."""
+"""A pretrained checkpoint on text, the whole path: `harness ttc model=pretrained corpus=qa`,
+killed, resumed, extended, reported.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +175,7 @@ def test_where_every_question_is_an_exemplar_nothing_is_left_to_ask(model: Path,
     few = qa_small.write(tmp_path / "few.jsonl", range(3))
     state = small.evaluated(config(model, tmp_path / "runs", few, shots=3))
     assert state.state == "failed"
-    assert "corpus=qa has no problem to be asked" in (state.reason or "")
+    assert "corpus=qa has no test problem left" in (state.reason or "")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Evaluations as a whole: killed and resumed, extended, failed, mirrored, and launched from the command line."""
+"""Evaluations as a whole: killed and resumed, extended, failed, mirrored, and launched from the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ def test_extending_draws_only_what_is_missing(trained: Path, tmp_path: Path, mon
 
 
 def test_extended_to_more_samples_the_new_n_is_metered_too(trained: Path, tmp_path: Path) -> None:
-    """What `ttc.meter_samples` asks for is marked metered, whether it was reached at once or by an extension."""
+    """What `ttc.meter_samples` asks for is marked metered, whether it was reached at once or by an
+    extension.
+    """
     run = small.beside(trained, tmp_path / "grown", problems=32, samples=4)
     for more in ({}, {"samples": 16}, {"samples": 16, "problems": 64}):
         larger = small.changed(run, **more)
@@ -121,7 +125,9 @@ def test_extended_to_more_samples_the_new_n_is_metered_too(trained: Path, tmp_pa
 
 
 def test_metering_never_decodes_more_rows_than_the_drawing_may(trained: Path, tmp_path: Path) -> None:
-    """`ttc.batch_rows` is what fits the memory, so it holds for the windows too, and costs are those of such batches."""
+    """`ttc.batch_rows` is what fits the memory, so it holds for the windows too, and costs are
+    those of such batches.
+    """
     run = small.beside(trained, tmp_path / "runs", batch_rows=6, meter_samples=[1, 2, 4, 16])
     assert small.evaluated(run).state == "done"
     for record in small.found(run):
@@ -203,7 +209,8 @@ def test_joules_of_a_constant_power_are_power_times_seconds(trained: Path, tmp_p
     trace.write_text("t_s,power_w\n0,100\n1000,100\n")
     run = small.beside(trained, tmp_path / "runs", meter_s=0.5, meter_samples=[1, 2, 4], samples=4)
     run.power = ReplayConfig(path=str(trace))
-    next((tmp_path / "runs" / "small").iterdir()).rename(small.folder(run))  # power is part of a run's identity
+    # power is part of a run's identity
+    next((tmp_path / "runs" / "small").iterdir()).rename(small.folder(run))
     assert small.evaluated(run).state == "done"
     shortest, longest = sorted(small.found(run), key=lambda r: r.tokens or 0)
     for w in longest.windows:
@@ -271,7 +278,7 @@ def test_a_pretrained_model_is_only_tested_and_scores_what_its_own_run_did(train
     assert flop == {(r.strategy, r.n): r.decode_flop for r in longest.rows if r.strategy == "greedy"}
 
 
-# --- the verb ------------------------------------------------------------------------------------------------------------
+# --- the verb ------------------------------------------------------------------------------------
 TINY = [
     *("corpus=group", "corpus.group=S3", "corpus.operators=[]", "corpus.steps=4", "corpus.strides=[1,4]"),
     *("model.width=8", "model.depth=1", "budget.tokens=16000", "optim.batch_tokens=400", "schedule.warmup_tokens=800"),
@@ -304,7 +311,9 @@ def test_the_verb_trains_tests_fits_and_reports(
 def test_a_new_strategy_reaches_an_evaluated_study_without_new_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So does a corrected one, whose SCORER_VERSION is raised; neither draws, meters or trains anything."""
+    """So does a corrected one, whose SCORER_VERSION is raised; neither draws, meters or trains
+    anything.
+    """
     monkeypatch.chdir(tmp_path)
     assert launched(["ttc", *TINY], monkeypatch) == 0
     study = tmp_path / "runs" / "tiny"

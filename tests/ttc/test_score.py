@@ -1,4 +1,6 @@
-"""Scores against brute force over all subsets, costs against the engine's own counts, the model of a pass against windows of known cost."""
+"""Scores against brute force over all subsets, costs against the engine's own counts, the model of
+a pass against windows of known cost.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def test_all_wrong_and_nothing_readable_are_zero_with_an_interval(readable: bool
 
 @pytest.mark.parametrize(("n", "batch_rows"), [(1, 10_000), (4, 10_000), (1, 3), (4, 12), (4, 3)])
 def test_costs_of_n_are_those_of_drawing_n(n: int, batch_rows: int) -> None:
-    """The lockstep replayed on the lengths gives the engine's own passes and FLOP, waiting rows included."""
+    """The lockstep replayed on the lengths gives the engine's own passes and FLOP, waiting rows
+    included.
+    """
     task = CopyTask(sizes=(5, 3, 4), room=9)
     problems, control = task.problems(20), Control(max_states=6)
     request = Request(decoders(model_of())["own"], task, problems, control)
@@ -171,7 +175,9 @@ def test_smooth_numbers_by_hand() -> None:
 
 
 def test_tokens_until_the_first_verified_are_those_of_all_orders() -> None:
-    """Right answers that are short and wrong ones that run on: draws times the mean length would be wrong."""
+    """Right answers that are short and wrong ones that run on: draws times the mean length would be
+    wrong.
+    """
     correct = np.array([[True, False, False, True], [False, False, True, False], [False] * 4, [True] * 4])
     s = sampled(correct, correct.astype(int), correct.astype(int))
     length = np.where(correct, 2, 9) + np.arange(4)
@@ -192,7 +198,9 @@ def test_tokens_until_the_first_verified_are_those_of_all_orders() -> None:
 
 
 def test_the_interval_of_token_probability_is_of_the_mean_over_tokens() -> None:
-    """Long traces weigh by their tokens in the estimate, so in its interval: short sure ones beside long poor ones."""
+    """Long traces weigh by their tokens in the estimate, so in its interval: short sure ones beside
+    long poor ones.
+    """
     p = np.full((200, 10), np.nan)
     p[:100, 0] = 0.99
     p[100:] = 0.1

@@ -1,4 +1,6 @@
-"""Search by steps: verified prefixes win, width costs passes only where a step is several tokens."""
+"""Search by steps: verified prefixes win, width costs passes only where a step is several
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def verified(task: CopyTask, drawn: Drawn) -> np.ndarray:
 @pytest.mark.parametrize("keep", [1, 3])
 @pytest.mark.parametrize("sizes", [(5,), (2, 5, 3)], ids=["one length", "unequal"])
 def test_only_verified_prefixes_are_kept_where_there_are_any(keep: int, sizes: tuple[int, ...]) -> None:
-    """An untrained model copies by luck alone. With enough proposals every step is among them, so the search never loses one."""
+    """An untrained model copies by luck alone.
+
+    With enough proposals every step is among them, so the search never loses one.
+    """
     task = CopyTask(sizes=sizes)
     drawn = searched(task, keep=keep, temperature=5.0)
     assert (verified(task, drawn) == task.problems(8).size).all()
@@ -51,7 +56,9 @@ def test_proposals_from_the_same_logits_cost_no_pass() -> None:
 
 
 def test_longer_steps_cost_passes_for_every_proposal() -> None:
-    """Six digits in steps of two: the first token of a step is free, the second is fed for every proposal, the kept ones go on."""
+    """Six digits in steps of two: the first token of a step is free, the second is fed for every
+    proposal, the kept ones go on.
+    """
     task, control = CopyTask(sizes=(6,), step_tokens=2, room=6), Control(min_states=6)
     drawn = searched(task, control=control, width=5)
     assert drawn.passes == 5

@@ -1,4 +1,6 @@
-"""What every strategy keeps to: a probability per problem, draws that n samples allow, and a price per query that follows from them."""
+"""What every strategy keeps to: a probability per problem, draws that n samples allow, and a price
+per query that follows from them.
+"""
 
 from __future__ import annotations
 
