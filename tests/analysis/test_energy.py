@@ -1,4 +1,4 @@
-"""Laws of energy and joules by rung, against synthetic records whose idle power and joules per FLOP are known."""
+"""Laws of energy and joules by rung, on records with known idle power and joules per FLOP."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_the_rung_where_idle_stops_dominating(noisy: tuple[list[RunRecord], dict
         assert row.of_floor is None
     low, high = fits["energy_idle_fixed"].derived_interval["flop_per_s_balance"]
     assert low < 3e10 < high
-    said = study_energy.crossover(rows, fits)
-    assert "idle power (30 W, measured)" in said
-    assert "about N = " in said
+    sentence = study_energy.crossover(rows, fits)
+    assert "idle power (30 W, measured)" in sentence
+    assert "about N = " in sentence
     title, table, *lines = study_energy.printed(study_points.points(records), fits)
     assert title == "joules by rung, gross"
     assert isinstance(table, Table)
@@ -84,7 +84,7 @@ def test_the_rung_where_idle_stops_dominating(noisy: tuple[list[RunRecord], dict
 
 
 def test_constant_throughput_cannot_tell_idle_from_work() -> None:
-    """Time proportional to FLOP: refused when both are free, fitted once the idle power was measured."""
+    """With time proportional to FLOP, both cannot be free; a measured idle power can be fixed."""
     records = synthetic.ladder(truth=BALANCED, energy=True, idle=True)
     for p in (p for r in records for p in r.points):
         p.wall_s = p.train_flop / 3e10

@@ -26,14 +26,14 @@ def test_a_measured_size_has_the_meter_s_error() -> None:
 
 
 def test_the_interval_of_repeated_runs_holds_the_next_one() -> None:
-    rng, held = np.random.default_rng(0), 0
+    rng, covered = np.random.default_rng(0), 0
     for _ in range(400):
         draws = 2e-9 * (1 + 0.05 * rng.standard_normal(5))
         out = forecast.estimate_cost(RUNG, [replace(MEASURED, j_per_flop=j, j_per_flop_se=0.0) for j in draws[:4]])
         assert out.low_j is not None
         assert out.high_j is not None
-        held += out.low_j <= draws[4] * RUNG.spent_flop <= out.high_j
-    assert 0.92 <= held / 400 <= 0.98
+        covered += out.low_j <= draws[4] * RUNG.spent_flop <= out.high_j
+    assert 0.92 <= covered / 400 <= 0.98
 
 
 def test_another_size_lies_between_its_neighbours_or_is_without_interval() -> None:
@@ -52,7 +52,9 @@ def test_another_size_lies_between_its_neighbours_or_is_without_interval() -> No
 
 @pytest.mark.parametrize(("near", "far", "truth"), [(N * 2 // 3, N // 3, 1.5e-9), (N * 3 // 2, N * 3, 6e-9)])
 def test_beyond_all_measured_sizes_the_trend_may_go_on(near: int, far: int, truth: float) -> None:
-    """Joules per FLOP fall with size: 4 and 2 nJ below the rung, or above it, make the next one lower, or higher."""
+    """Joules per FLOP fall with size: 4 and 2 nJ below the rung, or above it, make the next one
+    lower, or higher.
+    """
     small, large = 4e-9, 2e-9
     rates = [
         replace(MEASURED, n_total=near, j_per_flop=large if near < N else small),

@@ -197,8 +197,8 @@ def test_study_table_has_every_point_and_the_reason_of_missing_energy() -> None:
 
 
 def test_losses_over_different_contexts_are_not_pooled() -> None:
-    found = synthetic.ladder()
-    for i, record in enumerate(found):
+    runs = synthetic.ladder()
+    for i, record in enumerate(runs):
         record.shape = {**record.shape, "context": 63 if i else 66}
-    reasons = study_laws.unfitted(found, {})
+    reasons = study_laws.unfitted(runs, {})
     assert all("losses over different contexts cannot be fitted together" in r for r in reasons.values())

@@ -1,4 +1,4 @@
-"""References and their comparison, on records that obey a known law; and the study's summary run in W&B."""
+"""References and their comparison on records with a known law; the summary run of a study in W&B."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ REFERENCES = reproduce.ROOT / "results" / "reference"
 
 
 @pytest.fixture(scope="module")
-def found() -> list[RunRecord]:
+def runs() -> list[RunRecord]:
     return synthetic.ladder(seeds=3)
 
 
 @pytest.fixture(scope="module")
-def reference(found: list[RunRecord]) -> Reference:
-    return reproduce.make_reference("cpu", found, [], seed=0, bootstrap=60)
+def reference(runs: list[RunRecord]) -> Reference:
+    return reproduce.make_reference("cpu", runs, [], seed=0, bootstrap=60)
 
 
 def test_bounds_are_three_standard_deviations_over_seeds(reference: Reference) -> None:
@@ -43,8 +43,8 @@ def test_bounds_are_three_standard_deviations_over_seeds(reference: Reference) -
     assert reference.quantities["L(N,D) E"].value == pytest.approx(synthetic.TRUTH.E, rel=0.05)
 
 
-def test_the_same_records_reproduce_and_others_do_not(found: list[RunRecord], reference: Reference) -> None:
-    of_seed = [r for r in found if r.seed == 0]
+def test_the_same_records_reproduce_and_others_do_not(runs: list[RunRecord], reference: Reference) -> None:
+    of_seed = [r for r in runs if r.seed == 0]
     table, same = reproduce.compare(reference, of_seed, study_laws.fit_study(of_seed, bootstrap=0))
     assert same
     assert "OUTSIDE" not in table.text()
@@ -57,8 +57,8 @@ def test_the_same_records_reproduce_and_others_do_not(found: list[RunRecord], re
     assert "OUTSIDE" in table.text()
 
 
-def test_one_seed_is_compared_within_the_spread_of_its_own_fit(found: list[RunRecord]) -> None:
-    of_seed = [r for r in found if r.seed == 0]
+def test_one_seed_is_compared_within_the_spread_of_its_own_fit(runs: list[RunRecord]) -> None:
+    of_seed = [r for r in runs if r.seed == 0]
     one_seed = reproduce.make_reference("cpu", of_seed, [], seed=0, bootstrap=200)
     assert {q.sd_over for q in one_seed.quantities.values()} == {"bootstrap"}
     fits = study_laws.fit_study(of_seed, bootstrap=200)
@@ -74,8 +74,8 @@ def test_one_seed_is_compared_within_the_spread_of_its_own_fit(found: list[RunRe
     assert not reproduce.compare(one_seed, worse, study_laws.fit_study(worse, bootstrap=0))[1]
 
 
-def test_records_without_a_law_of_n_and_d_are_compared_by_loss_against_compute(found: list[RunRecord]) -> None:
-    of_seed = [r for r in found if r.seed == 0]
+def test_records_without_a_law_of_n_and_d_are_compared_by_loss_against_compute(runs: list[RunRecord]) -> None:
+    of_seed = [r for r in runs if r.seed == 0]
     fits = study_laws.fit_study(of_seed, bootstrap=60)
     assert {name.split()[0] for name in reproduce.quantities(of_seed, {"loss_compute": fits["loss_compute"]})} == {
         "L(C)"
@@ -83,12 +83,12 @@ def test_records_without_a_law_of_n_and_d_are_compared_by_loss_against_compute(f
     assert reproduce.quantities(of_seed, {}) == {}
 
 
-def test_another_text_is_refused(found: list[RunRecord], reference: Reference) -> None:
-    other = copy.deepcopy([r for r in found if r.seed == 0])
-    for record in other:
+def test_another_text_is_refused(runs: list[RunRecord], reference: Reference) -> None:
+    altered = copy.deepcopy([r for r in runs if r.seed == 0])
+    for record in altered:
         record.corpus["corpus_id"] = "text-mine-0123"
     with pytest.raises(RecordError, match="corpus text-mine-0123 is not the reference's"):
-        reproduce.compare(reference, other, {})
+        reproduce.compare(reference, altered, {})
 
 
 def test_a_missing_quantity_is_a_difference() -> None:
@@ -98,9 +98,9 @@ def test_a_missing_quantity_is_a_difference() -> None:
     assert "MISSING" in table.text()
 
 
-def test_a_reference_needs_its_seed_and_a_ladder_needs_a_reference(found: list[RunRecord]) -> None:
+def test_a_reference_needs_its_seed_and_a_ladder_needs_a_reference(runs: list[RunRecord]) -> None:
     with pytest.raises(RecordError, match="a reference at seed 7 needs runs at it"):
-        reproduce.make_reference("cpu", found, [], seed=7)
+        reproduce.make_reference("cpu", runs, [], seed=7)
     with pytest.raises(RecordError, match="'nonesuch' has no committed reference"):
         reproduce.load_reference("nonesuch")
 
@@ -147,18 +147,18 @@ def test_an_installed_package_ships_every_reference(tmp_path: Path) -> None:
 
 
 def test_the_summary_run_carries_points_curves_and_fits(
-    found: list[RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: list[RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: dict[str, Any] = {}
     monkeypatch.setattr(
-        wandb_study, "mirror_fit", lambda config, **given: sent.update(given, config=config) or "offline"
+        wandb_study, "mirror_fit", lambda config, **fields: sent.update(fields, config=config) or "offline"
     )
-    fits = study_laws.fit_study(found, bootstrap=0)
-    study = Study("tiny", found, fits=fits, results=tmp_path)
+    fits = study_laws.fit_study(runs, bootstrap=0)
+    study = Study("tiny", runs, fits=fits, results=tmp_path)
     assert wandb_study.mirror_study(study, "as-recorded") is None, "runs without a mirror have no summary run"
     assert wandb_study.mirror_study(study, "offline") == "offline"
     columns, rows = sent["points"]
-    assert len(rows) == sum(len(r.points) for r in found)
+    assert len(rows) == sum(len(r.points) for r in runs)
     assert {"train_flop", "loss_nat", "energy_j"} <= set(columns)
     assert {c["name"] for c in sent["curves"]} >= {"law/loss_compute", "points/loss_compute"}
     assert set(sent["fits"]) == set(fits)

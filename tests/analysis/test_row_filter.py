@@ -1,4 +1,4 @@
-"""Conditions on rows: what they mean, that mistakes are told, and that no text whatsoever is run as code."""
+"""Conditions on rows: their meaning, the messages of mistakes, and that no text is run as code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "expected"),
     [
         ("loss < 3", [1, 0, 0, 0]),
         ("loss <= 3", [1, 1, 0, 0]),
@@ -48,8 +48,8 @@ TABLE = {
         ("flag == false", [0, 1, 0, 0]),
     ],
 )
-def test_meaning(text: str, kept: list[int]) -> None:
-    assert rows(text, TABLE).astype(int).tolist() == kept
+def test_meaning(text: str, expected: list[int]) -> None:
+    assert rows(text, TABLE).astype(int).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_mistakes(text: str, words: list[str], tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-# --- properties -----------------------------------------------------------------------------------------------------------
+# --- properties -----------------------------------------------------------------------------------
 SYMBOLS = [
     "loss",
     "role",
@@ -132,21 +132,23 @@ SYMBOLS += [
 
 @given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(SYMBOLS), max_size=25).map(" ".join)))
 def test_any_text_is_a_mask_or_a_mistake(text: str) -> None:
-    """Nothing but a mask or a FitError comes out, whatever goes in, and no builtin that runs code is ever called."""
+    """Nothing but a mask or a FitError comes out, whatever goes in, and no builtin that runs code
+    is ever called.
+    """
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("code was about to run")
 
-    kept = {name: getattr(builtins, name) for name in ("eval", "exec", "compile", "__import__")}
+    originals = {name: getattr(builtins, name) for name in ("eval", "exec", "compile", "__import__")}
     try:
-        for name in kept:
+        for name in originals:
             setattr(builtins, name, forbidden)
         try:
             mask = rows(text, TABLE)
         except FitError:
             mask = np.zeros(4, dtype=bool)
     finally:
-        for name, function in kept.items():
+        for name, function in originals.items():
             setattr(builtins, name, function)
     assert mask.shape == (4,)
     assert mask.dtype == bool

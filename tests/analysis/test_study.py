@@ -53,24 +53,24 @@ def test_a_reference_is_read_only(name: str, clone: Path, capsys: pytest.Capture
     assert next(iter(again.fits.values())).bootstrap["draws"] == 40, (
         "the new fits are the study's, not the committed ones"
     )
-    assert cli.main(["fit", name, "--bootstrap", "40", "--out", "elsewhere"]) == 0
+    assert cli.main(["fit", name, "--bootstrap", "0", "--out", "elsewhere"]) == 0
     assert (clone / "elsewhere" / "fits.json").exists()
     assert hashes(clone / "results") == before
 
 
 def test_a_reference_never_takes_the_results_of_a_study_of_its_name(clone: Path) -> None:
     """`harness run +ladder=…` makes runs/NAME: its fits are of other records."""
-    own = clone / "runs" / "cpu_text"
+    folder = clone / "runs" / "cpu_text"
     for record in synthetic.ladder():
-        (own / record.run_id).mkdir(parents=True)
-        records.write_json(own / record.run_id / "record.json", record)
-    mine = Study.load(own)
-    mine.fit(bootstrap=60)
-    before = mine.save().read_bytes()
+        (folder / record.run_id).mkdir(parents=True)
+        records.write_json(folder / record.run_id / "record.json", record)
+    study = Study.load(folder)
+    study.fit(bootstrap=0)
+    before = study.save().read_bytes()
     reference = Study.load(clone / "results" / "reference" / "cpu_text")
-    assert reference.fits["loss_nd"].n_points != mine.fits["loss_nd"].n_points
+    assert reference.fits["loss_nd"].n_points != study.fits["loss_nd"].n_points
     reference.save()
-    assert (own / "fits.json").read_bytes() == before
+    assert (folder / "fits.json").read_bytes() == before
     assert (clone / "runs" / "cpu_text-reference" / "fits.json").exists()
 
 
@@ -81,7 +81,7 @@ def test_results_of_a_study_stay_in_its_folder(tmp_path: Path) -> None:
         records.write_json(folder / record.run_id / "record.json", record)
     assert results_folder(folder) == folder
     study = Study.load(folder)
-    study.fit(bootstrap=60)
+    study.fit(bootstrap=0)
     assert study.save() == folder / "fits.json"
     read = Study.load(folder)
     assert read.fits["loss_nd"].params == study.fits["loss_nd"].params
@@ -90,7 +90,7 @@ def test_results_of_a_study_stay_in_its_folder(tmp_path: Path) -> None:
 
 def test_points_and_parameters_are_frames(tmp_path: Path) -> None:
     study = Study("small", synthetic.ladder())
-    study.fit(bootstrap=60)
+    study.fit(bootstrap=40)
     points, parameters = study.points(), study.parameters()
     assert len(points) == sum(len(r.points) for r in study.records)
     assert {"n_total", "tokens", "loss_nat", "energy_j"} <= set(points.columns)

@@ -1,4 +1,4 @@
-"""`--law compare`, and the two laws that take what precedes their points, through the command line."""
+"""`--law compare`, and the two laws that also take raw data, through the command line."""
 
 from __future__ import annotations
 
@@ -64,35 +64,38 @@ def test_compare_prints_three_approaches_and_the_roll_out(tmp_path: Path, capsys
 
 
 def test_compare_on_published_runs(published: Path) -> None:
-    """Long warm-up: approach 2 says 0.69, approach 3 0.56, on the same rows; the held-out top budget, -8.4 % against the line's -0.4 %."""
+    """Long warm-up: approach 2 says 0.69, approach 3 0.56, on the same rows.
+
+    The held-out top budget, -8.4 % against the line's -0.4 %.
+    """
     table = tables.read_table(published / "porian" / "isoflop_points.csv")
     named = {"N": "n", "D": "tokens", "C": "flops"}
-    found = compare_table(table, named, keep="experiment == 'rw/base/long/kaplan/standard/val'", bootstrap=100)
-    by_name = {r.name: r.a for r in found.comparison.rows}
+    compared = compare_table(table, named, keep="experiment == 'rw/base/long/kaplan/standard/val'", bootstrap=100)
+    by_name = {r.name: r.a for r in compared.comparison.rows}
     assert by_name["2 parabola"] == pytest.approx(0.692, abs=1e-3)
     assert by_name["3 L(N, D)"] == pytest.approx(0.5609, abs=1e-3)
-    assert found.rollout[1].top_error == pytest.approx(-0.0842, abs=1e-3)
-    assert found.rollout[1].naive_top_error == pytest.approx(-0.0040, abs=1e-4)
+    assert compared.rollout[1].top_error == pytest.approx(-0.0842, abs=1e-3)
+    assert compared.rollout[1].naive_top_error == pytest.approx(-0.0040, abs=1e-4)
 
 
 def test_approaches_that_disagree_warn_in_their_fits(published: Path) -> None:
     table = tables.read_table(published / "porian" / "isoflop_points.csv")
     named = {"N": "n", "D": "tokens", "C": "flops"}
-    found = compare_table(table, named, keep="experiment == 'rw/base/short/chinchilla/standard/val'", bootstrap=100)
-    said = {n: [w.message for w in f.warnings if w.code == "APPROACHES_DISAGREE"] for n, f in found.fits.items()}
-    assert any(m.startswith("beyond their intervals: 1 envelope and 2 parabola: a 0.58") for m in said["envelope"])
-    assert {m for ms in said.values() for m in ms} == {
-        f"beyond their intervals: {d}." for d in found.comparison.disagree
+    compared = compare_table(table, named, keep="experiment == 'rw/base/short/chinchilla/standard/val'", bootstrap=100)
+    messages = {n: [w.message for w in f.warnings if w.code == "APPROACHES_DISAGREE"] for n, f in compared.fits.items()}
+    assert any(m.startswith("beyond their intervals: 1 envelope and 2 parabola: a 0.58") for m in messages["envelope"])
+    assert {m for ms in messages.values() for m in ms} == {
+        f"beyond their intervals: {d}." for d in compared.comparison.disagree
     }
 
 
 def test_an_approach_that_refuses_is_absent_and_says_why() -> None:
     table = runs(budgets=3)
-    found = compare_table(in_memory(table | {"D": 1.3 * table["D"]}), {}, bootstrap=0)
-    assert "chinchilla" in found.fits
-    assert "isoflop_parabola" not in found.fits
-    assert "| 2 parabola | refused: column 'C' holds 3 budgets" in found.text()
-    assert "C is 0.769 times 6 N D (median)" in found.text()
+    compared = compare_table(in_memory(table | {"D": 1.3 * table["D"]}), {}, bootstrap=0)
+    assert "chinchilla" in compared.fits
+    assert "isoflop_parabola" not in compared.fits
+    assert "| 2 parabola | refused: column 'C' holds 3 budgets" in compared.text()
+    assert "C is 0.769 times 6 N D (median)" in compared.text()
 
 
 def test_a_table_that_no_approach_reads_is_refused_with_every_reason() -> None:

@@ -1,4 +1,4 @@
-"""Anybody's table through `harness fit TABLE`: published data end to end, and one message for everything that cannot be right."""
+"""`harness fit TABLE`: published data end to end, and a message for everything that is wrong."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ def fitted(folder: Path, table: dict[str, list], *more: str, name: str = "t.csv"
     return fit_files.load_file(folder / "f.json")["chinchilla"]
 
 
-# --- published ------------------------------------------------------------------------------------------------------------
+# --- published ------------------------------------------------------------------------------------
 def test_chinchilla_points_end_to_end(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`besiroglu-240`: filter, D derived from C, the published optimum, and the prediction at Chinchilla's own budget."""
+    """`besiroglu-240`: filter, D derived from C, the published optimum, and the prediction at
+    Chinchilla's own budget.
+    """
     source = published / "chinchilla_besiroglu" / "svg_extracted_data.csv"
     with source.open(newline="") as f:
         cut = sorted(float(r["loss"]) for r in csv.DictReader(f))[-5]
@@ -78,16 +80,18 @@ def test_chinchilla_points_end_to_end(published: Path, tmp_path: Path, capsys: p
     for check in truth:
         if check["quantity"] not in value:
             continue
-        found, want = value[check["quantity"]], check["value"]
+        fitted_value, expected = value[check["quantity"]], check["value"]
         match check["kind"]:
             case "equal":
-                assert found == want
+                assert fitted_value == expected
             case "max":
-                assert found <= want * (1 + check["tol"])
+                assert fitted_value <= expected * (1 + check["tol"])
             case "min":
-                assert found >= want
+                assert fitted_value >= expected
             case kind:
-                assert abs(found - want) <= check["tol"] * (abs(want) if kind == "rel" else 1), check["quantity"]
+                assert abs(fitted_value - expected) <= check["tol"] * (abs(expected) if kind == "rel" else 1), check[
+                    "quantity"
+                ]
     assert fit.columns["D"] == "Training FLOP / (6 Model Size)"
     assert str(published) not in out.read_text(), "no local path"
     assert fit.columns["table"].startswith("svg_extracted_data.csv (sha256 193478df4e90f040")
@@ -126,33 +130,36 @@ def test_olmo_ladder_with_roles(published: Path, tmp_path: Path) -> None:
     assert fit.columns["N"] == "N"
 
 
-# --- forms of tables ------------------------------------------------------------------------------------------------------
+# --- forms of tables ------------------------------------------------------------------------------
 def test_parquet_and_csv_give_the_same_fit(tmp_path: Path) -> None:
     table = surface()
     from_csv = fitted(tmp_path, table)
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
-    given = {"N": "params", "D": "tok", "loss": "val loss"}
-    from_parquet = fit_table(tables.read_table(tmp_path / "t.parquet"), "chinchilla", given, bootstrap=40)
+    columns = {"N": "params", "D": "tok", "loss": "val loss"}
+    from_parquet = fit_table(tables.read_table(tmp_path / "t.parquet"), "chinchilla", columns, bootstrap=40)
     assert from_parquet.params == from_csv.params
     assert from_parquet.data_hash == from_csv.data_hash
     assert from_csv.params["alpha"] == pytest.approx(0.35, abs=0.05)
 
 
 def test_the_exported_table_of_a_study_needs_no_names(tmp_path: Path) -> None:
-    """`export --format parquet` and `fit` speak the same names; points of one run are one cluster."""
+    """`export --format parquet` and `fit` speak the same names.
+
+    Points of one run are one cluster.
+    """
     from harness import records
     from harness.analysis import export
     from harness.analysis.study import Study
 
-    found = synthetic.ladder()
-    for r in found:
+    runs = synthetic.ladder()
+    for r in runs:
         (tmp_path / "s" / r.run_id).mkdir(parents=True)
         records.write_json(tmp_path / "s" / r.run_id / "record.json", r)
     export.to_parquet(Study.load(tmp_path / "s"), tmp_path / "t.parquet")
     fit = fit_table(tables.read_table(tmp_path / "t.parquet"), "chinchilla", {}, bootstrap=0)
-    mine = study_laws.fit_study(found, bootstrap=0)["loss_nd"]
-    assert fit.params == pytest.approx(mine.params, rel=1e-9)
-    assert fit.n_clusters == len(found)
+    study_fit = study_laws.fit_study(runs, bootstrap=0)["loss_nd"]
+    assert fit.params == pytest.approx(study_fit.params, rel=1e-9)
+    assert fit.n_clusters == len(runs)
     assert fit.columns["cluster"] == "run_id"
     assert [w for w in fit.warnings if w.code == "ROWS_NOT_JUDGED"] == []
 
@@ -162,10 +169,10 @@ def test_a_wandb_project_is_fetched_and_fitted_as_a_study(
 ) -> None:
     from harness import records
 
-    asked = []
+    projects = []
 
     def fetch(project: str, folder: Path) -> list[Path]:
-        asked.append(project)
+        projects.append(project)
         paths = [folder / r.run_id / "record.json" for r in synthetic.ladder()]
         for path, r in zip(paths, synthetic.ladder(), strict=True):
             path.parent.mkdir(parents=True)
@@ -176,7 +183,7 @@ def test_a_wandb_project_is_fetched_and_fitted_as_a_study(
     monkeypatch.setattr("harness.track.wandb.fetch_records", fetch)
     assert cli.main(["fit", "wandb:lab/ladder", "--bootstrap", "40"]) == 0
     text = capsys.readouterr().out
-    assert asked == ["lab/ladder"]
+    assert projects == ["lab/ladder"]
     assert "7 records fetched into runs/wandb-lab-ladder" in text
     assert "W&B:" not in text, "nothing is mirrored into the project that was read"
     assert "loss_nd" in fit_files.load_fits(tmp_path / "runs/wandb-lab-ladder")
@@ -204,7 +211,7 @@ def test_energy_law_of_a_table(tmp_path: Path) -> None:
     assert fit_files.load_file(tmp_path / "e.json")["energy_power"].params["b"] == pytest.approx(0.9, abs=1e-6)
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 def with_cell(row: int, column: str, value: object) -> dict[str, list]:
     table = surface()
     table[column][row] = value
@@ -296,7 +303,8 @@ def test_files_that_are_no_tables(name: str, content: str | bytes, words: list[s
 
 def test_joules_in_another_unit_are_refused(tmp_path: Path) -> None:
     flop = np.geomspace(1e15, 1e19, 9)
-    for joules in (1e-11 / 3.6e6, 1e-2, 1.75e-15):  # kWh; nanojoule; kilojoule of a card at 400 TFLOP/s and 700 W
+    # KWh; nanojoule; kilojoule of a card at 400 TFLOP/s and 700 W
+    for joules in (1e-11 / 3.6e6, 1e-2, 1.75e-15):
         table = {"C": flop, "energy": flop * joules}
         with pytest.raises(FitError, match="joules per FLOP"):
             tables.choose(table, "energy_power", {}, "t.csv")
@@ -304,10 +312,10 @@ def test_joules_in_another_unit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_column_that_the_law_does_not_need_refuses_nothing(tmp_path: Path) -> None:
-    """D is the name of a data set here, N a number of problems, and the FLOP of one run were not kept."""
+    """Here D is the name of a data set, N a number of problems, and one run has no FLOP."""
     k = np.array([1.0, 2, 4, 8])
-    other = {"k": k, "coverage": 1 - 0.5 / k, "D": np.array(["gsm"] * 4), "N": np.full(4, 200.0)}
-    assert tables.choose(other, "coverage", {}, "t.csv").table.keys() == {"k", "coverage"}
+    curve = {"k": k, "coverage": 1 - 0.5 / k, "D": np.array(["gsm"] * 4), "N": np.full(4, 200.0)}
+    assert tables.choose(curve, "coverage", {}, "t.csv").table.keys() == {"k", "coverage"}
     n = np.geomspace(1e7, 1e9, 4)
     gap = {"N": n, "D": 30 * n, "loss": 2 + n**-0.1, "C": np.r_[np.nan, 180 * n[1:] ** 2]}
     assert tables.choose(gap, "chinchilla", {}, "t.csv").columns == {"N": "N", "D": "D", "loss": "loss"}
@@ -316,7 +324,10 @@ def test_a_column_that_the_law_does_not_need_refuses_nothing(tmp_path: Path) -> 
 
 
 def test_probes_in_the_exported_table_of_a_study_are_refused(tmp_path: Path) -> None:
-    """Runs at half and twice the rate are rows of the export; the study's own fit leaves them out."""
+    """Runs at half and twice the rate are rows of the export.
+
+    The study's own fit leaves them out.
+    """
     from harness.analysis import points as study_points
 
     rows = study_points.study_table(synthetic.ladder(rates=True))
@@ -324,14 +335,14 @@ def test_probes_in_the_exported_table_of_a_study_are_refused(tmp_path: Path) -> 
     table = tables.read_table(tmp_path / "t.parquet")
     with pytest.raises(FitError, match="'role' holds probe"):
         fit_table(table, "chinchilla", {}, bootstrap=0)
-    mine = study_laws.fit_study(synthetic.ladder(rates=True), bootstrap=0)["loss_nd"]
+    study_fit = study_laws.fit_study(synthetic.ladder(rates=True), bootstrap=0)["loss_nd"]
     fit = fit_table(table, "chinchilla", {}, keep="role == 'fit'", bootstrap=0)
-    assert fit.params == pytest.approx(mine.params, rel=1e-9)
+    assert fit.params == pytest.approx(study_fit.params, rel=1e-9)
 
 
 def test_a_broken_law_that_the_data_do_not_earn_says_so() -> None:
     c = np.geomspace(1e15, 1e20, 14)
-    loss = (1.5 + 200 * c**-0.15) * np.exp(0.002 * np.random.default_rng(1).normal(size=14))
+    loss = (1.5 + 200 * c**-0.15) * np.exp(0.002 * np.random.default_rng(0).normal(size=14))
     straight = fit_table(tables.TableFile("t.csv", "", {"C": c, "loss": loss}), "broken", {}, bootstrap=0)
     assert straight.warnings[0].code == "BREAK_NOT_SHOWN"
     bent = 1.2 + 900 * c**-0.15 * (1 + (c / 1e17) ** (1 / 0.6)) ** (-0.35 * 0.6)
@@ -342,7 +353,7 @@ def test_a_broken_law_that_the_data_do_not_earn_says_so() -> None:
 def test_a_studys_fit_refuses_a_bootstrap_that_every_law_would_refuse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else each law is left out in silence, and a fits.json without fits takes the place of the old one."""
+    """Otherwise a fits.json without fits would silently replace the old one."""
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "fits.json").write_text("{}")
     for options, words in ((["--bootstrap", "5"], "at least 40"), (["--seed", "-1"], "seed=-1")):
@@ -352,17 +363,20 @@ def test_a_studys_fit_refuses_a_bootstrap_that_every_law_would_refuse(
 
 
 def test_a_study_is_a_table_of_its_fit_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same law as the study's own fit; probes stay out without being filtered; its joules and C are there for other laws."""
-    for r in (found := synthetic.ladder(energy=True, rates=True)):
+    """The same law as the study's own fit.
+
+    Probes stay out without a filter; other laws find its joules and C.
+    """
+    for r in (runs := synthetic.ladder(energy=True, rates=True)):
         (tmp_path / "s" / r.run_id).mkdir(parents=True)
         records.write_json(tmp_path / "s" / r.run_id / "record.json", r)
     table = tables.read_table(tmp_path / "s")
     assert set(table.columns["role"]) == {"fit"}
-    own = study_laws.fit_study(found, bootstrap=0)
+    study_fits = study_laws.fit_study(runs, bootstrap=0)
     for law, name in (("chinchilla", "loss_nd"), ("energy_power", "energy_compute")):
         out = tmp_path / f"{law}.json"
         assert cli.main(["fit", str(tmp_path / "s"), "--law", law, "--bootstrap", "0", "--out", str(out)]) == 0
-        assert json.loads(out.read_text())["params"] == pytest.approx(own[name].params, rel=1e-4)
+        assert json.loads(out.read_text())["params"] == pytest.approx(study_fits[name].params, rel=1e-4)
     capsys.readouterr()
     (tmp_path / "empty").mkdir()
     assert cli.main(["fit", str(tmp_path / "empty"), "--law", "chinchilla", "--out", str(tmp_path / "x.json")]) == 2

@@ -88,7 +88,7 @@ def test_silent_depth_predicts_forced_budgets() -> None:
 
 
 def test_a_budget_of_tokens_has_no_silent_depth() -> None:
-    """Text tasks are cut after so many tokens: size less budget would be a number, and mean nothing."""
+    """Text tasks are cut after a number of tokens, which has no meaning as a size."""
     r = synthetic.record(np.full(20, 0.5), budget=2, size=[3] * 20, greedy=[True] * 20)
     assert ttc_curves.silent_depth([r]) == {1: (1.0, 20)}
     r.task = {**r.task, "name": "qa"}
@@ -120,14 +120,16 @@ def test_exchange_says_what_it_lacks() -> None:
     ladder = synthetic.exchange_ladder(0.5, seeds=1)
     assert exchange_rate.exchange(ladder, "decode", draws=40).note.startswith("1 seed:")
     assert exchange_rate.exchange(ladder, "joules", draws=40).g is None
-    one = [r for r in ladder if r.control["stride"] == 1]
-    assert exchange_rate.exchange(one, "decode", draws=40).g is None
+    single_line = [r for r in ladder if r.control["stride"] == 1]
+    assert exchange_rate.exchange(single_line, "decode", draws=40).g is None
     joules = exchange_rate.exchange(synthetic.exchange_ladder(0.5, joules=True), "joules", draws=40)
     assert joules.g == pytest.approx(0.5, rel=0.1)
 
 
 def test_a_bend_is_not_seen_in_straight_lines_more_often_than_the_test_says() -> None:
-    """300 straight lines with noise: bends that halve the held-out error come by chance, bends that count in at most 5 % of cases."""
+    """300 straight lines with noise: bends that halve the held-out error come by chance, bends that
+    count in at most 5 % of cases.
+    """
     x, rng = np.linspace(0, 3, 12), np.random.default_rng(3)
     halved = counted = 0
     for _ in range(300):
@@ -155,25 +157,28 @@ def test_emergence_verdicts() -> None:
 
 
 def test_study_answers_are_written_and_read_back(tmp_path: Path) -> None:
-    found = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
-    found[-1].config = {"ttc": {"verifier_tpr": 0.9, "verifier_fpr": 0.1}}
-    said = ttc_answers.answers(found, {"ttc/voting/x": "too few"}, draws=40)
-    limit = said.noisy_limit[ttc_curves.cell_name(found[-1])]
-    single = float(ttc_curves.hits(found[-1]).mean()) / found[-1].samples
+    cells = synthetic.exchange_ladder(0.5, seeds=1, problems=60)
+    cells[-1].config = {"ttc": {"verifier_tpr": 0.9, "verifier_fpr": 0.1}}
+    answers = ttc_answers.answers(cells, {"ttc/voting/x": "too few"}, draws=40)
+    limit = answers.noisy_limit[ttc_curves.cell_name(cells[-1])]
+    single = float(ttc_curves.hits(cells[-1]).mean()) / cells[-1].samples
     assert (
         single < limit < 1
     )  # a verifier that is right more often than not improves on one sample, and stays short of all
-    ttc_answers.write(tmp_path, said)
+    ttc_answers.write(tmp_path, answers)
     path = tmp_path / ttc_answers.STUDY_FILE
-    assert records.from_json(ttc_answers.StudyAnswers, records.read_json(path), str(path)) == said
-    text = "\n".join(ttc_answers.lines(said))
+    assert records.from_json(ttc_answers.StudyAnswers, records.read_json(path), str(path)) == answers
+    text = "\n".join(ttc_answers.lines(answers))
     assert "decode: g = 0." in text
     assert "joules: none: no meter: power=unmetered" in text
     assert "samples, rms error: beta binomial" in text
 
 
 def test_laws_over_the_end_points_of_a_control_are_recovered() -> None:
-    """Stride 1 of the exchange ladder: accuracy = sigmoid(g ln(C/1e12)). A second ladder: sigmoid(4 (0.8 - loss)) above chance 0.1."""
+    """Stride 1 of the exchange ladder: accuracy = sigmoid(g ln(C/1e12)).
+
+    A second ladder: sigmoid(4 (0.8 - loss)) above chance 0.1.
+    """
     by_flop = [r for r in synthetic.exchange_ladder(0.7) if r.label == "stride 1"]
     fits, absent = control_laws.fit_controls(by_flop, bootstrap=60)
     fit = fits["ttc/accuracy_flop/group, stride 1, T=1"]
@@ -206,10 +211,10 @@ def test_what_one_more_right_answer_costs_between_budgets() -> None:
         return synthetic.record(np.full(20, 0.5), budget=states, rows=rows)
 
     cells = [budget(4, 0.5, 3e6), budget(0, 0.25, 1e6), budget(8, 0.5, 4e6)]
-    found = {(m.cost, m.per_extra_correct, m.reason) for m in ttc_answers.marginal("x", cells)}
-    assert ("test_flop", 8e6, None) in found  # 2e6 FLOP for a quarter more of the problems
-    assert ("test_flop", None, "no more answers are right") in found
-    assert ("energy_j", None, "no meter: power=unmetered") in found
+    costs = {(m.cost, m.per_extra_correct, m.reason) for m in ttc_answers.marginal("x", cells)}
+    assert ("test_flop", 8e6, None) in costs  # 2e6 FLOP for a quarter more of the problems
+    assert ("test_flop", None, "no more answers are right") in costs
+    assert ("energy_j", None, "no meter: power=unmetered") in costs
 
 
 def test_what_to_train_for_how_many_queries() -> None:
@@ -223,16 +228,18 @@ def test_what_to_train_for_how_many_queries() -> None:
 
 
 def true_break_even(g: float, accuracy: float) -> float:
-    """Q* between strides 1 and 4 of `synthetic.lines_that_break_even`: training cost at which each sigmoid reaches `accuracy`."""
+    """Q* between strides 1 and 4 of `synthetic.lines_that_break_even`: training cost at which each
+    sigmoid reaches `accuracy`.
+    """
     logit = np.log(accuracy / (1 - accuracy))
-    one, four = (1e12 * np.exp((logit + np.log(stride)) / g) for stride in (1, 4))
-    return float((four - one) / (1e6 - 2.5e5))
+    stride_1, stride_4 = (1e12 * np.exp((logit + np.log(stride)) / g) for stride in (1, 4))
+    return float((stride_4 - stride_1) / (1e6 - 2.5e5))
 
 
 @pytest.mark.parametrize("g", [0.5, 0.8])
 def test_break_even_of_equal_accuracy_is_recovered_with_its_interval(g: float) -> None:
-    found = synthetic.lines_that_break_even(g)
-    p = break_even.study_break_even("group", found, "FLOP", accuracy=0.8, draws=100)
+    cells = synthetic.lines_that_break_even(g)
+    p = break_even.study_break_even("group", cells, "FLOP", accuracy=0.8, draws=100)
     assert (p.cheap_to_train or "").endswith("stride 1")
     assert (p.cheap_to_ask or "").endswith("stride 4")
     assert p.result.queries == pytest.approx(true_break_even(g, 0.8), rel=0.1)
@@ -243,25 +250,27 @@ def test_break_even_of_equal_accuracy_is_recovered_with_its_interval(g: float) -
 
 
 def test_break_even_says_what_it_lacks() -> None:
-    found = synthetic.lines_that_break_even(0.5)
-    joules = break_even.study_break_even("group", found, "J", draws=40)
+    cells = synthetic.lines_that_break_even(0.5)
+    joules = break_even.study_break_even("group", cells, "J", draws=40)
     assert joules.result.queries is None
     assert joules.result.reason == "no setting has both costs in joules; no meter"
-    high = break_even.study_break_even("group", found, "FLOP", accuracy=0.9999, draws=40)
+    high = break_even.study_break_even("group", cells, "FLOP", accuracy=0.9999, draws=40)
     assert high.result.reason == "no setting reaches greedy accuracy 0.9999"
-    one = break_even.study_break_even("group", [r for r in found if r.control["stride"] == 2], "FLOP", draws=40)
-    assert one.result.queries is None
-    assert one.cheap_to_ask == one.cheap_to_train == one.result.dominating
+    single_line = break_even.study_break_even("group", [r for r in cells if r.control["stride"] == 2], "FLOP", draws=40)
+    assert single_line.result.queries is None
+    assert single_line.cheap_to_ask == single_line.cheap_to_train == single_line.result.dominating
 
 
 def test_break_even_that_often_never_comes_is_unbounded_above() -> None:
-    """At the last end point of stride 4, 84 of 100 problems are right: one resampling in ten stays under 0.8 and never pays."""
-    kept = [
+    """At the last end point of stride 4, 84 of 100 problems are right: one resampling in ten stays
+    under 0.8 and never pays.
+    """
+    cells = [
         r
         for r in synthetic.lines_that_break_even(0.5, problems=100)
         if r.control["stride"] == 1 or (r.tokens or 0) <= 25
     ]
-    q = break_even.study_break_even("group", kept, "FLOP", accuracy=0.8, draws=200).result
+    q = break_even.study_break_even("group", cells, "FLOP", accuracy=0.8, draws=200).result
     assert q.low is not None
     assert q.queries is not None
     assert q.low < q.queries
@@ -270,7 +279,9 @@ def test_break_even_that_often_never_comes_is_unbounded_above() -> None:
 
 
 def test_votes_are_compared_with_the_best_answer_of_no_more_cost() -> None:
-    """Samples right with 0.6 each and never wrong alike: a vote of 16 is right, the greedy answer in 60 of 100 problems."""
+    """Samples right with 0.6 each and never wrong alike: a vote of 16 is right, the greedy answer
+    in 60 of 100 problems.
+    """
     right = [i % 5 < 3 for i in range(100)]
     rows = [synthetic.row("greedy", 1, 0.6), *(synthetic.row("majority", n, 1.0) for n in (4, 16))]
     cells = [
@@ -282,7 +293,8 @@ def test_votes_are_compared_with_the_best_answer_of_no_more_cost() -> None:
     assert sixteen.gain.value == pytest.approx(0.4, abs=0.01)
     assert sixteen.gain.low is not None
     assert sixteen.gain.high is not None
-    assert 0.25 < sixteen.gain.low < 0.4 < sixteen.gain.high < 0.55  # binomial sd of 100 problems 0.05
+    # Binomial sd of 100 problems 0.05
+    assert 0.25 < sixteen.gain.low < 0.4 < sixteen.gain.high < 0.55
     assert votes.compare(cells, "energy_j") == []
     assert votes.equal_costs(cells[:1]) == []  # one control is no contest
 
@@ -290,18 +302,21 @@ def test_votes_are_compared_with_the_best_answer_of_no_more_cost() -> None:
 @pytest.mark.slow
 def test_interval_of_the_break_even_holds_the_truth() -> None:
     """40 studies of 200 new problems each: below 34 of 40 has chance 1.4 % at 95 %."""
-    truth, held = true_break_even(0.5, 0.8), 0
+    truth, covered = true_break_even(0.5, 0.8), 0
     for k in range(40):
-        found = synthetic.lines_that_break_even(0.5, seed=k, noisy=True)
-        q = break_even.study_break_even("group", found, "FLOP", accuracy=0.8, draws=200).result
-        held += q.low is not None and q.high is not None and q.low <= truth <= q.high
-    assert held >= 34
+        cells = synthetic.lines_that_break_even(0.5, seed=k, noisy=True)
+        q = break_even.study_break_even("group", cells, "FLOP", accuracy=0.8, draws=200).result
+        covered += q.low is not None and q.high is not None and q.low <= truth <= q.high
+    assert covered >= 34
 
 
 @pytest.mark.slow
 def test_interval_of_the_exchange_rate_holds_the_truth() -> None:
-    """30 ladders with new problems each, one seed: 27 of 30 intervals held g when this was written; below 25 has chance 0.3 % at 95 %."""
-    held = 0
+    """30 ladders with new problems each, one seed: 27 of 30 intervals held g when this was written.
+
+    Below 25 has chance 0.3 % at 95 %.
+    """
+    covered = 0
     for k in range(30):
         hard = np.random.default_rng([k, 1]).normal(0, 0.5, 100)  # the same problems in every cell
         ladder = []
@@ -310,11 +325,11 @@ def test_interval_of_the_exchange_rate_holds_the_truth() -> None:
                 train = 1e12 * 10 ** (-2 + 0.5 * i)
                 p = 1 / (1 + np.exp(-(np.log(1 / stride) + 0.5 * np.log(train / 1e12) + hard)))
                 cell = {"train_flop": train, "tokens": i + 1, "decode": 1e6 / stride, "stride": stride, "samples": 16}
-                one = synthetic.record(p, seed=k, **cell)  # type: ignore[arg-type]
-                one.seed = 0
-                ladder.append(one)
+                record = synthetic.record(p, seed=k, **cell)  # type: ignore[arg-type]
+                record.seed = 0
+                ladder.append(record)
         e = exchange_rate.exchange(ladder, "decode", draws=100)
         assert e.low is not None
         assert e.high is not None
-        held += e.low <= 0.5 <= e.high
-    assert held >= 25
+        covered += e.low <= 0.5 <= e.high
+    assert covered >= 25

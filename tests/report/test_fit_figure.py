@@ -1,4 +1,6 @@
-"""The figure of a table fit: every kind of law, held-out marks, no law without a certificate, files that are not blank."""
+"""The figure of a table fit: every kind of law, held-out marks, no law without a certificate, files
+that are not blank.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,9 @@ def drawn(fitted: Fitted) -> tuple[dict[str, Any], list[tuple[dict[str, Any], li
     assert spec is not None
     layers = []
     for part in spec["vconcat"]:
-        for one in part["layer"]:  # Altair lifts what all layers share to the outside
-            source = one.get("data") or part.get("data") or spec["data"]
-            layers.append((one, spec["datasets"][source["name"]]))
+        for layer in part["layer"]:  # Altair lifts what all layers share to the outside
+            source = layer.get("data") or part.get("data") or spec["data"]
+            layers.append((layer, spec["datasets"][source["name"]]))
     return spec, layers
 
 
@@ -53,15 +55,15 @@ def drawn(fitted: Fitted) -> tuple[dict[str, Any], list[tuple[dict[str, Any], li
 def test_every_kind_of_law_is_drawn_inside_its_axes(law: str, tmp_path: Path) -> None:
     fitted = done(law)
     spec, layers = drawn(fitted)
-    kinds = [one["mark"]["type"] for one, _ in layers]
+    kinds = [layer["mark"]["type"] for layer, _ in layers]
     assert kinds == ["area", "line", "point", "rule", "point"]
-    for one, rows in layers:
+    for layer, rows in layers:
         for channel in ("x", "y"):
-            if channel not in one["encoding"]:
+            if channel not in layer["encoding"]:
                 continue
-            field, (low, high) = one["encoding"][channel]["field"], one["encoding"][channel]["scale"]["domain"]
+            field, (low, high) = layer["encoding"][channel]["field"], layer["encoding"][channel]["scale"]["domain"]
             assert all(low <= r[field] <= high for r in rows), (law, field)
-    points = [rows for one, rows in layers if one["mark"]["type"] == "point"]
+    points = [rows for layer, rows in layers if layer["mark"]["type"] == "point"]
     assert [len(rows) for rows in points] == [len(next(iter(fitted.points.values())))] * 2
     assert all(r["low"] <= r["y"] <= r["high"] for r in layers[0][1])
     assert spec["vconcat"][1]["layer"][-1]["encoding"]["x"]["axis"]["title"]
@@ -75,20 +77,20 @@ def test_every_kind_of_law_is_drawn_inside_its_axes(law: str, tmp_path: Path) ->
 def test_residuals_are_those_of_the_fit_and_held_out_points_are_hollow() -> None:
     fitted = done("chinchilla", hold_out="N > 9e8")
     _, layers = drawn(fitted)
-    marks = [(one["mark"]["filled"], rows) for one, rows in layers if one["mark"]["type"] == "point"]
+    marks = [(layer["mark"]["filled"], rows) for layer, rows in layers if layer["mark"]["type"] == "point"]
     assert [(filled, len(rows)) for filled, rows in marks] == [(True, 20), (False, 5)] * 2
-    found = [-np.log1p(r["y"] / 100) for r in marks[2][1]]
-    assert found == pytest.approx(fitted.fit.residuals, abs=1e-7)
+    residuals = [-np.log1p(r["y"] / 100) for r in marks[2][1]]
+    assert residuals == pytest.approx(fitted.fit.residuals, abs=1e-7)
     assert fitted.fit.held_out is not None
-    missed = [1 / (1 + r["y"] / 100) - 1 for r in marks[3][1]]
-    assert missed == pytest.approx(fitted.fit.held_out.relative_error, abs=1e-7)
+    errors = [1 / (1 + r["y"] / 100) - 1 for r in marks[3][1]]
+    assert errors == pytest.approx(fitted.fit.held_out.relative_error, abs=1e-7)
 
 
 def test_many_sizes_are_grouped_and_each_line_has_its_own_points_span() -> None:
     n, d = (m.ravel() for m in np.meshgrid(np.geomspace(1e7, 1e9, 13), np.geomspace(2e8, 2e10, 4)))
     table = tables.TableFile("t.csv", "", {"N": n, "D": d, "loss": 1.8 + 480 / n**0.35 + 2100 / d**0.37})
     _, layers = drawn(fit_points(table, "chinchilla", {}, bootstrap=0))
-    assert [one["mark"]["type"] for one, _ in layers] == ["line", "point", "rule", "point"], "no draws, no band"
+    assert [layer["mark"]["type"] for layer, _ in layers] == ["line", "point", "rule", "point"], "no draws, no band"
     assert len({r["series"] for r in layers[0][1]}) == fit_figure.MAX_GROUPS
     assert {r["series"] for r in layers[1][1]} == {r["series"] for r in layers[0][1]}
     assert layers[1][0]["encoding"]["color"]["title"].startswith("N of the line")
@@ -99,7 +101,7 @@ def test_a_fit_without_a_certificate_shows_its_data_alone(law: str) -> None:
     fitted = done(law)
     failed = replace(fitted.fit, certificate=replace(fitted.fit.certificate, passed=False, reason="not converged"))
     spec, layers = drawn(replace(fitted, fit=failed))
-    assert [one["mark"]["type"] for one, _ in layers] == ["point"]
+    assert [layer["mark"]["type"] for layer, _ in layers] == ["point"]
     assert "NOT CONVERGED" in spec["title"]["subtitle"][0]
 
 

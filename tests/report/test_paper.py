@@ -1,4 +1,6 @@
-"""The table and checklist for a paper: every number from the fit, LaTeX that is closed and escaped, what is unknown is listed."""
+"""The table and checklist for a paper: every number from the fit, LaTeX that is closed and escaped,
+what is unknown is listed.
+"""
 
 from __future__ import annotations
 
@@ -30,24 +32,25 @@ def fit() -> Fit:
 
 
 def test_checklist_holds_what_a_referee_asks(fit: Fit) -> None:
-    found = dict(paper.checklist(fit))
-    assert "20 fitted in 20 independent units" in found["Rows"]
-    assert found["Rows left out"] == "failing the filter loss < 4 | x: 3"
-    assert "N > 9e8: 5 rows, error at most" in found["Held out"]
-    assert "naive line" in found["Held out"]
-    assert "delta 0.001" in found["Objective"]
-    assert found["Starts"].startswith(f"{fit.certificate.starts}, of which {fit.certificate.starts_agreeing} agree")
-    assert f"60 bootstrap draws ({fit.resampled}) over 20" in found["Intervals"]
+    items = dict(paper.checklist(fit))
+    assert "20 fitted in 20 independent units" in items["Rows"]
+    assert items["Rows left out"] == "failing the filter loss < 4 | x: 3"
+    assert "N > 9e8: 5 rows, error at most" in items["Held out"]
+    assert "naive line" in items["Held out"]
+    assert "delta 0.001" in items["Objective"]
+    assert items["Starts"].startswith(f"{fit.certificate.starts}, of which {fit.certificate.starts_agreeing} agree")
+    assert f"60 bootstrap draws ({fit.resampled}) over 20" in items["Intervals"]
     assert fit.resampled in ("cases", "residual")
-    assert fit.data_hash in found["Data hash, code"]
-    assert "hardware" in found["Not stated in the table"]
-    assert found["Certificate"] == "passed"
+    assert fit.data_hash in items["Data hash, code"]
+    assert "hardware" in items["Not stated in the table"]
+    assert items["Certificate"] == "passed"
     bare = dict(paper.checklist(dataclasses.replace(fit, held_out=None, bootstrap={}, columns={})))
     assert bare["Held out"].startswith("none")
     assert bare["Intervals"].startswith("none")
     assert "Not stated in the table" not in bare
     assert bare["Data"] == "arrays given in Python"
-    assert bare["States, annealing"].endswith("not checked")  # nobody asked which of them were annealed
+    # Nobody asked which of them were annealed
+    assert bare["States, annealing"].endswith("not checked")
 
 
 def test_a_fit_that_failed_says_so_in_its_first_cell(fit: Fit) -> None:

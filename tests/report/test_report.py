@@ -45,7 +45,9 @@ def page(measured: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Tags(HTMLParser):
-    """Names of all tags of a page (scripts are opaque) and every attribute that would load something."""
+    """Names of all tags of a page (scripts are opaque) and every attribute that would load
+    something.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class Tags(HTMLParser):
         self.sources += [f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href", "srcset", "data", "style")]
 
 
-# --- page ------------------------------------------------------------------------------------------------------------
+# --- page -----------------------------------------------------------------------------------------
 def test_page_needs_nothing_from_outside(page: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert len(html) < 2_500_000
@@ -74,7 +76,8 @@ def test_page_needs_nothing_from_outside(page: Path) -> None:
     assert "@import" not in style
     assert "url(" not in style
     assert "default-src 'none'" in html
-    assert len(re.findall(r"globalThis\.vegaEmbed\s*=", html)) == 1  # the bundle once, for all charts
+    # The bundle once, for all charts
+    assert len(re.findall(r"globalThis\.vegaEmbed\s*=", html)) == 1
     specs = json.loads(html.split('<script id="specs" type="application/json">')[1].split("</script>")[0])
     assert set(specs) == {p.stem for p in (page.parent / "figures").glob("*.png")}
 
@@ -109,15 +112,17 @@ def test_every_figure_is_written_and_not_blank(page: Path, suffix: str) -> None:
 
 
 def png_colors(data: bytes) -> tuple[int, int, int]:
-    """Width, height and the number of distinct byte quadruples of the unfiltered scanlines' raw stream."""
+    """Width, height and the number of distinct byte quadruples of the unfiltered scanlines' raw
+    stream.
+    """
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", data[16:24])
-    raw, at = b"", 8
-    while at < len(data):
-        (size,) = struct.unpack(">I", data[at : at + 4])
-        if data[at + 4 : at + 8] == b"IDAT":
-            raw += data[at + 8 : at + 8 + size]
-        at += 12 + size
+    raw, offset = b"", 8
+    while offset < len(data):
+        (size,) = struct.unpack(">I", data[offset : offset + 4])
+        if data[offset + 4 : offset + 8] == b"IDAT":
+            raw += data[offset + 8 : offset + 8 + size]
+        offset += 12 + size
     pixels = zlib.decompress(raw)
     return width, height, len({pixels[i : i + 4] for i in range(0, len(pixels) - 4, 4)})
 
@@ -178,7 +183,7 @@ def test_studies_with_nothing_to_fit_say_so(records: list, tmp_path: Path) -> No
     assert "3 runs are failed and left out" in html
 
 
-# --- charts ----------------------------------------------------------------------------------------------------------
+# --- charts ---------------------------------------------------------------------------------------
 def drawn(*studies: Study) -> list[Figure]:
     return [f for f in charts.figures([view.view(s) for s in studies]) if f.spec is not None]
 
@@ -246,11 +251,11 @@ def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None
 
 def test_losses_of_several_corpora_are_not_drawn_on_one_scale(plain: Study) -> None:
     name, records, excluded, fits = plain.name, plain.records, plain.excluded, plain.fits
-    other = [replace(r, corpus={**r.corpus, "corpus_id": "another"}) for r in records[:2]]
-    found = {f.key: f for f in charts.figures([view.view(Study(name, [*other, *records[2:]], excluded, fits))])}
-    assert found["loss_compute"].spec is None
-    assert "different scales" in (found["loss_compute"].reason or "")
-    assert found["throughput"].spec is not None
+    foreign = [replace(r, corpus={**r.corpus, "corpus_id": "another"}) for r in records[:2]]
+    figures = {f.key: f for f in charts.figures([view.view(Study(name, [*foreign, *records[2:]], excluded, fits))])}
+    assert figures["loss_compute"].spec is None
+    assert "different scales" in (figures["loss_compute"].reason or "")
+    assert figures["throughput"].spec is not None
 
 
 def test_rates_at_the_edge_are_a_warning() -> None:
@@ -260,14 +265,14 @@ def test_rates_at_the_edge_are_a_warning() -> None:
 
 
 def test_fits_of_other_points_and_repeated_tokens_are_warnings(plain: Study) -> None:
-    name, found, excluded, fits = plain.name, plain.records, plain.excluded, plain.fits
+    name, runs, excluded, fits = plain.name, plain.records, plain.excluded, plain.fits
     assert not any(
-        "now:" in w or "more than once" in w for w in sentences.warnings(view.view(Study(name, found, excluded, fits)))
+        "now:" in w or "more than once" in w for w in sentences.warnings(view.view(Study(name, runs, excluded, fits)))
     )
-    fewer = [replace(found[0], points=[replace(p, epochs=2.5) for p in found[0].points]), *found[2:]]
+    fewer = [replace(runs[0], points=[replace(p, epochs=2.5) for p in runs[0].points]), *runs[2:]]
     lines = sentences.warnings(view.view(Study(name, fewer, excluded, fits)))
     assert any("run harness fit again" in w for w in lines)
-    assert any(f"{len(found[0].points)} points saw tokens more than once (up to 2.5 times)" in w for w in lines)
+    assert any(f"{len(runs[0].points)} points saw tokens more than once (up to 2.5 times)" in w for w in lines)
 
 
 def test_many_points_are_thinned_with_their_extremes_and_the_caption_says_so(measured: Study) -> None:
@@ -294,8 +299,8 @@ def test_ticks_are_few_and_inside(low: float, high: float, log: bool) -> None:
 
 @pytest.mark.parametrize("log", [True, False])
 def test_values_that_differ_by_rounding_are_one_value(log: bool) -> None:
-    found = axes.axis("x", [2.28686822197, 2.28686822197 * (1 + 3e-16)], log=log)
-    assert found.high / found.low > 1.1
+    axis = axes.axis("x", [2.28686822197, 2.28686822197 * (1 + 3e-16)], log=log)
+    assert axis.high / axis.low > 1.1
     assert axes.axis("x", [0.0, 0.0], log=False).high == 1.0
 
 
@@ -319,7 +324,7 @@ def test_colours_stand_out_on_both_backgrounds(background: str) -> None:
         assert (light + 0.05) / (dark + 0.05) >= 3, (color, background)
 
 
-# --- words and tables ------------------------------------------------------------------------------------------------
+# --- words and tables -----------------------------------------------------------------------------
 def test_numbers_are_rounded_to_their_interval(measured: Study) -> None:
     fit = measured.fits["loss_nd"]
     fit.params["E"], fit.interval["E"] = 1.03412, [0.9951, 1.0662]
