@@ -59,7 +59,8 @@ def write(folder: Path, **changes: Any) -> Path:
     ],
 )
 def test_what_differs(script: ModuleType, tmp_path: Path, changes: dict[str, Any], kind: str | None) -> None:
-    comparisons = script.compare(write(tmp_path / "old"), write(tmp_path / "new", **changes))
+    new = write(tmp_path / "new", **changes)
+    comparisons = script.compare(write(tmp_path / "old"), new, new)
     assert [c.kind for c in comparisons if c.differences] == ([kind] if kind else [])
     assert all(c.compared for c in comparisons)
     assert ("DIFFERENT" in script.table(comparisons)) == (kind is not None)
@@ -67,7 +68,8 @@ def test_what_differs(script: ModuleType, tmp_path: Path, changes: dict[str, Any
 
 
 def test_missing_column_is_a_difference(script: ModuleType, tmp_path: Path) -> None:
-    comparisons = script.compare(write(tmp_path / "old", more={"column": 1}), write(tmp_path / "new"))
+    new = write(tmp_path / "new")
+    comparisons = script.compare(write(tmp_path / "old", more={"column": 1}), new, new)
     assert [c.differences for c in comparisons if c.differences] == [["study/run.points[0].column: missing from NEW"]]
 
 
@@ -76,7 +78,7 @@ def test_a_checkout_agrees_with_itself(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--keep", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "the same numbers"
-    assert (tmp_path / "new/runs/facts/fits.json").is_file()
+    assert (tmp_path / "refit/runs/facts/fits.json").is_file()
 
 
 def test_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
