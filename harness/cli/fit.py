@@ -142,12 +142,11 @@ def print_study(study: Study, path: Path) -> None:
     from harness.analysis import energy as study_energy
     from harness.analysis import points as study_points
     from harness.analysis.ttc import answers as ttc_answers
-    from harness.analysis.ttc import curves as ttc_curves
 
     for name, law_fit in study.fits.items():
-        if not ttc_curves.of_cell(name):
+        if law_fit.scope != "cell":
             print(f"{name}\n{laws.summary(law_fit)}\n")
-    if cells := sum(map(ttc_curves.of_cell, study.fits)):  # three laws per cell would bury the rest
+    if cells := sum(f.scope == "cell" for f in study.fits.values()):  # three laws per cell would bury the rest
         print(f"{cells} laws of single cells (voting, coverage, pass@k): in {path}")
     if study.answers is not None:
         print("\n".join(ttc_answers.lines(study.answers)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Literal
 
 from harness.errors import FitError
 from harness.laws.law import Law
@@ -83,6 +84,8 @@ class Fit:
     )  # bootstrap parameters, for prediction intervals
     residuals: list[float] = field(default_factory=list[float])  # ln predicted - ln measured, in row order
     data_hash: str = ""
+    # What the table is of: a study, one control of its evaluations, or one cell
+    scope: Literal["study", "control", "cell"] = "study"
 
     def __post_init__(self) -> None:
         self.own_law: Law | None = None  # of a caller's function; never stored

@@ -12,6 +12,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from harness.laws.catalogue import LAWS
 from harness.laws.result import Fit
 
 STUDY_FILE = "fits.json"
+OLD_CELL_LAWS = ("voting", "coverage", "pass_at_k")  # whose names meant a single cell
 DRAWS_SUFFIX = ".draws.npz"
 
 
@@ -31,6 +33,19 @@ class FitsFile:
     fits: dict[str, Fit]
     draws_sha256: str | None = None
     schema_version: int = records.SCHEMA_VERSION
+
+    @staticmethod
+    def upgraded(value: Any) -> Any:
+        """The JSON value with the scope of each fit; older files tell it by the fit's name alone."""
+        fits = cast(records.Json, value).get("fits") if isinstance(value, dict) else None
+        for name, fit in cast(records.Json, fits).items() if isinstance(fits, dict) else ():
+            if isinstance(fit, dict) and name.startswith("ttc/"):
+                cast(records.Json, fit).setdefault("scope", _old_scope(name))
+        return cast(Any, value)
+
+
+def _old_scope(name: str) -> str:
+    return "cell" if name.split("/")[1] in OLD_CELL_LAWS else "control"
 
 
 def write_fits(folder: Path, fits: dict[str, Fit]) -> None:

@@ -19,7 +19,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from harness import __version__
 from harness.analysis.study import Study
 from harness.analysis.ttc.answers import StudyAnswers
-from harness.analysis.ttc.curves import of_cell
 from harness.errors import DeviceError
 from harness.records import write_text_atomic
 from harness.records.ttc import TtcRecord
@@ -98,7 +97,7 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
     except OSError as e:
         raise DeviceError(f"cannot write to {folder}: {e.strerror}. Free space or choose another --out.") from e
     write_text_atomic(page, html(views, all_figures, evaluations, answers))
-    if len(views) == 1 and (fits := {name: fit for name, fit in views[0].fits.items() if not of_cell(name)}):
+    if len(views) == 1 and (fits := {name: fit for name, fit in views[0].fits.items() if fit.scope != "cell"}):
         write_text_atomic(page.parent / "fits.md", paper.markdown(fits))
         write_text_atomic(page.parent / "fits.tex", paper.latex(fits))
     return page

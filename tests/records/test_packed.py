@@ -93,3 +93,11 @@ def test_fits_without_draws_leave_no_stale_side_file(fits: dict[str, Fit], tmp_p
 def test_rows_of_evaluations_whose_order_was_called_arm_are_read() -> None:
     (record, *_) = ttc.load(Path(__file__).resolve().parents[2] / "results/reference/cpu_cot")
     assert {row.order for row in record.rows} == {"batched", "sequential"}
+
+
+def test_a_fit_says_what_it_is_of_and_older_files_are_read_by_their_names() -> None:
+    reference = Path(__file__).resolve().parents[2] / "results/reference/cpu_cot"
+    scopes = {name: fit.scope for name, fit in fit_files.load_fits(reference).items()}
+    assert {scopes[name] for name in scopes if name.startswith("ttc/voting/")} == {"cell"}
+    assert {scopes[name] for name in scopes if name.startswith("ttc/accuracy_loss/")} == {"control"}
+    assert {scopes[name] for name in scopes if not name.startswith("ttc/")} <= {"study"}

@@ -66,5 +66,6 @@ def fit_all(
     """
     cells, no_cells = ttc_curves.fit_cells(records, bootstrap=bootstrap, seed=seed)
     controls, no_controls = fit_controls(records, bootstrap=bootstrap, seed=seed)
-    fits = {name: replace(fit, draws={}) for name, fit in (cells | controls).items()}
+    fits = {name: replace(fit, draws={}, scope="cell") for name, fit in cells.items()}
+    fits |= {name: replace(fit, draws={}, scope="control") for name, fit in controls.items()}
     return fits, no_cells | no_controls

@@ -49,11 +49,6 @@ def fit_name(law: str, cell: str) -> str:
     return f"ttc/{law}/{cell}"
 
 
-def of_cell(name: str) -> bool:
-    """Whether a fit of `fits.json` is of a single cell; a study has hundreds of these."""
-    return name.startswith("ttc/") and name.split("/")[1] in CELL_LAWS
-
-
 def last_end_points(records: Sequence[TtcRecord]) -> list[TtcRecord]:
     """The records of the longest training of each run."""
     most: dict[str, int] = {}
