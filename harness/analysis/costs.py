@@ -59,25 +59,27 @@ def of_study(records: Sequence[RunRecord], n_column: str) -> Costs:
     FLOP per token are the records' causal count. Its ratio to 6N is interpolated between rungs;
     beyond them, the ratio of the nearest rung holds.
     """
-    t = study_points.points(records)
-    if not len(t):
+    table = study_points.points(records)
+    if not len(table):
         return without_records("the study has no points")
-    n = np.asarray(getattr(t, n_column), dtype=float)
-    ratio = _by_rung(n, t.train_flop, 6.0 * n * t.tokens, max_ratio=np.inf)
+    n = np.asarray(getattr(table, n_column), dtype=float)
+    ratio = _by_rung(n, table.train_flop, 6.0 * n * table.tokens, max_ratio=np.inf)
     assert ratio is not None
-    devices = sorted({str(r.provenance.get("device")) for r in records if r.points})
+    devices = sorted({str(record.provenance.get("device")) for record in records if record.points})
     text = f"C = the study's causal count ({n_column})"
     if len(devices) > 1:
         reason = f"points of different devices are not pooled: {', '.join(devices)}"
         return Costs(lambda x: ratio(x) * 6.0 * x, text, joules_reason=reason, seconds_reason=reason)
-    measured = np.isfinite(t.energy_j)
-    reasons = "; ".join(f"{reason} ({count} points)" for reason, count in t.energy_excluded.items())
+    measured = np.isfinite(table.energy_j)
+    reasons = "; ".join(f"{reason} ({count} points)" for reason, count in table.energy_excluded.items())
     return Costs(
         flop_per_token=lambda x: ratio(x) * 6.0 * x,
         flop_text=text,
-        j_per_flop=_by_rung(n[measured], t.energy_j[measured], t.train_flop[measured], max_ratio=MAX_SIZE_RATIO),
+        j_per_flop=_by_rung(
+            n[measured], table.energy_j[measured], table.train_flop[measured], max_ratio=MAX_SIZE_RATIO
+        ),
         joules_reason=None if measured.any() else f"not measured: {reasons}",
-        s_per_flop=_by_rung(n, t.wall_s, t.train_flop, max_ratio=MAX_SIZE_RATIO),
+        s_per_flop=_by_rung(n, table.wall_s, table.train_flop, max_ratio=MAX_SIZE_RATIO),
     )
 
 

@@ -40,12 +40,12 @@ class RungJoules:
     flag: str = ""
 
 
-def by_rung(t: PointTable) -> list[RungJoules]:
+def by_rung(table: PointTable) -> list[RungJoules]:
     """One row per rung with measured joules, smallest first.
 
     None where several devices were used.
     """
-    measured = t.where(np.isfinite(t.energy_j))
+    measured = table.where(np.isfinite(table.energy_j))
     if len(set(measured.device)) != 1:
         return []
     idle = measured_idle_w(measured)
@@ -140,15 +140,15 @@ def cells(r: RungJoules) -> list[str]:
     ]  # fmt: skip
 
 
-def context(t: PointTable, rows: Sequence[RungJoules], fits: dict[str, Fit]) -> list[str]:
+def context(table: PointTable, rows: Sequence[RungJoules], fits: dict[str, Fit]) -> list[str]:
     """The lines that go with the table: the card's floor, and where idle power stops dominating."""
-    device = str(t.device[np.isfinite(t.energy_j)][0])
+    device = str(table.device[np.isfinite(table.energy_j)][0])
     floor = floor_j_per_flop(device)
     value = "none known" if floor is None else f"{1e12 * floor:.3g} pJ/FLOP, board power over dense bf16 peak"
     return [f"floor of {device}: {value}", crossover(rows, fits)]
 
 
-def printed(t: PointTable, fits: dict[str, Fit]) -> list[Table | str]:
+def printed(table: PointTable, fits: dict[str, Fit]) -> list[Table | str]:
     """The table and its lines for `console.show`; empty where no joules were measured."""
-    rows = by_rung(t)
-    return ["joules by rung, gross", Table([cells(r) for r in rows], HEAD), *context(t, rows, fits)] if rows else []
+    rows = by_rung(table)
+    return ["joules by rung, gross", Table([cells(r) for r in rows], HEAD), *context(table, rows, fits)] if rows else []

@@ -115,7 +115,7 @@ def plan_next(fit: Fit, costs: Costs, target: Target, count: int, min_shrink: fl
         enough = shrink >= min_shrink
         k = int(np.where(enough, gain / cost, -1.0).argmax() if enough.any() else gain.argmax())
         notes = [] if enough.any() else [f"no candidate narrows the interval by {min_shrink:.0%}; this one does most"]
-        if any((r.n, r.d) == (float(n[k]), float(d[k])) for r in runs):
+        if any((record.n, record.d) == (float(n[k]), float(d[k])) for record in runs):
             notes.append("the same run with another seed")
         cov = cov - np.outer(cov[:, k], cov[k]) / (noise + cov[k, k])
         width = Z95 * float(np.sqrt(max(cov[-1, -1], 0.0)))

@@ -88,7 +88,7 @@ _ENERGY = ("energy_j", "energy_se_j", "energy_net_j", "idle_power_w")
 
 def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
     """n_total -> label: the width, with the depth where two rungs share it; else n_total."""
-    rungs = {r.counts.n_total: (r.shape.get("width"), r.shape.get("depth")) for r in records}
+    rungs = {record.counts.n_total: (record.shape.get("width"), record.shape.get("depth")) for record in records}
     widths = Counter(w for w, _ in rungs.values())
     shapes = Counter(rungs.values())
     labels = {}
@@ -100,12 +100,12 @@ def rung_labels(records: Sequence[RunRecord]) -> dict[int, str]:
     return labels
 
 
-def baselines(r: RunRecord) -> tuple[float | None, float | None]:
+def baselines(record: RunRecord) -> tuple[float | None, float | None]:
     """Idle power of the cards without a CUDA context, and the standard error of that with one, W.
 
     Both are sums over the sensor cards; None where one of the cards was not measured.
     """
-    cards = r.meter.get("sensor_cards") or [None]
+    cards = record.meter.get("sensor_cards") or [None]
 
     def of_cards(name: str) -> list[float] | None:
         values = [None if c is None else c.get(name) for c in cards]
@@ -121,16 +121,21 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
     out: Counter[str] = Counter({f"runs {state}": n for state, n in (excluded or {}).items()})
     no_energy: Counter[str] = Counter()
     columns: dict[str, list] = {n: [] for n in _ARRAYS}
-    for r in records:
-        of_run = vars(r.counts) | {"run_id": r.run_id, "name": r.name, "study": r.study, "seed": r.seed}
-        bare_w, idle_sd_w = baselines(r)
-        of_run |= {"rung": labels[r.counts.n_total], "width": r.shape.get("width"), "idle_bare_w": bare_w}
-        of_run |= {"device": str(r.provenance.get("device"))}
-        for p in r.points:
-            if r.state != "done":
-                out[f"points of a run that is {r.state}"] += 1
-            elif r.role != "fit":
-                out[f"role {r.role}"] += 1
+    for record in records:
+        of_run = vars(record.counts) | {
+            "run_id": record.run_id,
+            "name": record.name,
+            "study": record.study,
+            "seed": record.seed,
+        }
+        bare_w, idle_sd_w = baselines(record)
+        of_run |= {"rung": labels[record.counts.n_total], "width": record.shape.get("width"), "idle_bare_w": bare_w}
+        of_run |= {"device": str(record.provenance.get("device"))}
+        for p in record.points:
+            if record.state != "done":
+                out[f"points of a run that is {record.state}"] += 1
+            elif record.role != "fit":
+                out[f"role {record.role}"] += 1
             elif not p.annealed:
                 out["not annealed"] += 1
             else:
@@ -141,7 +146,7 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
                     of_energy |= dict.fromkeys(_ENERGY)
                 elif e.energy_se_j is not None and idle_sd_w is not None:
                     of_energy["energy_net_se_j"] = math.hypot(e.energy_se_j, idle_sd_w * p.wall_s)
-                counted = {"matmul_flop": r.counts.fpt_matmul, "full_emb_flop": r.counts.fpt_full_emb}
+                counted = {"matmul_flop": record.counts.fpt_matmul, "full_emb_flop": record.counts.fpt_full_emb}
                 of_count = {k: per_token * p.tokens for k, per_token in counted.items()}
                 for values in (of_run, vars(p), of_count, of_energy):
                     for n in values.keys() & columns.keys():
@@ -152,29 +157,29 @@ def points(records: Sequence[RunRecord], excluded: dict[str, int] | None = None)
 
 
 # --- frontier, noise, checks ----------------------------------------------------------------------
-def seed_means(t: PointTable) -> PointTable:
+def seed_means(table: PointTable) -> PointTable:
     """One row per (rung, budget), with geometric means over seeds of loss and energy.
 
     Other columns are those of the first seed.
     """
     groups: dict[tuple[str, float], list[int]] = {}
-    for i in range(len(t)):
-        groups.setdefault((str(t.rung[i]), float(t.tokens[i])), []).append(i)
-    means = t.where(np.array([g[0] for g in groups.values()], dtype=int))
+    for i in range(len(table)):
+        groups.setdefault((str(table.rung[i]), float(table.tokens[i])), []).append(i)
+    means = table.where(np.array([g[0] for g in groups.values()], dtype=int))
     for column in ("loss_nat", "energy_j"):
-        values = getattr(t, column)
+        values = getattr(table, column)
         setattr(means, column, np.array([float(np.exp(np.mean(np.log(values[g])))) for g in groups.values()]))
     return means
 
 
-def frontier_points(t: PointTable, x: str = "train_flop") -> tuple[PointTable, Array]:
+def frontier_points(table: PointTable, x: str = "train_flop") -> tuple[PointTable, Array]:
     """Points on the lower envelope of loss against `x`, and whether each lies on an interior rung.
 
     The seed means of each rung are joined by straight lines in log-log space. A point is on the
     frontier when at least one other rung was run at its `x` and no other rung has a lower loss at
     that `x` or at less. Without another rung nothing shows that the point is the best.
     """
-    m = seed_means(t)
+    m = seed_means(table)
     m = m.where(np.isfinite(getattr(m, x)) & (getattr(m, x) > 0))
     if not len(m):
         return m, np.zeros(0, dtype=bool)
@@ -203,10 +208,10 @@ class SeedNoise:
     dof: int
 
 
-def seed_noise(t: PointTable) -> SeedNoise | None:
+def seed_noise(table: PointTable) -> SeedNoise | None:
     """None where no (rung, budget) was run with two seeds: then the noise is unknown, not zero."""
     groups: dict[tuple[str, float], list[float]] = {}
-    for rung, tokens, loss in zip(t.rung, t.tokens, t.loss_nat, strict=True):
+    for rung, tokens, loss in zip(table.rung, table.tokens, table.loss_nat, strict=True):
         groups.setdefault((str(rung), float(tokens)), []).append(math.log(loss))
     repeated = [np.array(g) for g in groups.values() if len(g) > 1]
     if not repeated:
@@ -236,11 +241,11 @@ def rate_check(records: Sequence[RunRecord], noise: SeedNoise | None = None) -> 
     """Compare runs that differ in `optim.lr_scale` alone, at their largest common budget."""
     labels = rung_labels(records)
     losses: dict[tuple[int, int, int], dict[float, float]] = {}
-    for r in records:
-        scale = float(r.config.get("optim", {}).get("lr_scale", 1.0))
-        for p in r.points:
-            if r.state == "done" and p.annealed:
-                losses.setdefault((r.counts.n_total, r.seed, p.tokens), {})[scale] = p.loss_nat
+    for record in records:
+        scale = float(record.config.get("optim", {}).get("lr_scale", 1.0))
+        for p in record.points:
+            if record.state == "done" and p.annealed:
+                losses.setdefault((record.counts.n_total, record.seed, p.tokens), {})[scale] = p.loss_nat
     latest: dict[tuple[int, int], RateCheck] = {}
     for (n, seed, tokens), by_scale in sorted(losses.items()):
         if len(by_scale) < 2 or 1.0 not in by_scale:
@@ -267,13 +272,15 @@ class Floor:
 
 
 def floor(records: Sequence[RunRecord]) -> Floor:
-    entropies = {r.corpus.get("floor_nat") for r in records}
-    oracles = [p.oracle_nat for r in records for p in r.points if p.oracle_nat is not None]
+    entropies = {record.corpus.get("floor_nat") for record in records}
+    oracles = [p.oracle_nat for record in records for p in record.points if p.oracle_nat is not None]
     entropy = entropies.pop() if len(entropies) == 1 else None
     oracle = float(np.mean(oracles)) if oracles else None
     if entropy is not None or oracle is not None:
         return Floor(entropy, oracle, None)
-    reasons = {str(r.corpus.get("floor_reason") or "the entropy of this corpus is not known") for r in records}
+    reasons = {
+        str(record.corpus.get("floor_reason") or "the entropy of this corpus is not known") for record in records
+    }
     return Floor(None, None, "; ".join(sorted(reasons)) or "there is no run")
 
 
@@ -283,7 +290,9 @@ def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
     Sources: arXiv:2303.13506 for N, arXiv:2102.04074 for D. None for other corpora.
     """
     exponents = {
-        r.config.get("corpus", {}).get("zipf_a") for r in records if r.config.get("corpus", {}).get("kind") == "facts"
+        record.config.get("corpus", {}).get("zipf_a")
+        for record in records
+        if record.config.get("corpus", {}).get("kind") == "facts"
     }
     if len(exponents) != 1 or None in exponents:
         return None
@@ -295,24 +304,33 @@ def theory(records: Sequence[RunRecord]) -> dict[str, float] | None:
 def study_table(records: Sequence[RunRecord]) -> list[dict[str, str | int | float | bool | None]]:
     """One flat row per point, with probes and points that are not annealed."""
     rows = []
-    for r in records:
-        head = {"run_id": r.run_id, "study": r.study, "name": r.name, "role": r.role, "state": r.state, "seed": r.seed}
-        shape = {k: r.shape.get(k) for k in ("width", "depth", "heads", "head_dim", "vocab", "context")}
-        hyper = {k: r.hyper.get(k) for k in ("lr", "batch_tokens", "weight_decay", "beta2", "warmup_tokens", "rule")}
-        setting = {
-            "corpus": r.corpus.get("corpus_id"),
-            "tokenizer": r.corpus.get("tokenizer"),
-            "schedule": r.config.get("schedule", {}).get("kind"),
-            "decay_fraction": r.config.get("schedule", {}).get("decay_fraction"),
-            "lr_scale": r.config.get("optim", {}).get("lr_scale"),
-            "device": r.provenance.get("device"),
-            "commit": r.provenance.get("commit"),
+    for record in records:
+        head = {
+            "run_id": record.run_id,
+            "study": record.study,
+            "name": record.name,
+            "role": record.role,
+            "state": record.state,
+            "seed": record.seed,
         }
-        for p in r.points:
+        shape = {k: record.shape.get(k) for k in ("width", "depth", "heads", "head_dim", "vocab", "context")}
+        hyper = {
+            k: record.hyper.get(k) for k in ("lr", "batch_tokens", "weight_decay", "beta2", "warmup_tokens", "rule")
+        }
+        setting = {
+            "corpus": record.corpus.get("corpus_id"),
+            "tokenizer": record.corpus.get("tokenizer"),
+            "schedule": record.config.get("schedule", {}).get("kind"),
+            "decay_fraction": record.config.get("schedule", {}).get("decay_fraction"),
+            "lr_scale": record.config.get("optim", {}).get("lr_scale"),
+            "device": record.provenance.get("device"),
+            "commit": record.provenance.get("commit"),
+        }
+        for p in record.points:
             point = {k: v for k, v in vars(p).items() if k != "energy"}
             energy = vars(p.energy) | {"codes": " ".join(p.energy.codes)}
             energy["energy_reason"], energy["energy_source"] = energy.pop("reason"), energy.pop("source")
             energy["energy_verdict"], energy["energy_codes"] = energy.pop("verdict"), energy.pop("codes")
             energy["energy_notes"] = "; ".join(energy.pop("notes"))
-            rows.append(head | shape | vars(r.counts) | hyper | setting | point | energy)
+            rows.append(head | shape | vars(record.counts) | hyper | setting | point | energy)
     return rows

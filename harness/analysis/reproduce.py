@@ -98,7 +98,7 @@ def quantities(
     control. A parameter that one seed does not pin has no standard deviation (NaN).
     """
     out: dict[str, tuple[float, float, str]] = {}
-    flop = [p.train_flop for r in runs if r.role == "fit" for p in r.points]
+    flop = [p.train_flop for record in runs if record.role == "fit" for p in record.points]
     budgets = np.geomspace(min(flop), max(flop), 5)[1:-1] if flop else np.array([])
     if fit := fits.get("loss_nd"):
         for name in ("alpha", "beta", "E"):
@@ -119,7 +119,7 @@ def quantities(
             out[f"L(C) at {sci(float(budget))} FLOP"] = (float(losses[i]), _sd(*intervals[:, i]), "bootstrap")
     from scipy import stats
 
-    longest = {r.run_id: f"d{max(p.tokens for p in r.points)}" for r in runs if r.points}
+    longest = {record.run_id: f"d{max(p.tokens for p in record.points)}" for record in runs if record.points}
     for e in evaluations:
         greedy = next((row.accuracy for row in e.rows if row.strategy == "greedy"), None)
         if greedy is not None and e.branch == longest.get(e.run_id, e.branch):
@@ -143,16 +143,16 @@ def make_reference(
 
     Raises RecordError for a seed without runs, or for a study without a quantity to compare.
     """
-    seeds = sorted({r.seed for r in runs if r.role == "fit"})
+    seeds = sorted({record.seed for record in runs if record.role == "fit"})
     if seed not in seeds:
         raise RecordError(f"a reference at seed {seed} needs runs at it; the records have seeds {seeds}.")
     per_seed = {}
     for s in seeds:
-        of_seed = [r for r in runs if r.role == "fit" and r.seed == s]
+        of_seed = [record for record in runs if record.role == "fit" and record.seed == s]
         ids = {r.run_id for r in of_seed}
         fits = study_laws.fit_study(of_seed, {}, bootstrap=bootstrap)
         per_seed[s] = quantities(of_seed, fits, [e for e in evaluations if e.run_id in ids])
-    corpora = sorted({str(r.corpus["corpus_id"]) for r in runs if r.role == "fit"})
+    corpora = sorted({str(record.corpus["corpus_id"]) for record in runs if record.role == "fit"})
     device, verb = str(runs[0].provenance["device"]), "ttc" if evaluations else "run"
     out = Reference(ladder, verb, seed, seeds, device, bootstrap, corpora)
     for name, (value, sd, sd_over) in per_seed[seed].items():
@@ -174,7 +174,7 @@ def compare(
 
     Raises RecordError for runs on another corpus.
     """
-    corpora = sorted({str(r.corpus["corpus_id"]) for r in runs if r.role == "fit"})
+    corpora = sorted({str(record.corpus["corpus_id"]) for record in runs if record.role == "fit"})
     if runs and corpora != reference.corpora:
         raise RecordError(
             f"corpus {', '.join(corpora)} is not the reference's ({', '.join(reference.corpora)}): their losses cannot be compared. "

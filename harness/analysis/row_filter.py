@@ -113,36 +113,40 @@ def is_text(values: NDArray) -> bool:
     return values.dtype.kind not in "fiu"
 
 
-def _compare(c: ColumnComparison, columns: Columns) -> Mask:
-    left = find_column(columns, c.column, "condition")
-    test = _COMPARE[c.op]
-    if isinstance(c.operand, Column):
-        right = find_column(columns, c.operand.name, "condition")
+def _compare(comparison: ColumnComparison, columns: Columns) -> Mask:
+    left = find_column(columns, comparison.column, "condition")
+    test = _COMPARE[comparison.op]
+    if isinstance(comparison.operand, Column):
+        right = find_column(columns, comparison.operand.name, "condition")
         if is_text(left) != is_text(right):
             raise FitError(
-                f"condition: {c.column!r} and {c.operand.name!r} cannot be compared: one holds text, one holds numbers."
+                f"condition: {comparison.column!r} and {comparison.operand.name!r} cannot be compared: one holds text, one holds numbers."
             )
         operand: float | str | NDArray = right
-    elif isinstance(c.operand, bool):
-        if c.op not in ("==", "!="):
+    elif isinstance(comparison.operand, bool):
+        if comparison.op not in ("==", "!="):
             raise FitError(
-                f"condition: {c.column!r} {c.op} {str(c.operand).lower()}: only == and != go with true and false."
+                f"condition: {comparison.column!r} {comparison.op} {str(comparison.operand).lower()}: only == and != go with true and false."
             )
         if is_text(left):
-            left, operand = np.array([str(v).strip().lower() for v in left], dtype=str), str(c.operand).lower()
+            left, operand = np.array([str(v).strip().lower() for v in left], dtype=str), str(comparison.operand).lower()
         else:
-            operand = float(c.operand)
+            operand = float(comparison.operand)
     else:
-        operand = c.operand
+        operand = comparison.operand
         if is_text(left) and not isinstance(operand, str):
             raise FitError(
-                f"condition: column {c.column!r} holds text, such as {_sample(left)}; {operand:g} is a number. "
-                f"Put quotes around it to compare text: {c.column} {c.op} '{operand:g}'."
+                f"condition: column {comparison.column!r} holds text, such as {_sample(left)}; {operand:g} is a number. "
+                f"Put quotes around it to compare text: {comparison.column} {comparison.op} '{operand:g}'."
             )
         if not is_text(left) and isinstance(operand, str):
-            raise FitError(f"condition: column {c.column!r} holds numbers; {operand!r} is text. Leave out the quotes.")
-    if is_text(left) and c.op not in ("==", "!="):
-        raise FitError(f"condition: column {c.column!r} holds text: only == and != go with text, not {c.op}.")
+            raise FitError(
+                f"condition: column {comparison.column!r} holds numbers; {operand!r} is text. Leave out the quotes."
+            )
+    if is_text(left) and comparison.op not in ("==", "!="):
+        raise FitError(
+            f"condition: column {comparison.column!r} holds text: only == and != go with text, not {comparison.op}."
+        )
     mask = np.asarray(test(left, operand), dtype=bool)
     for side in (left, operand):  # an empty cell makes every comparison false
         if isinstance(side, np.ndarray):

@@ -55,31 +55,33 @@ class Job:
 
 def jobs(records: Sequence[RunRecord], excluded: dict[str, int] | None = None) -> dict[str, Job | str]:
     """What would be fitted, or the reason why not, for every name of `FIT_NAMES`."""
-    t = points(records, excluded)
-    reasons = _unusable(records, t)
+    table = points(records, excluded)
+    reasons = _unusable(records, table)
     if reasons:
         return dict.fromkeys(FIT_NAMES, reasons)
     nd = {"N": N_DEFAULT, "D": "tokens", "loss": "loss_nat"}
     lowest = floor(records)
     oracle = lowest.oracle_nat if lowest.oracle_nat is not None else lowest.entropy_nat
     out: dict[str, Job | str] = {
-        "loss_nd": Job("chinchilla", t, nd),
-        "loss_nd_heldout": Job("chinchilla", t, nd, hold_out=t.rungs()[-1]),
-        "loss_nd_floor_fixed": Job("chinchilla", t, nd, {"E": oracle}) if oracle is not None else str(lowest.reason),
-        "loss_nd_nonemb": Job("chinchilla", t, nd | {"N": "n_nonemb"}),
-        "loss_nd_head": Job("chinchilla", t, nd | {"N": "n_head"}),
-        "loss_compute": _frontier_job(t, "train_flop", {"C": "train_flop"}, "loss_compute"),
-        "loss_compute_matmul": _frontier_job(t, "matmul_flop", {"C": "matmul_flop"}, "loss_compute"),
-        "loss_compute_full_emb": _frontier_job(t, "full_emb_flop", {"C": "full_emb_flop"}, "loss_compute"),
+        "loss_nd": Job("chinchilla", table, nd),
+        "loss_nd_heldout": Job("chinchilla", table, nd, hold_out=table.rungs()[-1]),
+        "loss_nd_floor_fixed": Job("chinchilla", table, nd, {"E": oracle})
+        if oracle is not None
+        else str(lowest.reason),
+        "loss_nd_nonemb": Job("chinchilla", table, nd | {"N": "n_nonemb"}),
+        "loss_nd_head": Job("chinchilla", table, nd | {"N": "n_head"}),
+        "loss_compute": _frontier_job(table, "train_flop", {"C": "train_flop"}, "loss_compute"),
+        "loss_compute_matmul": _frontier_job(table, "matmul_flop", {"C": "matmul_flop"}, "loss_compute"),
+        "loss_compute_full_emb": _frontier_job(table, "full_emb_flop", {"C": "full_emb_flop"}, "loss_compute"),
     }
-    return out | _energy_jobs(t)
+    return out | _energy_jobs(table)
 
 
-def _energy_jobs(t: PointTable) -> dict[str, Job | str]:
-    measured = t.where(np.isfinite(t.energy_j))
+def _energy_jobs(table: PointTable) -> dict[str, Job | str]:
+    measured = table.where(np.isfinite(table.energy_j))
     if len(measured) < MIN_FRONTIER:
-        reasons = "; ".join(f"{reason} ({n} points)" for reason, n in t.energy_excluded.items())
-        return dict.fromkeys(ENERGY_FITS, f"energy of {len(measured)} of {len(t)} points: {reasons}")
+        reasons = "; ".join(f"{reason} ({n} points)" for reason, n in table.energy_excluded.items())
+        return dict.fromkeys(ENERGY_FITS, f"energy of {len(measured)} of {len(table)} points: {reasons}")
     if len(devices := sorted(set(measured.device))) > 1:
         return dict.fromkeys(ENERGY_FITS, f"points of different devices are not pooled: {', '.join(devices)}")
     power = {"C": "train_flop", "energy": "energy_j"}
@@ -121,23 +123,23 @@ def _net_job(measured: PointTable, columns: dict[str, str]) -> Job | str:
     return Job("energy_power", measured.where(positive), columns, notes=notes)
 
 
-def _unusable(records: Sequence[RunRecord], t: PointTable) -> str | None:
+def _unusable(records: Sequence[RunRecord], table: PointTable) -> str | None:
     """Why nothing can be fitted at all: no points, or losses that cannot be compared."""
-    if not len(t):
-        left_out = ", ".join(f"{reason}: {n}" for reason, n in t.excluded.items())
+    if not len(table):
+        left_out = ", ".join(f"{reason}: {n}" for reason, n in table.excluded.items())
         return "no point to fit" + (f" (left out: {left_out})" if left_out else "")
     for field_name in ("corpus_id", "tokenizer"):
-        values = {str(r.corpus.get(field_name)) for r in records if r.role == "fit"}
+        values = {str(record.corpus.get(field_name)) for record in records if record.role == "fit"}
         if len(values) > 1:
             return f"losses on different scales cannot be fitted together: {field_name} is {', '.join(sorted(values))}"
-    contexts = {str(r.shape.get("context")) for r in records if r.role == "fit"}
+    contexts = {str(record.shape.get("context")) for record in records if record.role == "fit"}
     if len(contexts) > 1:
         return f"losses over different contexts cannot be fitted together: context is {', '.join(sorted(contexts))}"
     return None
 
 
-def _frontier_job(t: PointTable, x: str, symbol: dict[str, str], law: str) -> Job | str:
-    front, interior = frontier_points(t, x)
+def _frontier_job(table: PointTable, x: str, symbol: dict[str, str], law: str) -> Job | str:
+    front, interior = frontier_points(table, x)
     if len(front) < MIN_FRONTIER:
         return f"{len(front)} points on the frontier of loss against {x}; at least {MIN_FRONTIER} are needed"
     if interior.sum() >= MIN_FRONTIER + 1:
@@ -176,21 +178,21 @@ def fit_study(
 
 
 def _run(job: Job, *, bootstrap: int, seed: int, delta: float | None) -> Fit:
-    t = job.table
+    table = job.table
     return laws.fit(
         job.law,
-        {symbol: getattr(t, column) for symbol, column in job.columns.items()},
+        {symbol: getattr(table, column) for symbol, column in job.columns.items()},
         sigma=_sigma(job),
         delta=delta,
         bootstrap=bootstrap,
         seed=seed,
-        cluster=t.run_id,
-        strata=t.rung,
+        cluster=table.run_id,
+        strata=table.rung,
         fixed=job.fixed,
-        hold_out=None if job.hold_out is None else t.rung == job.hold_out,
+        hold_out=None if job.hold_out is None else table.rung == job.hold_out,
         hold_out_label=job.hold_out,
         columns=job.columns,
-        excluded=t.excluded,
+        excluded=table.excluded,
     )
 
 

@@ -65,8 +65,7 @@ def fit_points(
 
     `columns`: symbol -> column; `sigma` and `cluster` are columns, `keep` and `hold_out` conditions
     of `row_filter`. Rows of one `run_id` are one cluster unless `cluster` says otherwise. The Fit
-    names its columns and counts the rows that the filter removes. The many keyword parameters are
-    the options of `harness fit TABLE`, one each.
+    counts the rows that the filter removes. Each parameter is an option of `harness fit TABLE`.
 
     Raises FitError for conditions, columns, units and designs that cannot be right.
     """
@@ -105,12 +104,15 @@ def fit_points(
     form = law_named(law)
     points = {s: chosen.table[s] for s in (*form.symbols, form.y)}
     mask = np.zeros(len(points[form.y]), dtype=bool) if mask is None else mask
-    if form.simpler:
-        offer = laws.broken.offer({s: points[s][~mask] for s in ("C", "loss")})
-        if offer.broken is None:
-            text = f"{offer.reason}. Law {form.simpler} describes these points."
-            fit.warnings.insert(0, Warn("BREAK_NOT_SHOWN", text))
+    if form.simpler and (reason := _no_break({s: points[s][~mask] for s in ("C", "loss")})):
+        fit.warnings.insert(0, Warn("BREAK_NOT_SHOWN", f"{reason}. Law {form.simpler} describes these points."))
     return Fitted(fit, points, mask)
+
+
+def _no_break(points: dict[str, NDArray]) -> str | None:
+    """Why the points (C, loss) do not show a break; None where they do."""
+    offer = laws.broken.offer(points)
+    return offer.reason if offer.broken is None else None
 
 
 def _clusters(source: Mapping[str, NDArray], cluster: str, where: str) -> NDArray:

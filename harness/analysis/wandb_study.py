@@ -21,7 +21,7 @@ def mirror_study(study: Study, mode: str) -> str | None:
     `mode` is a W&B mode, or "as-recorded" for the mode of the runs; None where that is disabled.
     """
     runs, folder, fits = study.records, study.folder, study.fits
-    recorded = [r.config["tracker"] for r in runs if "tracker" in r.config]
+    recorded = [record.config["tracker"] for record in runs if "tracker" in record.config]
     if mode == "as-recorded":
         enabled = [t for t in recorded if t["mode"] != WandbMode.disabled.value]
         if not enabled:
@@ -68,9 +68,9 @@ def _curves(runs: list[RunRecord], fits: dict[str, Fit]) -> list[dict]:
                     "y": "fitted",
                 }
             )
-    t = study_points.points(runs)
-    if len(t):
-        rows = [[float(c), float(loss)] for c, loss in zip(t.train_flop, t.loss_nat, strict=True)]
+    table = study_points.points(runs)
+    if len(table):
+        rows = [[float(c), float(loss)] for c, loss in zip(table.train_flop, table.loss_nat, strict=True)]
         charts.append(
             {
                 "name": "points/loss_compute",

@@ -43,17 +43,17 @@ JOULES = "energy of the point, gross (J)"
 def loss_compute(views: Sequence[StudyView]) -> Figure:
     """Loss against FLOP: all points, the law of the frontier, and the predicted held-out rung."""
     grouping, dots, paths, predicted, curve, levels = Grouping(views), [], [], [], [], {}
-    for v in views:
-        means = seed_means(v.table)
-        dots += rows_of(grouping, v, v.table, v.table.train_flop, v.table.loss_nat)
-        paths += rows_of(grouping, v, means, means.train_flop, means.loss_nat)
-        if fit := v.trusted("loss_compute"):
-            curve += _curve(fit, "C", v.name)
-        fit = v.trusted("loss_nd_heldout")
+    for view in views:
+        means = seed_means(view.table)
+        dots += rows_of(grouping, view, view.table, view.table.train_flop, view.table.loss_nat)
+        paths += rows_of(grouping, view, means, means.train_flop, means.loss_nat)
+        if fit := view.trusted("loss_compute"):
+            curve += _curve(fit, "C", view.name)
+        fit = view.trusted("loss_nd_heldout")
         if fit and fit.held_out:
-            predicted += _held_out(v, grouping, fit.held_out)
-        if v.oracle_nat:  # a log axis has no 0
-            levels[f"floor {v.oracle_nat:.3f} nat"] = v.oracle_nat
+            predicted += _held_out(view, grouping, fit.held_out)
+        if view.oracle_nat:  # a log axis has no 0
+            levels[f"floor {view.oracle_nat:.3f} nat"] = view.oracle_nat
     x = axis(COMPUTE, (r["x"] for r in dots + curve), power_labels=True)
     y = axis(LOSS, [*y_values(dots, curve, predicted), *levels.values()])
     parts = [lines(paths, x, y, grouping, thin=True), *law(curve, x, y), marks(dots, x, y, grouping)]
@@ -83,13 +83,13 @@ def _curve(fit: Fit, symbol: str, line: str) -> list[Row]:
     return rows
 
 
-def _held_out(v: StudyView, grouping: Grouping, h: HeldOut) -> list[Row]:
+def _held_out(view: StudyView, grouping: Grouping, held_out: HeldOut) -> list[Row]:
     """One predicted mark per FLOP of the held-out rung; `h` has the order of the table."""
-    target = v.table.where(v.table.rung == h.label)
+    target = view.table.where(view.table.rung == held_out.label)
     rows: dict[float, Row] = {}
-    for i, flop in enumerate(target.train_flop[: len(h.predicted)]):
-        row: Row = {"x": float(flop), "y": h.predicted[i], "series": grouping.name_of(v, h.label)}
-        low, high = h.interval[i] if h.interval else (h.predicted[i], h.predicted[i])
+    for i, flop in enumerate(target.train_flop[: len(held_out.predicted)]):
+        row: Row = {"x": float(flop), "y": held_out.predicted[i], "series": grouping.name_of(view, held_out.label)}
+        low, high = held_out.interval[i] if held_out.interval else (held_out.predicted[i], held_out.predicted[i])
         rows[float(flop)] = row | {"low": low, "high": high}
     return list(rows.values())
 
@@ -97,16 +97,16 @@ def _held_out(v: StudyView, grouping: Grouping, h: HeldOut) -> list[Row]:
 def loss_tokens(views: Sequence[StudyView]) -> Figure:
     """Loss against tokens, per rung, with the fitted L(N, D)."""
     grouping, dots, fitted = Grouping(views), [], []
-    for v in views:
-        dots += rows_of(grouping, v, v.table, v.table.tokens, v.table.loss_nat)
-        fit = v.trusted("loss_nd")
+    for view in views:
+        dots += rows_of(grouping, view, view.table, view.table.tokens, view.table.loss_nat)
+        fit = view.trusted("loss_nd")
         if fit is None:
             continue
-        for rung in v.table.rungs():
-            points = v.table.where(v.table.rung == rung)
+        for rung in view.table.rungs():
+            points = view.table.where(view.table.rung == rung)
             grid = np.geomspace(points.tokens.min(), points.tokens.max(), GRID // 2)
             values = laws.predict(fit, {"N": np.full_like(grid, points.n_total[0]), "D": grid})
-            same = {"series": grouping.name_of(v, rung), "line": f"{v.name} {rung}"}
+            same = {"series": grouping.name_of(view, rung), "line": f"{view.name} {rung}"}
             fitted += [{"x": a, "y": b} | same for a, b in zip(grid.tolist(), values.tolist(), strict=True)]
     x = axis("training tokens D", (r["x"] for r in dots + fitted))
     y = axis(LOSS, y_values(dots, fitted))
@@ -121,10 +121,11 @@ def excess(views: Sequence[StudyView]) -> Figure:
     """Loss above the floor against tokens per parameter, if the corpus has a known entropy."""
     title = "Excess over the known floor"
     grouping, dots, paths = Grouping(views), [], []
-    for v in views:
-        for rows, t in ((dots, v.table), (paths, seed_means(v.table))):
-            above = t.loss_nat - np.where(np.isfinite(t.oracle_nat), t.oracle_nat, v.floor.entropy_nat or np.nan)
-            rows += rows_of(grouping, v, t, t.tokens / t.n_total, np.where(above > 0, above, np.nan))
+    for view in views:
+        for rows, table in ((dots, view.table), (paths, seed_means(view.table))):
+            floor = np.where(np.isfinite(table.oracle_nat), table.oracle_nat, view.floor.entropy_nat or np.nan)
+            above = np.where(table.loss_nat > floor, table.loss_nat - floor, np.nan)
+            rows += rows_of(grouping, view, table, table.tokens / table.n_total, above)
     if not dots:
         return Figure("excess", title, "", None, views[0].floor.reason or "no point lies above the floor")
     x = axis("tokens per parameter D/N (total)", (r["x"] for r in dots + paths))
@@ -141,12 +142,12 @@ def residuals(views: Sequence[StudyView]) -> Figure:
     """Residuals of L(N, D) in per cent against tokens, with the seed noise where it is known."""
     title = "Residuals of L(N, D)"
     grouping, dots, noise = Grouping(views), [], []
-    for v in views:
-        if fit := v.trusted("loss_nd"):
-            t = v.table
-            model = laws.predict(fit, {"N": t.n_total, "D": t.tokens})
-            dots += rows_of(grouping, v, t, t.tokens, 100 * (t.loss_nat / model - 1))
-            noise += [200 * v.noise.sd_ln] if v.noise else []
+    for view in views:
+        if fit := view.trusted("loss_nd"):
+            table = view.table
+            model = laws.predict(fit, {"N": table.n_total, "D": table.tokens})
+            dots += rows_of(grouping, view, table, table.tokens, 100 * (table.loss_nat / model - 1))
+            noise += [200 * view.noise.sd_ln] if view.noise else []
     if not dots:
         return Figure("residuals", title, "", None, "no L(N, D) with a passed certificate")
     x = axis("training tokens D", (r["x"] for r in dots))
@@ -173,7 +174,13 @@ def utilisation(views: Sequence[StudyView]) -> Figure:
     """Model FLOP utilisation against N."""
     rows = [r | {"y": 100 * r["y"]} for r in _per_run(views, "mfu")]
     if not rows:
-        reasons = {p.mfu_reason for v in views for r in v.records for p in r.points if p.mfu is None and p.mfu_reason}
+        reasons = {
+            p.mfu_reason
+            for view in views
+            for record in view.records
+            for p in record.points
+            if p.mfu is None and p.mfu_reason
+        }
         reason = "; ".join(sorted(reasons)) or "not recorded"
         return Figure("utilisation", "Model FLOP utilisation", "", None, reason)
     caption = "Training FLOP (causal count) per second over the peak that the record names. One mark per run."
@@ -182,12 +189,12 @@ def utilisation(views: Sequence[StudyView]) -> Figure:
 
 def _per_run(views: Sequence[StudyView], column: str) -> list[Row]:
     grouping, rows = Grouping(views), []
-    for v in views:
-        by_tokens = np.argsort(v.table.tokens, kind="stable")
+    for view in views:
+        by_tokens = np.argsort(view.table.tokens, kind="stable")
         # Its largest budget
-        last = dict(zip(v.table.run_id[by_tokens].tolist(), by_tokens.tolist(), strict=True))
-        t = v.table.where(np.array(sorted(last.values()), dtype=int))
-        rows += rows_of(grouping, v, t, t.n_total, getattr(t, column))
+        last = dict(zip(view.table.run_id[by_tokens].tolist(), by_tokens.tolist(), strict=True))
+        table = view.table.where(np.array(sorted(last.values()), dtype=int))
+        rows += rows_of(grouping, view, table, table.n_total, getattr(table, column))
     return rows
 
 
@@ -219,10 +226,10 @@ def _energy(
     pick: Callable[[PointTable], tuple[np.ndarray, np.ndarray]],
 ) -> Figure:
     grouping, dots, curve = Grouping(views), [], []
-    for v in views:
-        dots += rows_of(grouping, v, v.table, *pick(v.table))
-        if fit := v.trusted(name):
-            curve += _curve(fit, symbol, v.name)
+    for view in views:
+        dots += rows_of(grouping, view, view.table, *pick(view.table))
+        if fit := view.trusted(name):
+            curve += _curve(fit, symbol, view.name)
     if not dots:
         return Figure(name, title, "", None, views[0].unfitted.get(name, "no joules were measured"))
     x = axis(x_title, (r["x"] for r in dots + curve), power_labels=symbol == "C")
@@ -236,9 +243,9 @@ def rates(views: Sequence[StudyView]) -> Figure:
     """Learning-rate check: loss at scaled rates, relative to that at the rule's rate."""
     title = "Learning-rate check"
     grouping, rows = Grouping(views), []
-    for v in views:
-        for c in v.rates:
-            same = {"series": grouping.name_of(v, c.rung), "line": f"{v.name} {c.rung} {c.seed}"}
+    for view in views:
+        for c in view.rates:
+            same = {"series": grouping.name_of(view, c.rung), "line": f"{view.name} {c.rung} {c.seed}"}
             same["run"] = f"seed {c.seed}, {c.tokens:,} tokens"
             rows += [{"x": scale, "y": 100 * relative} | same for scale, relative in c.relative.items()]
     if not rows:
@@ -273,10 +280,10 @@ BUILDERS = (  # in reading order
 
 def figures(views: Sequence[StudyView]) -> list[Figure]:
     """All figures in reading order; a figure without data carries its reason."""
-    with_points = [v for v in views if len(v.table)]
+    with_points = [view for view in views if len(view.table)]
     if not with_points:
         return [Figure(b.key, b.key.replace("_", " "), "", None, "no point to draw") for b in BUILDERS]
-    mixed = any(len({r.corpus.get("corpus_id") for r in v.records}) > 1 for v in with_points)
+    mixed = any(len({record.corpus.get("corpus_id") for record in view.records}) > 1 for view in with_points)
     reason = "the study holds several corpora, whose losses are on different scales"
     figures = [(b, b.build(with_points)) for b in BUILDERS]
     return [replace(f, spec=None, reason=reason) if mixed and b.of_loss and f.spec else f for b, f in figures]

@@ -49,7 +49,7 @@ class Grouping:
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = self.views[0].table.rungs() if self.single else [v.name for v in self.views]
+        names = self.views[0].table.rungs() if self.single else [view.name for view in self.views]
         object.__setattr__(self, "names", names)
 
     @property
@@ -60,8 +60,8 @@ class Grouping:
     def by(self) -> str:
         return "rung" if self.single else "study"
 
-    def name_of(self, v: StudyView, rung: object) -> str:
-        return str(rung) if self.single else v.name
+    def name_of(self, view: StudyView, rung: object) -> str:
+        return str(rung) if self.single else view.name
 
     def color(self) -> alt.Color:
         count = len(self.names)
@@ -74,7 +74,7 @@ class Grouping:
         return alt.Shape("series", type="nominal", title=self.by, sort=self.names, scale=scale)
 
 
-def rows_of(grouping: Grouping, v: StudyView, t: PointTable, x: np.ndarray, y: np.ndarray) -> list[Row]:
+def rows_of(grouping: Grouping, view: StudyView, table: PointTable, x: np.ndarray, y: np.ndarray) -> list[Row]:
     """The rows of finite `x` and `y` (n,) with their tooltips, up to the study's share of them."""
     keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     limit = MAX_ROWS // len(grouping.views)
@@ -83,17 +83,24 @@ def rows_of(grouping: Grouping, v: StudyView, t: PointTable, x: np.ndarray, y: n
         even = keep[np.linspace(0, len(keep) - 1, limit).round().astype(int)]
         extremes = [keep[pick(a[keep])] for a in (x, y) for pick in (np.argmin, np.argmax)]
         keep = np.unique([*even, *extremes])
-    extra = {"x": x, "y": y, "n": t.n_total, "tokens": t.tokens, "flop": t.train_flop, "loss": t.loss_nat}
+    extra = {
+        "x": x,
+        "y": y,
+        "n": table.n_total,
+        "tokens": table.tokens,
+        "flop": table.train_flop,
+        "loss": table.loss_nat,
+    }
     columns = {k: np.asarray(a)[keep].tolist() for k, a in extra.items()}
-    columns["series"] = [grouping.name_of(v, r) for r in t.rung[keep]]
-    columns["run"] = t.name[keep].tolist()
-    columns["line"] = [f"{v.name} {r}" for r in t.rung[keep]]
+    columns["series"] = [grouping.name_of(view, r) for r in table.rung[keep]]
+    columns["run"] = table.name[keep].tolist()
+    columns["line"] = [f"{view.name} {r}" for r in table.rung[keep]]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def thinned(views: Sequence[StudyView]) -> str:
     """The sentence about points that are not drawn; empty where all are."""
-    count = sum(len(v.table) for v in views)
+    count = sum(len(view.table) for view in views)
     return f" About {MAX_ROWS:,} of {count:,} points are drawn; the table holds all." if count > MAX_ROWS else ""
 
 

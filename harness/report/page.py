@@ -26,7 +26,7 @@ from harness.report import charts, paper, tables, ttc_accuracy, ttc_figures, ttc
 from harness.report.axes import theme
 from harness.report.layers import Figure
 from harness.report.sentences import ABILITIES, NOT_SHOWN, findings, fit_warnings, not_measured, warnings
-from harness.report.view import StudyView, view
+from harness.report.view import StudyView, view_of
 
 VL_VERSION = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 ASSETS = Path(__file__).parent / "assets"
@@ -85,7 +85,7 @@ def build_report(studies: Sequence[Study], out: Path) -> Path:
     evaluations = studies[0].evaluations if len(studies) == 1 else []
     answers = studies[0].answers if len(studies) == 1 else None
     page = out if out.suffix == ".html" else out / "report.html"
-    views = [view(study) for study in studies]
+    views = [view_of(study) for study in studies]
     of_evaluations = ttc_accuracy.figures(evaluations) + ttc_figures.figures(evaluations, views[0].fits, answers)
     all_figures = [*of_evaluations, *charts.figures(views)]
     folder = page.parent / "figures"
@@ -123,9 +123,9 @@ def html(
         _environment()
         .get_template("page.html")
         .render(
-            title=" and ".join(v.name for v in views),
+            title=" and ".join(view.name for view in views),
             style=_asset("page.css"),
-            studies=[_sections(v, ttc_findings) for v in views],
+            studies=[_sections(view, ttc_findings) for view in views],
             comparison=None if single else tables.comparison(views),
             figures=[f for f in figures if f.spec is not None],
             absent=_absent(figures),
@@ -139,21 +139,21 @@ def html(
     )
 
 
-def _sections(v: StudyView, ttc_findings: Sequence[str]) -> dict[str, Any]:
+def _sections(view: StudyView, ttc_findings: Sequence[str]) -> dict[str, Any]:
     """What the page shows of one study; the findings of its evaluations come first."""
-    headline, *rest = [*ttc_findings, *findings(v)]
-    corpora = ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})) or "none"
-    devices = ", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "none"
-    counts = f"{len(v.records):,} runs, {len(v.table):,} points in the fits"
+    headline, *rest = [*ttc_findings, *findings(view)]
+    corpora = ", ".join(sorted({str(record.corpus.get("corpus_id")) for record in view.records})) or "none"
+    devices = ", ".join(sorted({str(record.provenance.get("device")) for record in view.records})) or "none"
+    counts = f"{len(view.records):,} runs, {len(view.table):,} points in the fits"
     return {
-        "name": v.name,
+        "name": view.name,
         "facts": f"{counts} · corpus {corpora} · device {devices}",
         "headline": headline,
         "findings": rest,
-        "warnings": warnings(v),
-        "tables": tables.tables(v),
-        "fit_warnings": fit_warnings(v, all_of_them=True),
-        "not_measured": not_measured(v),
+        "warnings": warnings(view),
+        "tables": tables.tables(view),
+        "fit_warnings": fit_warnings(view, all_of_them=True),
+        "not_measured": not_measured(view),
     }
 
 

@@ -42,11 +42,11 @@ def checklist(fit: Fit) -> list[tuple[str, str]]:
     removed = ", ".join(f"{reason}: {n}" for reason, n in fit.excluded.items()) or "none"
     held_out = "none: nothing shows how the law extrapolates"
     if fit.held_out is not None:
-        h = fit.held_out
-        held_out = f"{h.label}: {len(h.measured)} rows, error at most {percent(max(abs(e) for e in h.relative_error))}"
-        pairs = [abs(e) for e in h.naive_relative_error if e is not None]
+        rows = fit.held_out
+        held_out = f"{rows.label}: {len(rows.measured)} rows, error at most {percent(max(abs(e) for e in rows.relative_error))}"
+        pairs = [abs(e) for e in rows.naive_relative_error if e is not None]
         held_out += f" (naive line through the last two rungs: {percent(max(pairs))})" if pairs else ""
-        held_out += "" if h.inside is None else f"; {h.inside} inside their 95 % interval"
+        held_out += "" if rows.inside is None else f"; {rows.inside} inside their 95 % interval"
     span = ", ".join(f"{s} {number(low)} to {number(high)}" for s, (low, high) in fit.span.items())
     b = fit.bootstrap
     intervals = "none: no bootstrap"

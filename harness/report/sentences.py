@@ -77,63 +77,63 @@ def worst(errors: list[float]) -> float:
     return max(abs(e) for e in errors)
 
 
-def findings(v: StudyView) -> list[str]:
+def findings(view: StudyView) -> list[str]:
     """One sentence per result, numbers with their 95 % intervals.
 
     The first is the study's headline.
     """
     out = []
-    if fit := v.trusted("loss_nd"):
-        trunks = len(set(v.table.run_id))
+    if fit := view.trusted("loss_nd"):
+        trunks = len(set(view.table.run_id))
         out.append(
             f"Loss is fitted by L = E + A/N^α + B/D^β with α = {with_interval(fit, 'alpha')}, "
             f"β = {with_interval(fit, 'beta')} and floor E = {with_interval(fit, 'E')} nat: "
             f"{fit.n_points} points of {trunks} trunks, rms residual {percent(fit.residual_rms)}."
         )
-        out += _floor_sentence(v, fit) + _theory_sentence(v, fit)
-    fit = v.trusted("loss_nd_heldout")
+        out += _floor_sentence(view, fit) + _theory_sentence(view, fit)
+    fit = view.trusted("loss_nd_heldout")
     if fit and fit.held_out:
-        h = fit.held_out
-        naive = [e for e in h.naive_relative_error if e is not None]
+        held_out = fit.held_out
+        naive = [e for e in held_out.naive_relative_error if e is not None]
         line = f"; the log-log line through the last two rungs misses by {percent(worst(naive))}" if naive else ""
         comparison = (
             " On average the law loses to that line." if any(w.code == "WORSE_THAN_LINE" for w in fit.warnings) else ""
         )
-        miss = percent(worst(h.relative_error))
-        out.append(f"The largest rung ({h.label}), never fitted, is predicted within {miss}{line}.{comparison}")
-    if fit := v.trusted("loss_compute"):
+        miss = percent(worst(held_out.relative_error))
+        out.append(f"The largest rung ({held_out.label}), never fitted, is predicted within {miss}{line}.{comparison}")
+    if fit := view.trusted("loss_compute"):
         g = fit.params.get("g")
         cut = f": ten times the compute removes {percent(1 - 10 ** (-g), 0)} of the loss above the floor" if g else ""
         out.append(f"Along the frontier L(C) has exponent g = {with_interval(fit, 'g')}{cut}.")
-    if fit := v.trusted("energy_compute"):
+    if fit := view.trusted("energy_compute"):
         b = with_interval(fit, "b")
         test = proportional(fit)
         note = f" ({test})" if test else ""
         out.append(f"Energy grows as C^b with b = {b}{note}; b < 1 means that larger runs use the device better.")
-    if rows := study_energy.by_rung(v.table):
-        out.append(sentence(study_energy.crossover(rows, v.fits)))
-    if fit := v.trusted("loss_energy"):
+    if rows := study_energy.by_rung(view.table):
+        out.append(sentence(study_energy.crossover(rows, view.fits)))
+    if fit := view.trusted("loss_energy"):
         out.append(f"Against joules the loss above its floor falls with exponent g = {with_interval(fit, 'g')}.")
     if not out:
-        reason = v.unfitted.get("loss_nd") or "the certificate of every fit failed"
+        reason = view.unfitted.get("loss_nd") or "the certificate of every fit failed"
         out.append(f"No law could be fitted: {reason.rstrip('.')}.")
     return out
 
 
-def _floor_sentence(v: StudyView, fit: Fit) -> list[str]:
-    if v.oracle_nat is None or "E" not in fit.interval:
+def _floor_sentence(view: StudyView, fit: Fit) -> list[str]:
+    if view.oracle_nat is None or "E" not in fit.interval:
         return []
     low, high = fit.interval["E"]
-    inside = "contains" if low <= v.oracle_nat <= high else "misses"
-    return [f"The fitted floor's interval {inside} the true floor of {number(v.oracle_nat, 4)} nat."]
+    inside = "contains" if low <= view.oracle_nat <= high else "misses"
+    return [f"The fitted floor's interval {inside} the true floor of {number(view.oracle_nat, 4)} nat."]
 
 
-def _theory_sentence(v: StudyView, fit: Fit) -> list[str]:
-    if v.theory is None:
+def _theory_sentence(view: StudyView, fit: Fit) -> list[str]:
+    if view.theory is None:
         return []
     parts = []
     for name, symbol in (("alpha", "α"), ("beta", "β")):
-        parts.append(f"{symbol} {verdict(fit, name, v.theory[name])} ({number(v.theory[name])})")
+        parts.append(f"{symbol} {verdict(fit, name, view.theory[name])} ({number(view.theory[name])})")
     return ["Against theory: " + ", ".join(parts) + "."]
 
 
@@ -145,78 +145,80 @@ def verdict(fit: Fit, name: str, expected: float) -> str:
     return "agrees" if low <= expected <= high else "misses"
 
 
-def fit_warnings(v: StudyView, *, all_of_them: bool) -> list[str]:
+def fit_warnings(view: StudyView, *, all_of_them: bool) -> list[str]:
     """The warnings of the fits; without `all_of_them`, the important ones of headline fits."""
     out: dict[str, None] = {}
-    for name, fit in v.fits.items():
+    for name, fit in view.fits.items():
         for w in fit.warnings:
             if all_of_them or (w.code not in ROUTINE and name in HEADLINE_FITS):
                 out[f"{FIT_NAMES.get(name, name)}: {w.message} ({w.code})"] = None
     return list(out)
 
 
-def warnings(v: StudyView) -> list[str]:
+def warnings(view: StudyView) -> list[str]:
     """What to know before the numbers: failed fits, warnings, untuned rates, lost runs."""
     out = []
-    for name, fit in v.fits.items():
+    for name, fit in view.fits.items():
         if not fit.certificate.passed:
             out.append(f"{FIT_NAMES.get(name, name)} did not converge: {fit.certificate.reason}. It is not drawn.")
-    out += fit_warnings(v, all_of_them=False)
-    for c in v.rates:
+    out += fit_warnings(view, all_of_them=False)
+    for c in view.rates:
         if c.at_edge and c.resolved:
             out.append(
                 f"Learning rate of {c.rung} (seed {c.seed}): the best of the rates tried is ×{c.best:g}, at the edge, "
                 f"{percent(-c.relative[c.best])} below the rule's; its losses are not those of a tuned run."
             )
-    stale = v.fits.get("loss_nd")
-    if stale is not None and stale.n_points != len(v.table):
+    stale = view.fits.get("loss_nd")
+    if stale is not None and stale.n_points != len(view.table):
         out.append(
-            f"The fits are of {stale.n_points} points and the records hold {len(v.table)} now: run harness fit again."
+            f"The fits are of {stale.n_points} points and the records hold {len(view.table)} now: run harness fit again."
         )
-    if (repeated := v.table.epochs > 1 + 1e-9).any():
+    if (repeated := view.table.epochs > 1 + 1e-9).any():
         out.append(
-            f"{int(repeated.sum())} points saw tokens more than once (up to {number(float(v.table.epochs.max()))} times); "
+            f"{int(repeated.sum())} points saw tokens more than once (up to {number(float(view.table.epochs.max()))} times); "
             "D counts them each time, which L(N, D) does not allow for."
         )
-    out += [f"Energy of {r.rung}: {r.flag}." for r in study_energy.by_rung(v.table) if r.flag]
-    for state, count in v.excluded.items():
+    out += [f"Energy of {r.rung}: {r.flag}." for r in study_energy.by_rung(view.table) if r.flag]
+    for state, count in view.excluded.items():
         out.append(f"{count} {'run is' if count == 1 else 'runs are'} {state} and left out.")
-    if v.noise is None and len(v.table):
+    if view.noise is None and len(view.table):
         out.append("No rung was run with a second seed: the seed noise is unknown.")
     return out
 
 
-def not_measured(v: StudyView) -> list[str]:
+def not_measured(view: StudyView) -> list[str]:
     """One line for each missing quantity, with the reason from the record."""
     by_reason: dict[str, list[str]] = {}
-    for name, reason in v.unfitted.items():
+    for name, reason in view.unfitted.items():
         by_reason.setdefault(reason, []).append(FIT_NAMES.get(name, name))
     out = [f"{'; '.join(names)}: {reason}" for reason, names in by_reason.items()]
-    out += [f"Energy of {count} points: {reason}" for reason, count in v.table.energy_excluded.items()]
+    out += [f"Energy of {count} points: {reason}" for reason, count in view.table.energy_excluded.items()]
     mfu: dict[str, int] = {}
-    for p in (p for r in v.records for p in r.points if p.mfu is None):
+    for p in (p for record in view.records for p in record.points if p.mfu is None):
         mfu[p.mfu_reason or "no reason recorded"] = mfu.get(p.mfu_reason or "no reason recorded", 0) + 1
     out += [f"MFU of {count} points: {reason}" for reason, count in mfu.items()]
-    if v.floor.reason:
-        out.append(f"True floor: {v.floor.reason}")
-    if not v.rates:
+    if view.floor.reason:
+        out.append(f"True floor: {view.floor.reason}")
+    if not view.rates:
         out.append("Learning-rate check: no probe runs with optim.lr_scale other than 1")
     return out
 
 
-def checklist(v: StudyView) -> list[tuple[str, str]]:
+def checklist(view: StudyView) -> list[tuple[str, str]]:
     """The reporting checklist of a scaling fit, filled from records and fits."""
-    fit = v.fits.get("loss_nd")
-    states = {"done": len(v.records)} | v.excluded
-    hyper = {str(r.hyper.get("rule")) for r in v.records}
-    schedules = {str(r.config.get("schedule", {}).get("kind")) for r in v.records}
-    devices = {str(r.provenance.get("device")) for r in v.records}
-    seeds = sorted({r.seed for r in v.records})
-    phase_totals = [p.get("energy_j") for r in v.records for phase, p in r.spent.items() if phase != "total"]
+    fit = view.fits.get("loss_nd")
+    states = {"done": len(view.records)} | view.excluded
+    hyper = {str(record.hyper.get("rule")) for record in view.records}
+    schedules = {str(record.config.get("schedule", {}).get("kind")) for record in view.records}
+    devices = {str(record.provenance.get("device")) for record in view.records}
+    seeds = sorted({record.seed for record in view.records})
+    phase_totals = [
+        p.get("energy_j") for record in view.records for phase, p in record.spent.items() if phase != "total"
+    ]
     joules = [e for e in phase_totals if e is not None]
     lines = [
         ("Runs by state", _counts(states)),
-        ("Rows left out", _counts(v.table.excluded)),
+        ("Rows left out", _counts(view.table.excluded)),
         (
             "N and FLOP conventions",
             f"N = {CONVENTIONS[0]}; C = causal count × tokens trained; others in the points table",
@@ -224,15 +226,17 @@ def checklist(v: StudyView) -> list[tuple[str, str]]:
         (
             "Loss",
             "validation, nat per scored token; corpus "
-            + ", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})),
+            + ", ".join(sorted({str(record.corpus.get("corpus_id")) for record in view.records})),
         ),
         ("Schedule, annealing", f"{', '.join(sorted(schedules))}; only annealed end points enter fits"),
         ("Hyperparameter rule", "; ".join(sorted(hyper))),
         (
             "Rate check",
-            f"{len(v.rates)} sweeps, {sum(c.at_edge for c in v.rates)} with the best at an edge" if v.rates else "none",
+            f"{len(view.rates)} sweeps, {sum(c.at_edge for c in view.rates)} with the best at an edge"
+            if view.rates
+            else "none",
         ),
-        ("Seeds and noise", _noise(v, seeds)),
+        ("Seeds and noise", _noise(view, seeds)),
         ("Hardware", ", ".join(sorted(devices))),
         (
             "Energy spent",
@@ -258,9 +262,9 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
 
 
-def _noise(v: StudyView, seeds: list[int]) -> str:
+def _noise(view: StudyView, seeds: list[int]) -> str:
     shown_seeds = ", ".join(map(str, seeds[:5])) + (" …" if len(seeds) > 5 else "")
-    if v.noise is None:
+    if view.noise is None:
         return f"seeds {shown_seeds}; no budget was repeated, so the noise is unknown"
-    pooled = f"{v.noise.groups} budgets, {v.noise.dof} degrees of freedom"
-    return f"seeds {shown_seeds}; sd of ln loss {percent(v.noise.sd_ln)}, pooled over {pooled}"
+    pooled = f"{view.noise.groups} budgets, {view.noise.dof} degrees of freedom"
+    return f"seeds {shown_seeds}; sd of ln loss {percent(view.noise.sd_ln)}, pooled over {pooled}"

@@ -38,12 +38,12 @@ class Table:
         return " ".join(text for text in (self.note, more) if text)
 
 
-def laws(v: StudyView) -> Table | None:
+def laws(view: StudyView) -> Table | None:
     """Every fit with its parameters and intervals; the first column names a failed certificate."""
-    if not v.fits:
+    if not view.fits:
         return None
     rows = []
-    for name, fit in v.fits.items():
+    for name, fit in view.fits.items():
         failed = "" if fit.certificate.passed else " — NOT CONVERGED"
         values = "; ".join(f"{greek(p)} = {with_interval(fit, p)}" for p in fit.params)
         title = FIT_NAMES.get(name, name) + failed
@@ -55,15 +55,15 @@ def laws(v: StudyView) -> Table | None:
     return Table("Fitted laws", ["fit", "law", "parameters", "rms residual", "points / units"], rows, note, text=True)
 
 
-def exponents(v: StudyView) -> Table | None:
+def exponents(view: StudyView) -> Table | None:
     """Exponents and their theory, with the floor free and with it fixed."""
-    if v.theory is None:
+    if view.theory is None:
         return None
     rows = []
     for name in ("loss_nd", "loss_nd_floor_fixed"):
-        if fit := v.trusted(name):
+        if fit := view.trusted(name):
             for p, symbol in (("alpha", "α, parameters"), ("beta", "β, data")):
-                expected = v.theory[p]
+                expected = view.theory[p]
                 rows.append(
                     [
                         f"{symbol} ({FIT_NAMES[name]})",
@@ -80,22 +80,22 @@ def exponents(v: StudyView) -> Table | None:
     )
 
 
-def conventions(v: StudyView) -> Table | None:
+def conventions(view: StudyView) -> Table | None:
     """Fits of the same points under three counts of N, whose exponents are not comparable."""
     rows = []
     for name, convention in (("loss_nd", "n_total"), ("loss_nd_nonemb", "n_nonemb"), ("loss_nd_head", "n_head")):
-        if fit := v.trusted(name):
+        if fit := view.trusted(name):
             rows.append(
                 [convention, *(with_interval(fit, p) for p in ("alpha", "beta", "E", "a")), percent(fit.residual_rms)]
             )
     note = "a is the exponent of the compute-optimal N under the same convention. Predictions use n_total."
-    if len(v.table) and (v.table.n_total == v.table.n_head).all():
+    if len(view.table) and (view.table.n_total == view.table.n_head).all():
         note += " With tied embeddings n_head equals n_total."
     head = ["N", "α", "β", "E (nat)", "a", "rms residual"]
     return Table("Conventions of N", head, rows, note) if rows else None
 
 
-def compute_conventions(v: StudyView) -> Table | None:
+def compute_conventions(view: StudyView) -> Table | None:
     """The frontier under three counts of the same training FLOP."""
     rows = []
     for name, count in (
@@ -103,7 +103,7 @@ def compute_conventions(v: StudyView) -> Table | None:
         ("loss_compute_matmul", "no attention (fpt_matmul)"),
         ("loss_compute_full_emb", "dense attention and embedding (fpt_full_emb)"),
     ):
-        if fit := v.trusted(name):
+        if fit := view.trusted(name):
             rows.append(
                 [count, *(with_interval(fit, p) for p in ("g", "E")), percent(fit.residual_rms), str(fit.n_points)]
             )
@@ -115,21 +115,27 @@ def compute_conventions(v: StudyView) -> Table | None:
     )
 
 
-def held_out(v: StudyView) -> Table | None:
+def held_out(view: StudyView) -> Table | None:
     """The largest rung: predicted, measured, error, and the error of the naive line."""
-    fit = v.trusted("loss_nd_heldout")
+    fit = view.trusted("loss_nd_heldout")
     if fit is None or fit.held_out is None:
         return None
-    h = fit.held_out
-    target = v.table.where(v.table.rung == h.label)
-    labels = [f"{h.label}, {si(d)} tokens, seed {s:.0f}" for d, s in zip(target.tokens, target.seed, strict=True)]
-    if len(labels) != len(h.predicted):  # the fit is of other rows than these records
-        labels = [h.label] * len(h.predicted)
+    held_out = fit.held_out
+    target = view.table.where(view.table.rung == held_out.label)
+    labels = [
+        f"{held_out.label}, {si(d)} tokens, seed {s:.0f}" for d, s in zip(target.tokens, target.seed, strict=True)
+    ]
+    if len(labels) != len(held_out.predicted):  # the fit is of other rows than these records
+        labels = [held_out.label] * len(held_out.predicted)
     rows = []
     for i, (p, m, e, n) in enumerate(
-        zip(h.predicted, h.measured, h.relative_error, h.naive_relative_error, strict=True)
+        zip(held_out.predicted, held_out.measured, held_out.relative_error, held_out.naive_relative_error, strict=True)
     ):
-        interval = f"[{number(h.interval[i][0], 5)}, {number(h.interval[i][1], 5)}]" if h.interval else "–"
+        interval = (
+            f"[{number(held_out.interval[i][0], 5)}, {number(held_out.interval[i][1], 5)}]"
+            if held_out.interval
+            else "–"
+        )
         rows.append([labels[i], number(p, 5), interval, number(m, 5), percent(e), percent(n)])
     head = ["held out", "predicted (nat)", "95 % interval", "measured (nat)", "error", "naive line"]
     return Table(
@@ -140,12 +146,12 @@ def held_out(v: StudyView) -> Table | None:
     )
 
 
-def rates(v: StudyView) -> Table | None:
-    if not v.rates:
+def rates(view: StudyView) -> Table | None:
+    if not view.rates:
         return None
-    scales = sorted({s for c in v.rates for s in c.relative})
+    scales = sorted({s for c in view.rates for s in c.relative})
     rows = []
-    for c in v.rates:
+    for c in view.rates:
         best = f"×{c.best:g}" + (" (edge)" if c.at_edge else "")
         rows.append([c.rung, str(c.seed), si(c.tokens), *(percent(c.relative.get(s)) for s in scales), best])
     return Table(
@@ -155,9 +161,9 @@ def rates(v: StudyView) -> Table | None:
     )
 
 
-def points(v: StudyView) -> Table:
+def points(view: StudyView) -> Table:
     """One row per fit point."""
-    t = v.table
+    table = view.table
     head = [
         "run",
         "seed",
@@ -173,19 +179,25 @@ def points(v: StudyView) -> Table:
     ]
     head += ["energy (J)", "± (J)", "seconds", "tokens/s", "MFU"]
     rows = []
-    for i in range(min(len(t), MAX_ROWS + 1)):
-        sizes = [si(float(a[i])) for a in (t.n_total, t.n_nonemb, t.n_head, t.tokens)]
-        cells = [str(t.name[i]), f"{t.seed[i]:.0f}", *sizes, f"{t.epochs[i]:.2f}", number(float(t.train_flop[i]))]
-        cells += [_cell(t.loss_nat[i], 5), _cell(t.loss_se_nat[i], 2), _cell(t.bits_per_byte[i], 4)]
-        cells += [
-            _cell(t.energy_j[i], 4),
-            _cell(t.energy_se_j[i], 2),
-            _cell(t.wall_s[i], 3),
-            si(float(t.tokens_per_s[i])),
+    for i in range(min(len(table), MAX_ROWS + 1)):
+        sizes = [si(float(a[i])) for a in (table.n_total, table.n_nonemb, table.n_head, table.tokens)]
+        cells = [
+            str(table.name[i]),
+            f"{table.seed[i]:.0f}",
+            *sizes,
+            f"{table.epochs[i]:.2f}",
+            number(float(table.train_flop[i])),
         ]
-        rows.append([*cells, percent(None if t.mfu[i] != t.mfu[i] else float(t.mfu[i]), 1)])
+        cells += [_cell(table.loss_nat[i], 5), _cell(table.loss_se_nat[i], 2), _cell(table.bits_per_byte[i], 4)]
+        cells += [
+            _cell(table.energy_j[i], 4),
+            _cell(table.energy_se_j[i], 2),
+            _cell(table.wall_s[i], 3),
+            si(float(table.tokens_per_s[i])),
+        ]
+        rows.append([*cells, percent(None if table.mfu[i] != table.mfu[i] else float(table.mfu[i]), 1)])
     # Rows that are counted, and never shown
-    filler = [["" for _ in head]] * max(0, len(t) - len(rows))
+    filler = [["" for _ in head]] * max(0, len(table) - len(rows))
     return Table(
         "Points",
         head,
@@ -194,12 +206,12 @@ def points(v: StudyView) -> Table:
     )
 
 
-def rung_joules(v: StudyView) -> Table | None:
+def rung_joules(view: StudyView) -> Table | None:
     """Joules per token and per FLOP of each rung, their idle share, and the card's floor."""
-    rows = study_energy.by_rung(v.table)
+    rows = study_energy.by_rung(view.table)
     if not rows:
         return None
-    context = "; ".join(study_energy.context(v.table, rows, v.fits))
+    context = "; ".join(study_energy.context(view.table, rows, view.fits))
     note = f"Gross, all measured points of a rung. {sentence(context)}"
     return Table("Joules by rung", study_energy.HEAD, [study_energy.cells(r) for r in rows], note, text=True)
 
@@ -208,12 +220,12 @@ def _cell(value: float, digits: int) -> str:
     return number(None if value != value else float(value), digits)
 
 
-def spend(v: StudyView) -> Table:
+def spend(view: StudyView) -> Table:
     """What the study used, by phase, and what its points would have cost one by one."""
     phases: dict[str, dict[str, float]] = {}
     unmetered: dict[str, int] = {}
-    for r in v.records:
-        for phase, amounts in r.spent.items():
+    for record in view.records:
+        for phase, amounts in record.spent.items():
             total = phases.setdefault(phase, {"tokens": 0, "flop": 0, "wall_s": 0, "energy_j": 0, "metered": 0})
             for k in ("tokens", "flop", "wall_s"):
                 total[k] += amounts.get(k) or 0
@@ -228,36 +240,46 @@ def spend(v: StudyView) -> Table:
         if total["metered"] and phase in unmetered:
             joules += f" (+ {unmetered[phase]} unmetered)"
         rows.append([f"spent: {phase}", si(total["tokens"]), number(total["flop"]), duration(total["wall_s"]), joules])
-    t = v.table
-    measured = t.energy_j[t.energy_j == t.energy_j]
+    table = view.table
+    measured = table.energy_j[table.energy_j == table.energy_j]
     joules = (
-        si(float(measured.sum()), "J") + f" ({len(measured)} of {len(t)} points)" if len(measured) else "not measured"
+        si(float(measured.sum()), "J") + f" ({len(measured)} of {len(table)} points)"
+        if len(measured)
+        else "not measured"
     )
-    tokens, flop, wall = (float(a.sum()) for a in (t.tokens, t.train_flop, t.wall_s))
+    tokens, flop, wall = (float(a.sum()) for a in (table.tokens, table.train_flop, table.wall_s))
     rows.append(["as if each point were a run", si(tokens), number(flop), duration(wall), joules])
     note = "A trunk shared by several points is spent once, but counted in each point's as-if cost."
     return Table("Spent, and as if", ["phase", "tokens", "FLOP", "time", "energy"], rows, note)
 
 
-def runs(v: StudyView) -> Table:
+def runs(view: StudyView) -> Table:
     rows = [
-        [r.name, r.role, r.state, str(r.seed), si(r.counts.n_total), str(len(r.points)), "; ".join(r.events) or "–"]
-        for r in v.records
+        [
+            record.name,
+            record.role,
+            record.state,
+            str(record.seed),
+            si(record.counts.n_total),
+            str(len(record.points)),
+            "; ".join(record.events) or "–",
+        ]
+        for record in view.records
     ]
-    note = "Without a record: " + ", ".join(f"{n} {s}" for s, n in v.excluded.items()) + "." if v.excluded else ""
+    note = "Without a record: " + ", ".join(f"{n} {s}" for s, n in view.excluded.items()) + "." if view.excluded else ""
     return Table("Runs", ["run", "role", "state", "seed", "N total", "points", "events"], rows, note, text=True)
 
 
-def reporting(v: StudyView) -> Table:
-    return Table("Reporting checklist", ["item", "value"], [list(line) for line in checklist(v)], text=True)
+def reporting(view: StudyView) -> Table:
+    return Table("Reporting checklist", ["item", "value"], [list(line) for line in checklist(view)], text=True)
 
 
-def provenance(v: StudyView) -> Table:
+def provenance(view: StudyView) -> Table:
     """Where the records come from; each distinct value once, times as a range."""
     values: dict[str, dict[str, None]] = {}
     times: dict[str, list[float]] = {}
-    for r in v.records:
-        for key, value in r.provenance.items():
+    for record in view.records:
+        for key, value in record.provenance.items():
             if key.endswith("_unix_s"):
                 times.setdefault(key.removesuffix("_unix_s"), []).append(float(value))
             else:
@@ -266,7 +288,7 @@ def provenance(v: StudyView) -> Table:
     for key, stamps in times.items():
         first, last = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(stamps), max(stamps)))
         rows.append([key, first + ("" if first == last else f" to {last}") + " UTC"])
-    sources = dict.fromkeys(_text(r.meter.get("source")) for r in v.records)
+    sources = dict.fromkeys(_text(record.meter.get("source")) for record in view.records)
     return Table("Provenance", ["item", "value"], [*rows, ["meter", _few(list(sources))]], text=True)
 
 
@@ -283,11 +305,26 @@ def _few(texts: list[str]) -> str:
 def comparison(views: Sequence[StudyView]) -> Table:
     """Studies side by side: fitted numbers with intervals, one column per study."""
     lines: list[tuple[str, list[str]]] = [
-        ("runs / points", [f"{len(v.records):,} / {len(v.table):,}" for v in views]),
-        ("corpus", [", ".join(sorted({str(r.corpus.get("corpus_id")) for r in v.records})) or "–" for v in views]),
-        ("device", [", ".join(sorted({str(r.provenance.get("device")) for r in v.records})) or "–" for v in views]),
-        ("lowest loss (nat)", [number(float(v.table.loss_nat.min()), 4) if len(v.table) else "–" for v in views]),
-        ("true floor (nat)", [number(v.oracle_nat, 4) for v in views]),
+        ("runs / points", [f"{len(view.records):,} / {len(view.table):,}" for view in views]),
+        (
+            "corpus",
+            [
+                ", ".join(sorted({str(record.corpus.get("corpus_id")) for record in view.records})) or "–"
+                for view in views
+            ],
+        ),
+        (
+            "device",
+            [
+                ", ".join(sorted({str(record.provenance.get("device")) for record in view.records})) or "–"
+                for view in views
+            ],
+        ),
+        (
+            "lowest loss (nat)",
+            [number(float(view.table.loss_nat.min()), 4) if len(view.table) else "–" for view in views],
+        ),
+        ("true floor (nat)", [number(view.oracle_nat, 4) for view in views]),
     ]
     columns = [
         ("loss_nd", p, label)
@@ -295,30 +332,36 @@ def comparison(views: Sequence[StudyView]) -> Table:
     ]
     columns += [("loss_compute", "g", "g, L(C)"), ("energy_compute", "b", "b, E(C)"), ("loss_energy", "g", "g, L(J)")]
     for name, p, label in columns:
-        fits = [v.trusted(name) for v in views]
+        fits = [view.trusted(name) for view in views]
         lines.append((label, [with_interval(f, p) if f else "–" for f in fits]))
-    errors = [f.held_out.relative_error if (f := v.trusted("loss_nd_heldout")) and f.held_out else None for v in views]
+    errors = [
+        f.held_out.relative_error if (f := view.trusted("loss_nd_heldout")) and f.held_out else None for view in views
+    ]
     lines.append(("held-out error, worst", [percent(max(map(abs, e))) if e else "–" for e in errors]))
     rows = [[label, *cells] for label, cells in lines]
     return Table(
-        "Studies side by side", ["", *(v.name for v in views)], rows, "Fitted values with 95 % intervals.", text=True
+        "Studies side by side",
+        ["", *(view.name for view in views)],
+        rows,
+        "Fitted values with 95 % intervals.",
+        text=True,
     )
 
 
-def tables(v: StudyView) -> list[Table]:
+def tables(view: StudyView) -> list[Table]:
     """All tables of a study in reading order."""
     all_tables = [
-        laws(v),
-        exponents(v),
-        conventions(v),
-        compute_conventions(v),
-        held_out(v),
-        rates(v),
-        rung_joules(v),
-        spend(v),
-        reporting(v),
-        runs(v),
-        provenance(v),
-        points(v),
+        laws(view),
+        exponents(view),
+        conventions(view),
+        compute_conventions(view),
+        held_out(view),
+        rates(view),
+        rung_joules(view),
+        spend(view),
+        reporting(view),
+        runs(view),
+        provenance(view),
+        points(view),
     ]
     return [t for t in all_tables if t is not None]

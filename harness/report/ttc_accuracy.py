@@ -34,9 +34,15 @@ def _marks(rows: Sequence[Row], x: Axis, y: Axis) -> Layer:
 def against(records: Sequence[TtcRecord], cost: str) -> Figure:
     """Accuracy of the cells of the largest model against one cost, with their Pareto front."""
     key, title = f"ttc_accuracy_{cost}", f"Accuracy against {AXES[cost].split(' per')[0]}"
-    thinking = [r for r in records if r.task.get("arm", "cot") == "cot"] or records
-    size = max(r.n_total for r in thinking)
-    pairs = [(r, row) for r in thinking if r.n_total == size for row in r.rows if row.strategy in STRATEGIES]
+    thinking = [record for record in records if record.task.get("arm", "cot") == "cot"] or records
+    size = max(record.n_total for record in thinking)
+    pairs = [
+        (record, row)
+        for record in thinking
+        if record.n_total == size
+        for row in record.rows
+        if row.strategy in STRATEGIES
+    ]
 
     def rows_of(pairs: Sequence[tuple[TtcRecord, TtcRow]]) -> list[Row]:
         return [
@@ -68,9 +74,9 @@ def emergence_pair(records: Sequence[TtcRecord]) -> Figure:
     """Exact match, its null and the token probability of the same problems, by training FLOP."""
     key, title = "ttc_emergence", "Exact match beside the probability of the right token"
     points = [
-        (r, p)
-        for r in records
-        if r.task.get("arm", "cot") == "cot" and (p := emergence.point(r)) is not None and p.train_flop
+        (record, p)
+        for record in records
+        if record.task.get("arm", "cot") == "cot" and (p := emergence.point(record)) is not None and p.train_flop
     ]
     if not points:
         return Figure(
@@ -110,26 +116,26 @@ def forcing(records: Sequence[TtcRecord]) -> list[Figure]:
         ("ttc_budget", "Accuracy at forced lengths of thought"),
     )
     last: dict[int, int] = {}
-    for r in records:
-        if r.control.get("max_states") is not None:
-            last[r.n_total] = max(last.get(r.n_total, 0), r.tokens or 0)
+    for record in records:
+        if record.control.get("max_states") is not None:
+            last[record.n_total] = max(last.get(record.n_total, 0), record.tokens or 0)
     if not last:
         return [Figure(k, t, "", None, "no length of thought was forced (ttc.max_states)") for k, t in keys]
     depth_rows, accuracy_rows = [], []
     for n, tokens in sorted(last.items()):
         cells = [
-            r
-            for r in records
-            if r.n_total == n and (r.tokens or 0) == tokens and r.control.get("max_states") is not None
+            record
+            for record in records
+            if record.n_total == n and (record.tokens or 0) == tokens and record.control.get("max_states") is not None
         ]
         name = f"width {cells[0].width}" if cells[0].width else f"N {n:,}"
         for k, (value, count) in ttc_curves.silent_depth(cells).items():
             depth_rows.append({"x": k, "y": value, "series": name, "tip": f"{count} problems"})
-        for r in cells:
-            for x in r.rows:
+        for record in cells:
+            for x in record.rows:
                 if x.strategy == "greedy" and x.accuracy is not None:
                     accuracy_rows.append(
-                        {"x": x.tokens, "y": x.accuracy, "series": name, "tip": ttc_curves.cell_name(r)}
+                        {"x": x.tokens, "y": x.accuracy, "series": name, "tip": ttc_curves.cell_name(record)}
                     )
     captions = (
         "Greedy, pooled over forced lengths and seeds; last end point of each size.",
@@ -174,8 +180,8 @@ def cells(records: Sequence[TtcRecord]) -> Table:
         "joules",
     ]
     out = []
-    for r in ttc_curves.last_end_points(records):
-        for x in r.rows:
+    for record in ttc_curves.last_end_points(records):
+        for x in record.rows:
             interval = "–" if x.accuracy_low is None else f"[{number(x.accuracy_low)}, {number(x.accuracy_high)}]"
             flop = [number(v) for v in (x.prefill_flop, x.decode_flop, x.verify_flop)]
             wall, joules = (
@@ -183,7 +189,7 @@ def cells(records: Sequence[TtcRecord]) -> Table:
             )
             out.append(
                 [
-                    ttc_curves.cell_name(r),
+                    ttc_curves.cell_name(record),
                     x.strategy,
                     str(x.n),
                     number(x.accuracy),

@@ -37,11 +37,15 @@ def serial_parallel(records: Sequence[TtcRecord], cost: str) -> Figure:
         return Figure(key, title, "", None, "no end point was evaluated under several controls")
     cells = max(groups, key=lambda c: (len(c), c[0].n_total))
     serial: list[Row] = []
-    for r in cells:
-        if (row := votes.greedy(r)) and (spent := ttc_curves.cost(row, cost)):
-            serial.append(_point(row, spent, "one answer, longer thought", r.label))
+    for record in cells:
+        if (row := votes.greedy(record)) and (spent := ttc_curves.cost(row, cost)):
+            serial.append(_point(row, spent, "one answer, longer thought", record.label))
     if not serial:
-        reasons = {x.energy_reason for r in cells for x in r.rows if x.energy_reason} if cost == "energy_j" else set()
+        reasons = (
+            {x.energy_reason for record in cells for x in record.rows if x.energy_reason}
+            if cost == "energy_j"
+            else set()
+        )
         return Figure(key, title, "", None, "; ".join(sorted(reasons)) or f"{cost} was not measured")
     voted: list[Row] = []
     indices = sorted({round(i) for i in np.linspace(0, len(cells) - 1, min(4, len(cells)))})
@@ -78,31 +82,31 @@ def exchanges(rates: Sequence[Exchange]) -> list[Figure]:
     A figure per basis and format.
     """
     out = []
-    for e in rates:
-        key = f"ttc_exchange_{e.basis}_{e.of}".replace(" ", "_").replace("+", "_")
-        title = f"Training for test compute, {e.of}, {e.basis}"
-        if e.g is None or not e.points:
-            out.append(Figure(key, title, "", None, e.reason or "no rate"))
+    for rate in rates:
+        key = f"ttc_exchange_{rate.basis}_{rate.of}".replace(" ", "_").replace("+", "_")
+        title = f"Training for test compute, {rate.of}, {rate.basis}"
+        if rate.g is None or not rate.points:
+            out.append(Figure(key, title, "", None, rate.reason or "no rate"))
             continue
-        palette = Palette([f"{a:g}" for a in sorted({p.accuracy for p in e.points})], ordered=True, title="accuracy")
-        shapes = Palette(list(dict.fromkeys(p.family for p in e.points)), field="size", title="size and format")
+        palette = Palette([f"{a:g}" for a in sorted({p.accuracy for p in rate.points})], ordered=True, title="accuracy")
+        shapes = Palette(list(dict.fromkeys(p.family for p in rate.points)), field="size", title="size and format")
         rows = [
             {"x": p.train, "y": p.test, "series": f"{p.accuracy:g}", "size": p.family, "line": f"{p.family} {p.accuracy}", "tip": p.line}
-            for p in e.points
+            for p in rate.points
         ]  # fmt: skip
-        power = e.basis != "joules"
+        power = rate.basis != "joules"
         x = axis(
             f"training {'compute, causal count (FLOP)' if power else 'energy, gross (J)'}",
             (r["x"] for r in rows),
             power_labels=power,
         )
-        y = axis(TEST[e.basis], (r["y"] for r in rows), power_labels=power)
-        interval = "without an interval" if e.low is None else f"95 % [{number(e.low)}, {number(e.high)}]"
+        y = axis(TEST[rate.basis], (r["y"] for r in rows), power_labels=power)
+        interval = "without an interval" if rate.low is None else f"95 % [{number(rate.low)}, {number(rate.high)}]"
         caption = (
             f"A line joins the controls of one size that reach one accuracy (colours) of a single sample. Test cost falls as training cost to the "
-            f"−g, g = {number(e.g)}, {interval}. Interpolated between end points, never extrapolated; verification costs nothing and is not included."
+            f"−g, g = {number(rate.g)}, {interval}. Interpolated between end points, never extrapolated; verification costs nothing and is not included."
         )
-        caption += f" {e.note[0].upper()}{e.note[1:]}." if e.note else ""
+        caption += f" {rate.note[0].upper()}{rate.note[1:]}." if rate.note else ""
         out.append(figure(key, title, caption, [palette.lines(rows, x, y), palette.marks(rows, x, y, shapes=shapes)]))
     return out
 
@@ -110,25 +114,29 @@ def exchanges(rates: Sequence[Exchange]) -> list[Figure]:
 def break_even(answers: Sequence[BreakEvenAnswer]) -> Figure:
     """Lifetime cost of the setting cheapest to ask over that cheapest to train, against queries."""
     key, title = "ttc_break_even", "Break-even: queries from which costlier training pays"
-    crossed = [p for p in answers if p.result.queries is not None and p.train and p.query]
+    crossed = [answer for answer in answers if answer.result.queries is not None and answer.train and answer.query]
     absent: dict[str, list[str]] = {}
-    for p in answers:
-        if p.result.queries is None:
+    for answer in answers:
+        if answer.result.queries is None:
             absent.setdefault(
-                f"{p.result.dominating + ': ' if p.result.dominating else ''}{p.result.reason}", []
-            ).append(_name(p))
+                f"{answer.result.dominating + ': ' if answer.result.dominating else ''}{answer.result.reason}", []
+            ).append(_name(answer))
     without = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in absent.items())
     if not crossed:
         return Figure(key, title, "", None, without or "no setting to compare")
-    palette = Palette([_name(p) for p in crossed])
-    queries = [v for p in crossed for v in (p.result.queries, p.result.low, p.result.high) if v]
+    palette = Palette([_name(answer) for answer in crossed])
+    queries = [v for answer in crossed for v in (answer.result.queries, answer.result.low, answer.result.high) if v]
     grid = np.geomspace(min(queries) / 30, max(queries) * 30, 90)
     rows: list[Row] = []
     crossings: list[Row] = []
     sentences = []
-    for p in crossed:
-        (ta, tb), (qa, qb), q = p.train or [], p.query or [], p.result
-        shared = {"series": _name(p), "line": _name(p), "tip": f"{p.cheap_to_ask} against {p.cheap_to_train}"}
+    for answer in crossed:
+        (ta, tb), (qa, qb), q = answer.train or [], answer.query or [], answer.result
+        shared = {
+            "series": _name(answer),
+            "line": _name(answer),
+            "tip": f"{answer.cheap_to_ask} against {answer.cheap_to_train}",
+        }
         rows += [{"x": n, "y": (tb + n * qb) / (ta + n * qa)} | shared for n in grid.tolist()]
         span = {} if q.low is None else {"left": q.low or float(grid[0]), "right": q.high or float(grid[-1])}
         crossings.append({"x": q.queries, "y": 1.0} | shared | span)
@@ -136,7 +144,7 @@ def break_even(answers: Sequence[BreakEvenAnswer]) -> Figure:
             [] if q.low is None else [f"95 % [{number(q.low)}, {'unbounded' if q.high is None else number(q.high)}]"]
         )
         sentences.append(
-            f"{_name(p)}: {p.cheap_to_ask} against {p.cheap_to_train} from {', '.join([f'{number(q.queries)} queries', *interval, q.note])}"
+            f"{_name(answer)}: {answer.cheap_to_ask} against {answer.cheap_to_train} from {', '.join([f'{number(q.queries)} queries', *interval, q.note])}"
         )
     x = axis("queries over the lifetime", grid.tolist(), power_labels=True)
     y = axis("lifetime cost, cheapest to ask / cheapest to train", y_values(rows, crossings))
@@ -155,8 +163,8 @@ def break_even(answers: Sequence[BreakEvenAnswer]) -> Figure:
     return figure(key, title, caption, parts)
 
 
-def _name(p: BreakEvenAnswer) -> str:
-    return f"{p.task}, {p.unit}"
+def _name(answer: BreakEvenAnswer) -> str:
+    return f"{answer.task}, {answer.unit}"
 
 
 def per_correct(records: Sequence[TtcRecord], cost: str) -> Figure:
@@ -169,16 +177,19 @@ def per_correct(records: Sequence[TtcRecord], cost: str) -> Figure:
     rows: list[Row] = []
     reasons: set[str] = set()
     none_right = 0
-    for r in (r for cells in votes.longest(records) for r in cells):
-        answers = [x for x in (votes.greedy(r), *votes.votes(r)) if x is not None and x.strategy != "sample"]
+    for record in (cell for cells in votes.longest(records) for cell in cells):
+        answers = [x for x in (votes.greedy(record), *votes.votes(record)) if x is not None and x.strategy != "sample"]
         for x in answers:
-            e = ttc_curves.per_correct(r, x, cost, draws=400)
+            e = ttc_curves.per_correct(record, x, cost, draws=400)
             if e.value is None:
                 none_right += x.accuracy == 0
                 reasons |= {e.reason or "not measured"}
                 continue
-            row = {"x": x.tokens, "y": e.value, "series": votes.setup(r), "strategy": x.strategy}
-            row |= {"line": f"{ttc_curves.cell_name(r)} {x.strategy}", "tip": f"{ttc_curves.cell_name(r)}, n = {x.n}"}
+            row = {"x": x.tokens, "y": e.value, "series": votes.setup(record), "strategy": x.strategy}
+            row |= {
+                "line": f"{ttc_curves.cell_name(record)} {x.strategy}",
+                "tip": f"{ttc_curves.cell_name(record)}, n = {x.n}",
+            }
             rows.append(row if e.low is None else row | {"low": e.low, "high": e.high})
     if not rows:
         return Figure(key, title, "", None, "; ".join(sorted(reasons)) or "no greedy answer and no vote")

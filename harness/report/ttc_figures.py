@@ -33,13 +33,13 @@ def _example_cells(records: Sequence[TtcRecord]) -> tuple[list[TtcRecord], int]:
 
     And of how many.
     """
-    shaped = [r for r in records if ttc_curves.flat(r) is None and r.samples > 1]
+    shaped = [record for record in records if ttc_curves.flat(record) is None and record.samples > 1]
     if not shaped:
         return [], 0
-    size = max(r.n_total for r in shaped)
+    size = max(record.n_total for record in shaped)
     # Formats of one width differ in vocabulary, so in N
-    width = {r.width for r in shaped if r.n_total == size}
-    cells = [r for r in shaped if (r.width in width if None not in width else r.n_total == size)]
+    width = {record.width for record in shaped if record.n_total == size}
+    cells = [record for record in shaped if (record.width in width if None not in width else record.n_total == size)]
     cells.sort(key=lambda r: float(ttc_curves.hits(r).mean()) / r.samples)
     indices = sorted({round(i) for i in np.linspace(0, len(cells) - 1, min(MAX_CELLS, len(cells)))})
     return [cells[i] for i in indices], len(cells)
@@ -56,8 +56,8 @@ def law_pair(records: Sequence[TtcRecord], fits: Mapping[str, Fit], law: Literal
     if not cells:
         reason = "no cell whose curve over n has a shape: single samples are at chance or nearly always right"
         return [Figure(k, t, "", None, reason) for k, t in ((key, title), (f"{key}_residuals", f"{title}: residuals"))]
-    palette = Palette([ttc_curves.cell_name(r) for r in cells], ordered=True)
-    points = {ttc_curves.cell_name(r): _curve_points(r, voting) for r in cells}
+    palette = Palette([ttc_curves.cell_name(record) for record in cells], ordered=True)
+    points = {ttc_curves.cell_name(record): _curve_points(record, voting) for record in cells}
     dots = [row for rows in points.values() for row in rows]
     curves: list[Row] = []
     for name, rows in points.items():
@@ -79,14 +79,14 @@ def law_pair(records: Sequence[TtcRecord], fits: Mapping[str, Fit], law: Literal
     return [first, _residuals(Figure(f"{key}_residuals", f"{title}: residuals", "", None), law, formula, points, fits)]
 
 
-def _curve_points(r: TtcRecord, voting: bool) -> list[Row]:
+def _curve_points(record: TtcRecord, voting: bool) -> list[Row]:
     """The curve of one cell, with intervals over clusters of problems."""
-    n, right = ttc_curves.voting_curve(r) if voting else ttc_curves.coverage_curve(r)
+    n, right = ttc_curves.voting_curve(record) if voting else ttc_curves.coverage_curve(record)
     rows: list[Row] = []
     for x, column in zip(n.tolist(), right.T, strict=True):
-        low, high = estimators.interval(column, np.array(r.stats.cluster), draws=400)
+        low, high = estimators.interval(column, np.array(record.stats.cluster), draws=400)
         row: Row = {"x": x, "y": float(column.mean()), "low": low, "high": high}
-        rows.append(row | {"series": ttc_curves.cell_name(r), "tip": f"{'n' if voting else 'k'} = {x:g}"})
+        rows.append(row | {"series": ttc_curves.cell_name(record), "tip": f"{'n' if voting else 'k'} = {x:g}"})
     return rows
 
 

@@ -25,12 +25,12 @@ def findings(records: Sequence[TtcRecord], answers: StudyAnswers | None) -> list
     out = [_accuracies(records)]
     if answers is None:
         return out
-    for e in answers.exchange:
-        if e.g is not None:
-            interval = "" if e.low is None else f" [{number(e.low)}, {number(e.high)}]"
-            note = f" ({e.note})" if e.note else ""
+    for rate in answers.exchange:
+        if rate.g is not None:
+            interval = "" if rate.low is None else f" [{number(rate.low)}, {number(rate.high)}]"
+            note = f" ({rate.note})" if rate.note else ""
             out.append(
-                f"At equal accuracy, test compute falls as (training compute)^−g with g = {number(e.g)}{interval}: {e.of}, {e.basis}{note}."
+                f"At equal accuracy, test compute falls as (training compute)^−g with g = {number(rate.g)}{interval}: {rate.of}, {rate.basis}{note}."
             )
     for name in dict.fromkeys(e.cost for e in answers.equal_costs):
         gains = [e.gain for e in answers.equal_costs if e.cost == name]
@@ -40,20 +40,20 @@ def findings(records: Sequence[TtcRecord], answers: StudyAnswers | None) -> list
         out.append(
             f"Of {len(gains)} votes over samples, {wins} beat one longer thought of no more {unit}, {losses} lose to it (95 %)."
         )
-    for p in answers.break_evens:
-        q = p.result
+    for answer in answers.break_evens:
+        q = answer.result
         if q.queries is not None:
             interval = (
                 "" if q.low is None else f" [{number(q.low)}, {'unbounded' if q.high is None else number(q.high)}]"
             )
-            pays = f"{p.cheap_to_ask} pays against {p.cheap_to_train} from {number(q.queries)}{interval} queries on"
-            out.append(f"In {p.unit}, at accuracy {p.accuracy:g} ({p.task}): {pays}.")
+            pays = f"{answer.cheap_to_ask} pays against {answer.cheap_to_train} from {number(q.queries)}{interval} queries on"
+            out.append(f"In {answer.unit}, at accuracy {answer.accuracy:g} ({answer.task}): {pays}.")
     verdicts = Counter(a.verdict for a in answers.emergence.values())
     if verdicts:
         counts = ", ".join(f"{v} at {n} of {len(answers.emergence)} controls" for v, n in verdicts.most_common())
         out.append(f"Is the jump of exact match an ability or the metric? {sentence(counts)}")
     out += [sentence(line) for line in forecast_lines(answers.forecasts)]
-    if reasons := {row.energy_reason for r in records for row in r.rows if row.energy_reason}:
+    if reasons := {row.energy_reason for record in records for row in record.rows if row.energy_reason}:
         out.append(f"Joules per answer: not measured ({'; '.join(sorted(reasons))}).")
     return out
 
@@ -63,7 +63,9 @@ def _accuracies(records: Sequence[TtcRecord]) -> str:
 
     Accuracies are means over seeds.
     """
-    greedy_rows = [(r, row) for r in ttc_curves.last_end_points(records) if (row := greedy(r)) is not None]
+    greedy_rows = [
+        (record, row) for record in ttc_curves.last_end_points(records) if (row := greedy(record)) is not None
+    ]
     if not greedy_rows:
         return "No evaluation has a greedy answer."
     width = max(r.width or 0 for r, _ in greedy_rows)

@@ -36,7 +36,7 @@ class StudyView:
         return self.floor.oracle_nat if self.floor.oracle_nat is not None else self.floor.entropy_nat
 
 
-def view(study: Study) -> StudyView:
+def view_of(study: Study) -> StudyView:
     records = study.records
     table = study_points.points(records, study.excluded)
     noise = study_points.seed_noise(table)

@@ -144,7 +144,7 @@ def test_text_of_a_figure_and_of_a_table_is_escaped_once(measured: Study) -> Non
     label = 'a <b>&"c'
     figure = Figure("key", label, label, spec=None, reason=label)
     drawn = Figure("other", label, label, spec={"mark": label})
-    study = dataclasses.replace(view.view(measured), name=label, theory=None, unfitted={"loss_nd": label})
+    study = dataclasses.replace(view.view_of(measured), name=label, theory=None, unfitted={"loss_nd": label})
     text = html(views=[study, study], figures=[figure, drawn])
     assert "<b>" not in text.split("<script>")[0]
     assert (
@@ -185,7 +185,7 @@ def test_studies_with_nothing_to_fit_say_so(records: list, tmp_path: Path) -> No
 
 # --- charts ---------------------------------------------------------------------------------------
 def drawn(*studies: Study) -> list[Figure]:
-    return [f for f in charts.figures([view.view(s) for s in studies]) if f.spec is not None]
+    return [f for f in charts.figures([view.view_of(s) for s in studies]) if f.spec is not None]
 
 
 def test_every_mark_lies_inside_its_domain(measured: Study, plain: Study) -> None:
@@ -237,7 +237,7 @@ def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None
     for fit in fits.values():
         fit.certificate.passed = False
         fit.certificate.reason = "the starts disagree"
-    v = view.view(Study(name, records, excluded, fits))
+    v = view.view_of(Study(name, records, excluded, fits))
     assert sentences.warnings(v)[0].startswith("L(N, D), all rungs did not converge: the starts disagree")
     assert sentences.findings(v)[0].startswith("No law could be fitted")
     by_key = {f.key: f for f in charts.figures([v])}
@@ -252,7 +252,7 @@ def test_an_unconverged_fit_is_named_first_and_never_drawn(plain: Study) -> None
 def test_losses_of_several_corpora_are_not_drawn_on_one_scale(plain: Study) -> None:
     name, records, excluded, fits = plain.name, plain.records, plain.excluded, plain.fits
     foreign = [replace(r, corpus={**r.corpus, "corpus_id": "another"}) for r in records[:2]]
-    figures = {f.key: f for f in charts.figures([view.view(Study(name, [*foreign, *records[2:]], excluded, fits))])}
+    figures = {f.key: f for f in charts.figures([view.view_of(Study(name, [*foreign, *records[2:]], excluded, fits))])}
     assert figures["loss_compute"].spec is None
     assert "different scales" in (figures["loss_compute"].reason or "")
     assert figures["throughput"].spec is not None
@@ -260,24 +260,25 @@ def test_losses_of_several_corpora_are_not_drawn_on_one_scale(plain: Study) -> N
 
 def test_rates_at_the_edge_are_a_warning() -> None:
     records = [synthetic.record(16), synthetic.record(16, role="probe", lr_scale=0.5, loss_factor=0.9)]
-    v = view.view(Study("edge", records, {}, {}))
+    v = view.view_of(Study("edge", records, {}, {}))
     assert any("the best of the rates tried is ×0.5, at the edge" in w for w in sentences.warnings(v))
 
 
 def test_fits_of_other_points_and_repeated_tokens_are_warnings(plain: Study) -> None:
     name, runs, excluded, fits = plain.name, plain.records, plain.excluded, plain.fits
     assert not any(
-        "now:" in w or "more than once" in w for w in sentences.warnings(view.view(Study(name, runs, excluded, fits)))
+        "now:" in w or "more than once" in w
+        for w in sentences.warnings(view.view_of(Study(name, runs, excluded, fits)))
     )
     fewer = [replace(runs[0], points=[replace(p, epochs=2.5) for p in runs[0].points]), *runs[2:]]
-    lines = sentences.warnings(view.view(Study(name, fewer, excluded, fits)))
+    lines = sentences.warnings(view.view_of(Study(name, fewer, excluded, fits)))
     assert any("run harness fit again" in w for w in lines)
     assert any(f"{len(runs[0].points)} points saw tokens more than once (up to 2.5 times)" in w for w in lines)
 
 
 def test_many_points_are_thinned_with_their_extremes_and_the_caption_says_so(measured: Study) -> None:
     records = synthetic.many(400)
-    v = view.view(Study("many", records, {}, measured.fits))
+    v = view.view_of(Study("many", records, {}, measured.fits))
     figure = charts.loss_tokens([v])
     assert figure.spec is not None
     drawn_rows = figure.spec["datasets"]["d1"]
@@ -344,7 +345,7 @@ def test_verdict_beside_theory_is_honest(measured: Study) -> None:
 
 
 def test_spend_is_apart_from_as_if(measured: Study) -> None:
-    rows = {r[0]: r for r in tables.spend(view.view(measured)).rows}
+    rows = {r[0]: r for r in tables.spend(view.view_of(measured)).rows}
     assert set(rows) == {"spent: train", "spent: eval", "as if each point were a run"}
     assert rows["spent: eval"][4] == "not measured"
     assert rows["spent: train"][4].endswith("J")

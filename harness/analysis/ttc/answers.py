@@ -106,13 +106,13 @@ def answers(records: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: in
     controls: dict[str, list[TtcRecord]] = {}
     forced: dict[str, list[TtcRecord]] = {}  # end point -> its forced lengths
     setups: dict[str, list[TtcRecord]] = {}  # each trades thought for training in its own way
-    for r in records:
-        controls.setdefault(f"{votes.setup(r)}, {r.label}, T={r.temperature:g}", []).append(r)
-        setups.setdefault(votes.setup(r), []).append(r)
-        if r.control.get("max_states") is not None:
-            forced.setdefault(f"{r.name} {r.branch}, T={r.temperature:g}", []).append(r)
+    for record in records:
+        controls.setdefault(f"{votes.setup(record)}, {record.label}, T={record.temperature:g}", []).append(record)
+        setups.setdefault(votes.setup(record), []).append(record)
+        if record.control.get("max_states") is not None:
+            forced.setdefault(f"{record.name} {record.branch}, T={record.temperature:g}", []).append(record)
     last = ttc_curves.last_end_points(records)
-    forecasts = [ttc_curves.forecast(r, r.samples // 4, seed=seed) for r in records]
+    forecasts = [ttc_curves.forecast(record, record.samples // 4, seed=seed) for record in records]
     return StudyAnswers(
         exchange=[
             replace(exchange_rate.exchange(cells, basis, draws=draws, seed=seed), of=setup)
@@ -132,9 +132,11 @@ def answers(records: Sequence[TtcRecord], unfitted: dict[str, str], *, draws: in
         equal_costs=votes.equal_costs(records),
         marginal=[m for name, cells in forced.items() for m in marginal(name, cells)],
         noisy_limit={
-            ttc_curves.cell_name(r): ttc_curves.noisy_verifier_limit(r, ttc["verifier_tpr"], ttc["verifier_fpr"])
-            for r in last
-            if (ttc := r.config.get("ttc"))
+            ttc_curves.cell_name(record): ttc_curves.noisy_verifier_limit(
+                record, ttc["verifier_tpr"], ttc["verifier_fpr"]
+            )
+            for record in last
+            if (ttc := record.config.get("ttc"))
         },
         unfitted=unfitted,
     )
@@ -144,7 +146,7 @@ def _depth(end_point: str, cells: Sequence[TtcRecord]) -> Depth | None:
     """Silent depth of one end point, with the accuracies that it predicts; None for other tasks."""
     if not (depth := ttc_curves.silent_depth(cells)):
         return None
-    by_length = {str(r.control["max_states"]): r for r in cells}
+    by_length = {str(record.control["max_states"]): record for record in cells}
     return Depth(
         end_point,
         cells[0].width,
@@ -157,7 +159,7 @@ def _depth(end_point: str, cells: Sequence[TtcRecord]) -> Depth | None:
 
 def _front(records: Sequence[TtcRecord]) -> list[FrontPoint]:
     """The Pareto front of all cells, for each cost."""
-    pairs = [(r, row) for r in records for row in r.rows]
+    pairs = [(record, row) for record in records for row in record.rows]
     return [
         FrontPoint(
             name,
@@ -176,22 +178,27 @@ def _per_correct(records: Sequence[TtcRecord]) -> list[PerCorrect]:
     """Joules and seconds per correct answer of the strategies that need no verifier."""
     return [
         PerCorrect(
-            ttc_curves.cell_name(r),
+            ttc_curves.cell_name(record),
             row.strategy,
             row.n,
-            ttc_curves.per_correct(r, row, "energy_j"),
-            ttc_curves.per_correct(r, row, "wall_s"),
+            ttc_curves.per_correct(record, row, "energy_j"),
+            ttc_curves.per_correct(record, row, "wall_s"),
             row.order,
         )
-        for r in records
-        for row in r.rows
+        for record in records
+        for row in record.rows
         if row.strategy in ("greedy", "sample", "majority")
     ]
 
 
 def marginal(name: str, cells: Sequence[TtcRecord]) -> list[Marginal]:
     """Cost over accuracy gained between neighbouring forced lengths of one end point, greedily."""
-    rows = [(r, row) for r in cells for row in r.rows if row.strategy == "greedy" and row.accuracy is not None]
+    rows = [
+        (record, row)
+        for record in cells
+        for row in record.rows
+        if row.strategy == "greedy" and row.accuracy is not None
+    ]
     rows.sort(key=lambda pair: pair[0].control["max_states"])
     out = []
     for (shorter, a), (longer, b) in itertools.pairwise(rows):
@@ -221,21 +228,21 @@ def read(folder: Path) -> StudyAnswers | None:
     return record_files.load_json(path, StudyAnswers)
 
 
-def lines(a: StudyAnswers) -> list[str]:
+def lines(study_answers: StudyAnswers) -> list[str]:
     """A line per (samples fitted, k): root mean square error of each method, over its cells."""
     out = []
-    for e in a.exchange:
-        if e.g is None:
-            out.append(f"exchange, {e.of}, {e.basis}: none: {e.reason}")
+    for rate in study_answers.exchange:
+        if rate.g is None:
+            out.append(f"exchange, {rate.of}, {rate.basis}: none: {rate.reason}")
         else:
-            interval = "no interval" if e.low is None else f"95 % [{e.low:.3g}, {e.high:.3g}]"
+            interval = "no interval" if rate.low is None else f"95 % [{rate.low:.3g}, {rate.high:.3g}]"
             out.append(
-                f"exchange, {e.of}, {e.basis}: g = {e.g:.3g}, {interval}; {len(e.points)} points"
-                + (f"; {e.note}" if e.note else "")
+                f"exchange, {rate.of}, {rate.basis}: g = {rate.g:.3g}, {interval}; {len(rate.points)} points"
+                + (f"; {rate.note}" if rate.note else "")
             )
-    for p in a.break_evens:
-        q = p.result
-        where = f"break-even in {p.unit}, {p.task}, greedy accuracy {p.accuracy:g}"
+    for answer in study_answers.break_evens:
+        q = answer.result
+        where = f"break-even in {answer.unit}, {answer.task}, greedy accuracy {answer.accuracy:g}"
         if q.queries is None:
             out.append(f"{where}: none: {q.dominating + ': ' if q.dominating else ''}{q.reason}")
             continue
@@ -244,28 +251,30 @@ def lines(a: StudyAnswers) -> list[str]:
         )
         note = f"; {q.note}" if q.note else ""
         out.append(
-            f"{where}: {p.cheap_to_ask} pays against {p.cheap_to_train} from {q.queries:.3g} queries{interval}{note}"
+            f"{where}: {answer.cheap_to_ask} pays against {answer.cheap_to_train} from {q.queries:.3g} queries{interval}{note}"
         )
-    for p in a.break_evens:
-        if p.lifetime:
-            steps = [next(group) for _, group in itertools.groupby(p.lifetime, key=lambda x: x.setting)]
+    for answer in study_answers.break_evens:
+        if answer.lifetime:
+            steps = [next(group) for _, group in itertools.groupby(answer.lifetime, key=lambda x: x.setting)]
             settings = "; ".join(f"from {x.queries:.0e} queries {x.setting}" for x in steps)
-            out.append(f"cheapest over a lifetime in {p.unit}, {p.task}, greedy accuracy {p.accuracy:g}: {settings}")
-    for name in dict.fromkeys(e.cost for e in a.equal_costs):
-        gains = [e.gain for e in a.equal_costs if e.cost == name]
+            out.append(
+                f"cheapest over a lifetime in {answer.unit}, {answer.task}, greedy accuracy {answer.accuracy:g}: {settings}"
+            )
+    for name in dict.fromkeys(e.cost for e in study_answers.equal_costs):
+        gains = [e.gain for e in study_answers.equal_costs if e.cost == name]
         beats = sum(g.low is not None and g.low > 0 for g in gains)
         loses = sum(g.high is not None and g.high < 0 for g in gains)
         out.append(
             f"votes against one longer thought of no more {name}: {beats} of {len(gains)} votes win, {loses} lose (95 %)"
         )
-    out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in a.emergence.items()]
-    out += forecast_lines(a.forecasts)
+    out += [f"emergence, {k}: {v.verdict}: {v.reason}" for k, v in study_answers.emergence.items()]
+    out += forecast_lines(study_answers.forecasts)
     out += [
         f"silent depth, {d.end_point}: " + ", ".join(f"S({k}) = {v:.2f}" for k, v in d.accuracy.items())
-        for d in a.depths
+        for d in study_answers.depths
     ]
-    if a.unfitted:
-        out.append(f"laws of single cells: {len(a.unfitted)} have none, with their reasons in {STUDY_FILE}")
+    if study_answers.unfitted:
+        out.append(f"laws of single cells: {len(study_answers.unfitted)} have none, with their reasons in {STUDY_FILE}")
     return out
 
 

@@ -101,15 +101,15 @@ def lifetimes(settings: dict[str, tuple[float, float]]) -> list[Lifetime]:
     return out
 
 
-def costs(r: TtcRecord, unit: str) -> tuple[float, float] | None:
+def costs(record: TtcRecord, unit: str) -> tuple[float, float] | None:
     """Costs of training and of one greedy query in `unit`; None where either is unknown."""
-    row = next((x for x in r.rows if x.strategy == "greedy"), None)
+    row = next((x for x in record.rows if x.strategy == "greedy"), None)
     if row is None:
         return None
     train, query = {
-        "FLOP": (r.train_flop, row.test_flop),
-        "s": (r.train_wall_s, row.wall_s),
-        "J": (r.train_energy.energy_j, row.energy_j),
+        "FLOP": (record.train_flop, row.test_flop),
+        "s": (record.train_wall_s, row.wall_s),
+        "J": (record.train_energy.energy_j, row.energy_j),
     }[unit]
     return (train, query) if train and query else None
 
@@ -133,8 +133,10 @@ def study_break_even(
         pairs = {f"{of}, {line}": cost_at(c, accuracy) for of, lines in curves.items() for line, c in lines.items()}
         return {name: pair for name, pair in pairs.items() if pair}
 
-    if not any(costs(r, unit) for r in records):
-        reasons = {r.train_energy.reason for r in records if r.train_energy.reason} if unit == "J" else set()
+    if not any(costs(record, unit) for record in records):
+        reasons = (
+            {record.train_energy.reason for record in records if record.train_energy.reason} if unit == "J" else set()
+        )
         reason = f"no setting has both costs in {NAMES[unit]}" + "".join(f"; {x}" for x in sorted(reasons))
         return BreakEvenAnswer(task, unit, accuracy, None, None, BreakEven(None, reason=reason))
     resamplings = exchange_rate.resampled(
@@ -155,7 +157,7 @@ def study_break_even(
     if result.queries is not None:
         values = [v for s in map(settings, resamplings) if (v := _resampled_queries(s.get(a), s.get(b))) is not None]
         result.low, result.high, result.note = _interval(values, draws)
-        if note := exchange_rate.seed_note(len({r.seed for r in records})):
+        if note := exchange_rate.seed_note(len({record.seed for record in records})):
             result.note = f"{result.note}; {note}" if result.note else note
     return BreakEvenAnswer(task, unit, accuracy, a, b, result, train, query, best)
 
@@ -185,5 +187,5 @@ def _interval(values: list[float], draws: int) -> tuple[float | None, float | No
     return low, None, f"unbounded above: {never:.0%} of the resamplings never break even"
 
 
-def _greedy(r: TtcRecord) -> Array:
-    return np.array(r.stats.greedy, dtype=float)
+def _greedy(record: TtcRecord) -> Array:
+    return np.array(record.stats.greedy, dtype=float)

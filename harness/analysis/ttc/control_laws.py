@@ -32,15 +32,18 @@ def fit_controls(
     The bootstrap resamples whole runs.
     """
     groups: dict[str, list[TtcRecord]] = {}
-    for r in records:
-        groups.setdefault(f"{setup(r)}, {r.label}, T={r.temperature:g}", []).append(r)
+    for record in records:
+        groups.setdefault(f"{setup(record)}, {record.label}, T={record.temperature:g}", []).append(record)
     fits: dict[str, Fit] = {}
     absent: dict[str, str] = {}
     for control, cells in groups.items():
         for law in CONTROL_LAWS:
             name = f"ttc/{law}/{control}"
             of_flop = law == "accuracy_flop"
-            pairs = [(r, r.train_flop if of_flop else r.smooth.ce_nat if r.smooth else None) for r in cells]
+            pairs = [
+                (record, record.train_flop if of_flop else record.smooth.ce_nat if record.smooth else None)
+                for record in cells
+            ]
             points = [(r, x) for r, x in pairs if x]
             accuracy = np.array([float(np.mean(r.stats.correct)) / r.samples for r, _ in points])
             chance = cells[0].chance

@@ -40,8 +40,8 @@ class Estimate:
     reason: str | None = None
 
 
-def cell_name(r: TtcRecord) -> str:
-    return f"{r.name} {r.branch}, {r.label}, T={r.temperature:g}"
+def cell_name(record: TtcRecord) -> str:
+    return f"{record.name} {record.branch}, {record.label}, T={record.temperature:g}"
 
 
 def fit_name(law: str, cell: str) -> str:
@@ -52,18 +52,18 @@ def fit_name(law: str, cell: str) -> str:
 def last_end_points(records: Sequence[TtcRecord]) -> list[TtcRecord]:
     """The records of the longest training of each run."""
     most: dict[str, int] = {}
-    for r in records:
-        most[r.run_id] = max(most.get(r.run_id, 0), r.tokens or 0)
-    return [r for r in records if (r.tokens or 0) == most[r.run_id]]
+    for record in records:
+        most[record.run_id] = max(most.get(record.run_id, 0), record.tokens or 0)
+    return [record for record in records if (record.tokens or 0) == most[record.run_id]]
 
 
 # --- curves of one record -------------------------------------------------------------------------
-def hits(r: TtcRecord) -> Array:
+def hits(record: TtcRecord) -> Array:
     """Right samples per problem (P,).
 
     What is right is the answer or the trace, as the record says.
     """
-    return np.array(r.stats.trace_ok if r.accuracy_of == "trace" else r.stats.correct, dtype=float)
+    return np.array(record.stats.trace_ok if record.accuracy_of == "trace" else record.stats.correct, dtype=float)
 
 
 def powers_of_two(n_max: int) -> list[int]:
@@ -97,27 +97,27 @@ def fit_curve(
     return fit
 
 
-def flat(r: TtcRecord) -> str | None:
+def flat(record: TtcRecord) -> str | None:
     """Why the curves of a record over n have no shape to fit; None where they have one."""
-    single = float(hits(r).mean()) / r.samples
-    if r.chance + MIN_ABOVE_CHANCE <= single <= MAX_SINGLE:
+    single = float(hits(record).mean()) / record.samples
+    if record.chance + MIN_ABOVE_CHANCE <= single <= MAX_SINGLE:
         return None
     where = "at chance" if single < MAX_SINGLE else "nearly always right"
     return f"one sample is {where} ({single:.3f}): the curves over n are flat"
 
 
-def voting_curve(r: TtcRecord) -> tuple[Array, Array]:
+def voting_curve(record: TtcRecord) -> tuple[Array, Array]:
     """n (m,), and per problem the chance (P, m) that the majority of n samples is right."""
-    n = powers_of_two(r.samples)
-    right = [estimators.majority(r.stats.correct, r.stats.wrong, r.stats.unread, k) for k in n]
+    n = powers_of_two(record.samples)
+    right = [estimators.majority(record.stats.correct, record.stats.wrong, record.stats.unread, k) for k in n]
     return np.array(n, dtype=float), np.stack(right, 1)
 
 
-def coverage_curve(r: TtcRecord) -> tuple[Array, Array]:
+def coverage_curve(record: TtcRecord) -> tuple[Array, Array]:
     """k (m,), and pass@k per problem (P, m)."""
-    k = powers_of_two(r.samples)
-    count = np.full(len(r.stats.correct), r.samples)
-    return np.array(k, dtype=float), np.stack([estimators.pass_at_k(hits(r), count, i) for i in k], 1)
+    k = powers_of_two(record.samples)
+    count = np.full(len(record.stats.correct), record.samples)
+    return np.array(k, dtype=float), np.stack([estimators.pass_at_k(hits(record), count, i) for i in k], 1)
 
 
 def fit_cells(
@@ -131,21 +131,21 @@ def fit_cells(
     options = {"bootstrap": bootstrap, "seed": seed}
     fits: dict[str, Fit] = {}
     absent: dict[str, str] = {}
-    for r in records:
-        if reason := flat(r):
-            absent |= {fit_name(law, cell_name(r)): reason for law in CELL_LAWS}
+    for record in records:
+        if reason := flat(record):
+            absent |= {fit_name(law, cell_name(record)): reason for law in CELL_LAWS}
             continue
-        cluster, count = r.stats.cluster, np.full(len(r.stats.correct), r.samples)
+        cluster, count = record.stats.cluster, np.full(len(record.stats.correct), record.samples)
         jobs: tuple[Callable[[], Fit], ...] = (
-            lambda r=r, c=cluster: fit_curve("voting", *voting_curve(r), c, error=True, **options),
-            lambda r=r, c=cluster: fit_curve("coverage", *coverage_curve(r), c, error=False, **options),
-            lambda r=r, n=count: pass_at_k.fit(hits(r), n, **options),
+            lambda cell=record, c=cluster: fit_curve("voting", *voting_curve(cell), c, error=True, **options),
+            lambda cell=record, c=cluster: fit_curve("coverage", *coverage_curve(cell), c, error=False, **options),
+            lambda cell=record, n=count: pass_at_k.fit(hits(cell), n, **options),
         )
         for law, job in zip(CELL_LAWS, jobs, strict=True):
             try:
-                fits[fit_name(law, cell_name(r))] = job()
+                fits[fit_name(law, cell_name(record))] = job()
             except FitError as e:
-                absent[fit_name(law, cell_name(r))] = str(e)
+                absent[fit_name(law, cell_name(record))] = str(e)
     return fits, absent
 
 
@@ -164,16 +164,16 @@ class PassForecast:
     reason: str | None = None  # why a forecast is missing
 
 
-def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> PassForecast | None:
+def forecast(record: TtcRecord, fitted: int, *, seed: int = 0) -> PassForecast | None:
     """The forecast of one cell; None for fewer than twice `fitted` samples.
 
     The split of the samples is hypergeometric: every subset has the same probability.
     """
-    k = r.samples - fitted
+    k = record.samples - fitted
     if fitted < 4 or k < fitted:
         return None
-    right = hits(r).astype(int)
-    seen = np.random.default_rng(seed).hypergeometric(right, r.samples - right, fitted)
+    right = hits(record).astype(int)
+    seen = np.random.default_rng(seed).hypergeometric(right, record.samples - right, fitted)
     held_out = right - seen
     count = np.full(len(right), fitted)
     beta = pass_at_k.fit(seen, count, bootstrap=0)
@@ -190,16 +190,16 @@ def forecast(r: TtcRecord, fitted: int, *, seed: int = 0) -> PassForecast | None
     except FitError as e:
         reason = str(e)
     plug_in = float((1 - (1 - seen / fitted) ** k).mean())
-    return PassForecast(cell_name(r), fitted, k, float((held_out > 0).mean()), value, power, plug_in, reason)
+    return PassForecast(cell_name(record), fitted, k, float((held_out > 0).mean()), value, power, plug_in, reason)
 
 
-def noisy_verifier_limit(r: TtcRecord, tpr: float, fpr: float) -> float:
+def noisy_verifier_limit(record: TtcRecord, tpr: float, fpr: float) -> float:
     """Accuracy of best-of-n with a noisy verifier as n grows.
 
     The mean over problems of p t / (p t + (1 - p) f), with rates t and f of true and false
     positives.
     """
-    p = hits(r) / r.samples
+    p = hits(record) / record.samples
     accepted = p * tpr + (1 - p) * fpr
     return float(np.divide(p * tpr, accepted, out=np.zeros_like(p), where=accepted > 0).mean())
 
@@ -221,7 +221,7 @@ def pareto(pairs: Sequence[tuple[TtcRecord, TtcRow]], name: str) -> list[tuple[T
     return front
 
 
-def per_correct(r: TtcRecord, row: TtcRow, name: str, *, draws: int = 1000, seed: int = 0) -> Estimate:
+def per_correct(record: TtcRecord, row: TtcRow, name: str, *, draws: int = 1000, seed: int = 0) -> Estimate:
     """Cost of all queries, wrong answers included, over the number of right answers.
 
     The cost per query is taken as exact. The interval resamples problems where the record has their
@@ -232,9 +232,13 @@ def per_correct(r: TtcRecord, row: TtcRow, name: str, *, draws: int = 1000, seed
         return Estimate(None, reason=row.energy_reason if name == "energy_j" else f"{name} was not measured")
     if not row.accuracy:
         return Estimate(None, reason=row.reason or "no answer was right")
-    p = np.array(r.stats.greedy, dtype=float) if row.strategy == "greedy" else np.array(r.stats.correct) / r.samples
+    p = (
+        np.array(record.stats.greedy, dtype=float)
+        if row.strategy == "greedy"
+        else np.array(record.stats.correct) / record.samples
+    )
     if row.strategy in ("greedy", "sample"):
-        accuracy = cluster_weights(r.stats.cluster, draws, seed) @ p
+        accuracy = cluster_weights(record.stats.cluster, draws, seed) @ p
         low, high = np.percentile(accuracy, [2.5, 97.5]).tolist()
     else:
         low, high = row.accuracy_low, row.accuracy_high
@@ -249,15 +253,15 @@ def silent_depth(cells: Sequence[TtcRecord]) -> dict[int, tuple[float, int]]:
     written state. Empty for tasks other than `group`: the length of a text task is in tokens.
     """
     right: dict[int, list[bool]] = {}
-    for r in cells:
-        if (b := r.control.get("max_states")) is None or r.task["name"] != "group":
+    for record in cells:
+        if (b := record.control.get("max_states")) is None or record.task["name"] != "group":
             continue
-        for size, ok in zip(r.stats.size, r.stats.greedy, strict=True):
+        for size, ok in zip(record.stats.size, record.stats.greedy, strict=True):
             right.setdefault(max(size - max(b, 1), 0), []).append(ok)
     return {k: (float(np.mean(v)), len(v)) for k, v in sorted(right.items())}
 
 
-def predicted_accuracy(depth: dict[int, tuple[float, int]], r: TtcRecord) -> float:
+def predicted_accuracy(depth: dict[int, tuple[float, int]], record: TtcRecord) -> float:
     """acc(b) = sum over sizes of P(size) S(size - max(b, 1)), for one forced length b."""
-    b = max(r.control["max_states"], 1)
-    return float(np.mean([depth[max(size - b, 0)][0] for size in r.stats.size]))
+    b = max(record.control["max_states"], 1)
+    return float(np.mean([depth[max(size - b, 0)][0] for size in record.stats.size]))

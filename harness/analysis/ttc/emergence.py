@@ -47,22 +47,25 @@ class Audit:
     broken_chance: float | None = None  # of this gain by a straight line with the same scatter
 
 
-def point(r: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | None:
+def point(record: TtcRecord, *, draws: int = 1000, seed: int = 0) -> AuditPoint | None:
     """The audit of one cell; None without likelihoods."""
-    s = r.smooth
+    s = record.smooth
     if s is None:
         return None
-    p = np.array(r.stats.correct) / r.samples
-    low, high = np.percentile(cluster_weights(r.stats.cluster, draws, seed) @ p, [2.5, 97.5]).tolist()
+    p = np.array(record.stats.correct) / record.samples
+    low, high = np.percentile(cluster_weights(record.stats.cluster, draws, seed) @ p, [2.5, 97.5]).tolist()
 
     def null(token: float) -> float:
-        return r.chance + (1 - r.chance) * token**s.trace_tokens
+        return record.chance + (1 - record.chance) * token**s.trace_tokens
 
     band = null(s.p_token_low), null(s.p_token_high)
-    bracket = s.p_trace_low - BRACKET_TOLERANCE, r.chance + (1 - r.chance) * s.p_trace_high + BRACKET_TOLERANCE
+    bracket = (
+        s.p_trace_low - BRACKET_TOLERANCE,
+        record.chance + (1 - record.chance) * s.p_trace_high + BRACKET_TOLERANCE,
+    )
     inside = (low <= band[1] and high >= band[0]) or (low <= bracket[1] and high >= bracket[0])
     return AuditPoint(
-        f"{r.name} {r.branch}, {r.label}", r.train_flop, float(p.mean()), low, high, s.p_token, s.ce_nat, s.p_trace,
+        f"{record.name} {record.branch}, {record.label}", record.train_flop, float(p.mean()), low, high, s.p_token, s.ce_nat, s.p_trace,
         null(s.p_token), *band, inside,
     )  # fmt: skip
 
@@ -120,7 +123,7 @@ def audit(records: Sequence[TtcRecord]) -> Audit:
     A bend counts when it halves the held-out error, and a straight line with the same scatter does
     so in under 5 % of cases.
     """
-    points = [p for r in records if (p := point(r)) is not None]
+    points = [p for record in records if (p := point(record)) is not None]
     if not points:
         return Audit(UNDECIDED, "no evaluation holds likelihoods of a reference trace")
     usable = [p for p in points if p.train_flop and 0 < p.p_token < 1]

@@ -51,15 +51,15 @@ class Exchange:
     of: str = ""  # task and format whose cells these are
 
 
-def costs(r: TtcRecord, basis: str) -> tuple[float, float] | None:
+def costs(record: TtcRecord, basis: str) -> tuple[float, float] | None:
     """Costs of training and of one sample in the unit of `basis`; None where either is unknown."""
-    row = next((x for x in r.rows if x.strategy == "sample" and x.n == 1), None)
+    row = next((x for x in record.rows if x.strategy == "sample" and x.n == 1), None)
     if row is None:
         return None
     if basis == "joules":
-        train, test = r.train_energy.energy_j, row.energy_j
+        train, test = record.train_energy.energy_j, row.energy_j
     else:
-        train, test = r.train_flop, row.decode_flop + (row.prefill_flop if basis != "decode" else 0)
+        train, test = record.train_flop, row.decode_flop + (row.prefill_flop if basis != "decode" else 0)
     return (train, test) if train and test else None
 
 
@@ -126,15 +126,15 @@ def resampled(
     per problem (P,); `line`: the name of a cell's curve within its family.
     """
     groups: dict[tuple[str, str], dict[float, dict[int, tuple[TtcRecord, float, float]]]] = {}
-    for r in records:
-        if (pair := cost_pair(r)) is not None:
-            group = family(r), line(r)
-            groups.setdefault(group, {}).setdefault(r.tokens or 0, {})[r.seed] = (r, *pair)
+    for record in records:
+        if (pair := cost_pair(record)) is not None:
+            group = family(record), line(record)
+            groups.setdefault(group, {}).setdefault(record.tokens or 0, {})[record.seed] = (record, *pair)
     shares: dict[str, Array] = {}  # cell -> accuracy (draws + 1,), the first of all problems
-    for r in records:
-        p = right(r)
-        shares[_key(r)] = np.r_[p.mean(), cluster_weights(r.stats.cluster, draws, seed) @ p]
-    seeds = sorted({r.seed for r in records})
+    for record in records:
+        p = right(record)
+        shares[_key(record)] = np.r_[p.mean(), cluster_weights(record.stats.cluster, draws, seed) @ p]
+    seeds = sorted({record.seed for record in records})
     rng = np.random.default_rng([seed, 1])
     for d in range(draws + 1):
         chosen = seeds if d == 0 or len(seeds) < MIN_SEEDS else rng.choice(seeds, len(seeds)).tolist()
@@ -158,10 +158,12 @@ def seed_note(seeds: int) -> str:
 
 def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed: int = 0) -> Exchange:
     """g with its 95 % interval, over clusters of problems and, from `MIN_SEEDS` on, over seeds."""
-    seeds = len({r.seed for r in records})
-    if not any(costs(r, basis) for r in records):
+    seeds = len({record.seed for record in records})
+    if not any(costs(record, basis) for record in records):
         unmetered = (
-            {x.energy_reason for r in records for x in r.rows if x.energy_reason} if basis == "joules" else set()
+            {x.energy_reason for record in records for x in record.rows if x.energy_reason}
+            if basis == "joules"
+            else set()
         )
         reason = "; ".join(sorted(unmetered)) or "no cell has both costs on this basis"
         return Exchange(basis, None, None, None, seeds, 0, reason=reason)
@@ -184,20 +186,20 @@ def exchange(records: Sequence[TtcRecord], basis: str, *, draws: int = 400, seed
     return Exchange(basis, first, interval[0], interval[1], seeds, failed, points, note=note)
 
 
-def single(r: TtcRecord) -> Array:
+def single(record: TtcRecord) -> Array:
     """Probability (P,) that one sample is right."""
-    return np.array(r.stats.correct) / r.samples
+    return np.array(record.stats.correct) / record.samples
 
 
-def family(r: TtcRecord) -> str:
+def family(record: TtcRecord) -> str:
     """Size, arm and format: a family's cells differ in training, control and temperature."""
-    parts = [f"N {r.n_total:,}", *(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))]
+    parts = [f"N {record.n_total:,}", *(str(record.task[k]) for k in ("name", "arm", "format") if record.task.get(k))]
     return ", ".join(parts)
 
 
-def _control(r: TtcRecord) -> str:
-    return f"{r.label}, T={r.temperature:g}"
+def _control(record: TtcRecord) -> str:
+    return f"{record.label}, T={record.temperature:g}"
 
 
-def _key(r: TtcRecord) -> str:
-    return f"{r.run_id}/{r.cell}"
+def _key(record: TtcRecord) -> str:
+    return f"{record.run_id}/{record.cell}"

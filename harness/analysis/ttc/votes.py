@@ -35,32 +35,32 @@ class EqualCost:
 def longest(records: Sequence[TtcRecord]) -> list[list[TtcRecord]]:
     """By setup and temperature: the last cells of the largest size, by tokens used."""
     groups: dict[tuple, list[TtcRecord]] = {}
-    for r in records:
-        groups.setdefault((setup(r), r.temperature), []).append(r)
+    for record in records:
+        groups.setdefault((setup(record), record.temperature), []).append(record)
     out = []
     for cells in groups.values():
         top = max(cells, key=lambda r: (r.n_total, r.tokens or 0, -r.seed))
-        same = [r for r in cells if (r.run_id, r.branch) == (top.run_id, top.branch)]
+        same = [record for record in cells if (record.run_id, record.branch) == (top.run_id, top.branch)]
         out.append(sorted(same, key=lambda r: r.mean_tokens))
     return out
 
 
-def setup(r: TtcRecord) -> str:
+def setup(record: TtcRecord) -> str:
     """Task, arm and format of a cell; cells that differ in one of them are never pooled."""
-    return " ".join(str(r.task[k]) for k in ("name", "arm", "format") if r.task.get(k))
+    return " ".join(str(record.task[k]) for k in ("name", "arm", "format") if record.task.get(k))
 
 
-def greedy(r: TtcRecord) -> TtcRow | None:
-    return next((x for x in r.rows if x.strategy == "greedy" and x.accuracy is not None), None)
+def greedy(record: TtcRecord) -> TtcRow | None:
+    return next((x for x in record.rows if x.strategy == "greedy" and x.accuracy is not None), None)
 
 
-def votes(r: TtcRecord) -> list[TtcRow]:
+def votes(record: TtcRecord) -> list[TtcRow]:
     """Majorities of samples that were drawn in one batch, by n.
 
     A single sample is a vote of one.
     """
     strategies = ("sample", "majority")
-    rows = [x for x in r.rows if x.strategy in strategies and x.order == "batched" and x.accuracy is not None]
+    rows = [x for x in record.rows if x.strategy in strategies and x.order == "batched" and x.accuracy is not None]
     return sorted(rows, key=lambda x: x.n)
 
 
@@ -70,26 +70,26 @@ def compare(cells: Sequence[TtcRecord], name: str, *, draws: int = 1000, seed: i
     Empty where the cost is unknown. The interval resamples clusters of problems for the chosen
     pair. Only controls with the same problems are compared.
     """
-    serial = [(c, r, x) for r in cells if (x := greedy(r)) and (c := cost(x, name)) is not None]
+    serial = [(c, record, x) for record in cells if (x := greedy(record)) and (c := cost(x, name)) is not None]
     out = []
-    for r in cells:
+    for record in cells:
         curve = None
-        for row in votes(r):
+        for row in votes(record):
             spent = cost(row, name)
             cheaper = [
-                s for s in serial if spent is not None and s[0] <= spent and s[1].stats.cluster == r.stats.cluster
+                s for s in serial if spent is not None and s[0] <= spent and s[1].stats.cluster == record.stats.cluster
             ]
             if row.n < 2 or spent is None or not cheaper:
                 continue
             serial_cost, rival, best = max(cheaper, key=lambda s: (s[2].accuracy or 0.0, -s[0]))
-            curve = curve or dict(zip(*(v.T.tolist() for v in voting_curve(r)), strict=True))
+            curve = curve or dict(zip(*(v.T.tolist() for v in voting_curve(record)), strict=True))
             if row.n not in curve:
                 continue
             paired = np.array(curve[row.n]) - np.array(rival.stats.greedy, dtype=float)
-            interval = np.percentile(cluster_weights(r.stats.cluster, draws, seed) @ paired, [2.5, 97.5]).tolist()
+            interval = np.percentile(cluster_weights(record.stats.cluster, draws, seed) @ paired, [2.5, 97.5]).tolist()
             gain = Estimate(float(paired.mean()), *interval)
             out.append(
-                EqualCost(name, cell_name(r), row.n, spent, row.accuracy or 0.0, cell_name(rival), serial_cost, best.accuracy or 0.0, gain)
+                EqualCost(name, cell_name(record), row.n, spent, row.accuracy or 0.0, cell_name(rival), serial_cost, best.accuracy or 0.0, gain)
             )  # fmt: skip
     return out
 
