@@ -127,7 +127,7 @@ HEAD = [
 ]
 
 
-def cells(r: RungJoules) -> list[str]:
+def row_texts(r: RungJoules) -> list[str]:
     """A row of text below `HEAD`; a dash is not measured."""
 
     def formatted(value: float | None, style: str) -> str:
@@ -151,4 +151,8 @@ def context(table: PointTable, rows: Sequence[RungJoules], fits: dict[str, Fit])
 def printed(table: PointTable, fits: dict[str, Fit]) -> list[Table | str]:
     """The table and its lines for `console.show`; empty where no joules were measured."""
     rows = by_rung(table)
-    return ["joules by rung, gross", Table([cells(r) for r in rows], HEAD), *context(table, rows, fits)] if rows else []
+    return (
+        ["joules by rung, gross", Table([row_texts(r) for r in rows], HEAD), *context(table, rows, fits)]
+        if rows
+        else []
+    )

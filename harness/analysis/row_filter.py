@@ -74,7 +74,7 @@ Condition = ColumnComparison | Not | Joined
 
 def parse(text: str) -> Condition:
     """The condition in `text`; raises FitError with the character at which it is wrong."""
-    return _Parser(text).whole()
+    return _ConditionParser(text).whole()
 
 
 def rows(text: str, columns: Columns) -> Mask:
@@ -158,7 +158,7 @@ def _sample(values: NDArray) -> str:
     return ", ".join(repr(str(v)) for v in list(dict.fromkeys(values[:50]))[:3])
 
 
-class _Parser:
+class _ConditionParser:
     """Recursive descent over the tokens of one text."""
 
     def __init__(self, text: str) -> None:

@@ -96,11 +96,11 @@ def markdown(fits: Mapping[str, Fit]) -> str:
     lines = ["| fit | law | parameter | value | 95 % interval |", "|---|---|---|---|---|"]
     for name, fit in fits.items():
         for i, (symbol, value, interval) in enumerate(_rows(fit)):
-            first = f"{_cell(name)}{_failed(fit)} | {_cell(fit.formula)}" if i == 0 else " | "
+            first = f"{_table_text(name)}{_failed(fit)} | {_table_text(fit.formula)}" if i == 0 else " | "
             lines.append(f"| {first} | {symbol} | {value} | {interval} |")
     for name, fit in fits.items():
         lines += ["", f"### Reporting checklist: {name}", "", "| item | |", "|---|---|"]
-        lines += [f"| {item} | {_cell(text)} |" for item, text in checklist(fit)]
+        lines += [f"| {item} | {_table_text(text)} |" for item, text in checklist(fit)]
         lines += ["", *(f"- {w.code}: {w.message}" for w in fit.warnings)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -156,7 +156,7 @@ def _failed(fit: Fit) -> str:
     return "" if fit.certificate.passed else " (NOT CONVERGED)"
 
 
-def _cell(text: str) -> str:
+def _table_text(text: str) -> str:
     return text.replace("|", r"\|").replace("\n", " ")
 
 

@@ -16,7 +16,7 @@ MAX_ROWS = 200  # of a table on the page; the whole is exported as parquet
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A captioned table; the columns after the first are numbers, unless `text` is true."""
 
     title: str
@@ -38,7 +38,7 @@ class Table:
         return " ".join(text for text in (self.note, more) if text)
 
 
-def laws(view: StudyView) -> Table | None:
+def laws(view: StudyView) -> PageTable | None:
     """Every fit with its parameters and intervals; the first column names a failed certificate."""
     if not view.fits:
         return None
@@ -52,10 +52,12 @@ def laws(view: StudyView) -> Table | None:
         )
     note = "95 % intervals by bootstrap over independent units (trunks, or rungs where seeds repeat them). A and B move with "
     note += "their exponents: quote predictions, not them."
-    return Table("Fitted laws", ["fit", "law", "parameters", "rms residual", "points / units"], rows, note, text=True)
+    return PageTable(
+        "Fitted laws", ["fit", "law", "parameters", "rms residual", "points / units"], rows, note, text=True
+    )
 
 
-def exponents(view: StudyView) -> Table | None:
+def exponents(view: StudyView) -> PageTable | None:
     """Exponents and their theory, with the floor free and with it fixed."""
     if view.theory is None:
         return None
@@ -74,13 +76,13 @@ def exponents(view: StudyView) -> Table | None:
                 )
     note = "Theory: a for parameters (arXiv:2303.13506), a/(1 + a) for data (arXiv:2102.04074). A miss is a finding."
     return (
-        Table("Exponents beside theory", ["exponent", "fitted", "theory", "verdict"], rows, note, text=True)
+        PageTable("Exponents beside theory", ["exponent", "fitted", "theory", "verdict"], rows, note, text=True)
         if rows
         else None
     )
 
 
-def conventions(view: StudyView) -> Table | None:
+def conventions(view: StudyView) -> PageTable | None:
     """Fits of the same points under three counts of N, whose exponents are not comparable."""
     rows = []
     for name, convention in (("loss_nd", "n_total"), ("loss_nd_nonemb", "n_nonemb"), ("loss_nd_head", "n_head")):
@@ -92,10 +94,10 @@ def conventions(view: StudyView) -> Table | None:
     if len(view.table) and (view.table.n_total == view.table.n_head).all():
         note += " With tied embeddings n_head equals n_total."
     head = ["N", "α", "β", "E (nat)", "a", "rms residual"]
-    return Table("Conventions of N", head, rows, note) if rows else None
+    return PageTable("Conventions of N", head, rows, note) if rows else None
 
 
-def compute_conventions(view: StudyView) -> Table | None:
+def compute_conventions(view: StudyView) -> PageTable | None:
     """The frontier under three counts of the same training FLOP."""
     rows = []
     for name, count in (
@@ -109,13 +111,13 @@ def compute_conventions(view: StudyView) -> Table | None:
             )
     note = "The count moves C differently at each size, so the points on the frontier can differ too. Everything else uses the causal count."
     return (
-        Table("Conventions of C", ["C", "g", "E (nat)", "rms residual", "points"], rows, note)
+        PageTable("Conventions of C", ["C", "g", "E (nat)", "rms residual", "points"], rows, note)
         if len(rows) > 1
         else None
     )
 
 
-def held_out(view: StudyView) -> Table | None:
+def held_out(view: StudyView) -> PageTable | None:
     """The largest rung: predicted, measured, error, and the error of the naive line."""
     fit = view.trusted("loss_nd_heldout")
     if fit is None or fit.held_out is None:
@@ -138,7 +140,7 @@ def held_out(view: StudyView) -> Table | None:
         )
         rows.append([labels[i], number(p, 5), interval, number(m, 5), percent(e), percent(n)])
     head = ["held out", "predicted (nat)", "95 % interval", "measured (nat)", "error", "naive line"]
-    return Table(
+    return PageTable(
         "Held-out rung",
         head,
         rows,
@@ -146,7 +148,7 @@ def held_out(view: StudyView) -> Table | None:
     )
 
 
-def rates(view: StudyView) -> Table | None:
+def rates(view: StudyView) -> PageTable | None:
     if not view.rates:
         return None
     scales = sorted({s for c in view.rates for s in c.relative})
@@ -154,14 +156,14 @@ def rates(view: StudyView) -> Table | None:
     for c in view.rates:
         best = f"×{c.best:g}" + (" (edge)" if c.at_edge else "")
         rows.append([c.rung, str(c.seed), si(c.tokens), *(percent(c.relative.get(s)) for s in scales), best])
-    return Table(
+    return PageTable(
         "Learning-rate check: loss against the rule's rate",
         ["rung", "seed", "tokens", *(f"×{s:g}" for s in scales), "best"],
         rows,
     )
 
 
-def points(view: StudyView) -> Table:
+def points(view: StudyView) -> PageTable:
     """One row per fit point."""
     table = view.table
     head = [
@@ -188,17 +190,21 @@ def points(view: StudyView) -> Table:
             f"{table.epochs[i]:.2f}",
             number(float(table.train_flop[i])),
         ]
-        cells += [_cell(table.loss_nat[i], 5), _cell(table.loss_se_nat[i], 2), _cell(table.bits_per_byte[i], 4)]
         cells += [
-            _cell(table.energy_j[i], 4),
-            _cell(table.energy_se_j[i], 2),
-            _cell(table.wall_s[i], 3),
+            _measured(table.loss_nat[i], 5),
+            _measured(table.loss_se_nat[i], 2),
+            _measured(table.bits_per_byte[i], 4),
+        ]
+        cells += [
+            _measured(table.energy_j[i], 4),
+            _measured(table.energy_se_j[i], 2),
+            _measured(table.wall_s[i], 3),
             si(float(table.tokens_per_s[i])),
         ]
         rows.append([*cells, percent(None if table.mfu[i] != table.mfu[i] else float(table.mfu[i]), 1)])
     # Rows that are counted, and never shown
     filler = [["" for _ in head]] * max(0, len(table) - len(rows))
-    return Table(
+    return PageTable(
         "Points",
         head,
         rows + filler,
@@ -206,21 +212,21 @@ def points(view: StudyView) -> Table:
     )
 
 
-def rung_joules(view: StudyView) -> Table | None:
+def rung_joules(view: StudyView) -> PageTable | None:
     """Joules per token and per FLOP of each rung, their idle share, and the card's floor."""
     rows = study_energy.by_rung(view.table)
     if not rows:
         return None
     context = "; ".join(study_energy.context(view.table, rows, view.fits))
     note = f"Gross, all measured points of a rung. {sentence(context)}"
-    return Table("Joules by rung", study_energy.HEAD, [study_energy.cells(r) for r in rows], note, text=True)
+    return PageTable("Joules by rung", study_energy.HEAD, [study_energy.row_texts(r) for r in rows], note, text=True)
 
 
-def _cell(value: float, digits: int) -> str:
+def _measured(value: float, digits: int) -> str:
     return number(None if value != value else float(value), digits)
 
 
-def spend(view: StudyView) -> Table:
+def spend(view: StudyView) -> PageTable:
     """What the study used, by phase, and what its points would have cost one by one."""
     phases: dict[str, dict[str, float]] = {}
     unmetered: dict[str, int] = {}
@@ -250,10 +256,10 @@ def spend(view: StudyView) -> Table:
     tokens, flop, wall = (float(a.sum()) for a in (table.tokens, table.train_flop, table.wall_s))
     rows.append(["as if each point were a run", si(tokens), number(flop), duration(wall), joules])
     note = "A trunk shared by several points is spent once, but counted in each point's as-if cost."
-    return Table("Spent, and as if", ["phase", "tokens", "FLOP", "time", "energy"], rows, note)
+    return PageTable("Spent, and as if", ["phase", "tokens", "FLOP", "time", "energy"], rows, note)
 
 
-def runs(view: StudyView) -> Table:
+def runs(view: StudyView) -> PageTable:
     rows = [
         [
             record.name,
@@ -267,14 +273,14 @@ def runs(view: StudyView) -> Table:
         for record in view.records
     ]
     note = "Without a record: " + ", ".join(f"{n} {s}" for s, n in view.excluded.items()) + "." if view.excluded else ""
-    return Table("Runs", ["run", "role", "state", "seed", "N total", "points", "events"], rows, note, text=True)
+    return PageTable("Runs", ["run", "role", "state", "seed", "N total", "points", "events"], rows, note, text=True)
 
 
-def reporting(view: StudyView) -> Table:
-    return Table("Reporting checklist", ["item", "value"], [list(line) for line in checklist(view)], text=True)
+def reporting(view: StudyView) -> PageTable:
+    return PageTable("Reporting checklist", ["item", "value"], [list(line) for line in checklist(view)], text=True)
 
 
-def provenance(view: StudyView) -> Table:
+def provenance(view: StudyView) -> PageTable:
     """Where the records come from; each distinct value once, times as a range."""
     values: dict[str, dict[str, None]] = {}
     times: dict[str, list[float]] = {}
@@ -289,7 +295,7 @@ def provenance(view: StudyView) -> Table:
         first, last = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(stamps), max(stamps)))
         rows.append([key, first + ("" if first == last else f" to {last}") + " UTC"])
     sources = dict.fromkeys(_text(record.meter.get("source")) for record in view.records)
-    return Table("Provenance", ["item", "value"], [*rows, ["meter", _few(list(sources))]], text=True)
+    return PageTable("Provenance", ["item", "value"], [*rows, ["meter", _few(list(sources))]], text=True)
 
 
 def _text(value: object) -> str:
@@ -302,7 +308,7 @@ def _few(texts: list[str]) -> str:
     return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
-def comparison(views: Sequence[StudyView]) -> Table:
+def comparison(views: Sequence[StudyView]) -> PageTable:
     """Studies side by side: fitted numbers with intervals, one column per study."""
     lines: list[tuple[str, list[str]]] = [
         ("runs / points", [f"{len(view.records):,} / {len(view.table):,}" for view in views]),
@@ -339,7 +345,7 @@ def comparison(views: Sequence[StudyView]) -> Table:
     ]
     lines.append(("held-out error, worst", [percent(max(map(abs, e))) if e else "–" for e in errors]))
     rows = [[label, *cells] for label, cells in lines]
-    return Table(
+    return PageTable(
         "Studies side by side",
         ["", *(view.name for view in views)],
         rows,
@@ -348,7 +354,7 @@ def comparison(views: Sequence[StudyView]) -> Table:
     )
 
 
-def tables(view: StudyView) -> list[Table]:
+def tables(view: StudyView) -> list[PageTable]:
     """All tables of a study in reading order."""
     all_tables = [
         laws(view),

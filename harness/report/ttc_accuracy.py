@@ -13,7 +13,7 @@ from harness.report.axes import Axis, axis
 from harness.report.layers import Figure, Layer, Row, band, figure
 from harness.report.palette import Palette
 from harness.report.sentences import number
-from harness.report.tables import Table
+from harness.report.tables import PageTable
 
 AXES = {
     "test_flop": "test compute per problem, causal count (FLOP)",
@@ -161,7 +161,7 @@ def figures(records: Sequence[TtcRecord]) -> list[Figure]:
     return [*(against(records, c) for c in AXES), emergence_pair(records), *forcing(records)] if records else []
 
 
-def cells(records: Sequence[TtcRecord]) -> Table:
+def cells(records: Sequence[TtcRecord]) -> PageTable:
     """A row per cell, strategy and n at the last end point of each run.
 
     Costs say metered or modelled.
@@ -200,7 +200,7 @@ def cells(records: Sequence[TtcRecord]) -> Table:
                     joules,
                 ]
             )
-    return Table(
+    return PageTable(
         "Test-time compute, per problem",
         head,
         out,

@@ -352,7 +352,7 @@ def test_spend_is_apart_from_as_if(measured: Study) -> None:
 
 
 def test_long_tables_are_cut_and_say_so() -> None:
-    table = tables.Table("long", ["a"], [[str(i)] for i in range(5000)])
+    table = tables.PageTable("long", ["a"], [[str(i)] for i in range(5000)])
     assert table.shown_rows == [[str(i)] for i in range(200)]
     assert "200 of 5,000 rows" in table.remark
 
