@@ -21,7 +21,7 @@ PATCHES = sorted((ROOT / "tests" / "extensions").glob("*.patch"))
 # Patch -> the tests of its family, and the words by which its own cases are chosen
 TESTS = {
     "corpus": ("tests/data/test_corpus_contract.py", "markov or every or ids"),
-    "figure": ("tests/report/test_report.py", "figure or mark or titles or spread"),
+    "figure": ("tests/report/test_report.py", "every or titles or spread"),
     "law": ("tests/laws/test_laws_curves.py", "data_saturation"),
     "model": ("tests/models/test_model_contract.py", "qwen2"),
     "power_source": ("tests/power/test_source_contract.py", "hwmon or every"),

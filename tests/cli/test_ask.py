@@ -257,7 +257,7 @@ def test_the_strongest_run_narrows_as_much_as_said() -> None:
     assert 1 - spread(poor, target, 0.003, 400) / before < found / 2
 
 
-def test_runs_are_chosen_per_price_and_never_dearer_than_allowed(fit: Fit) -> None:
+def test_runs_are_chosen_per_cost_and_never_above_the_limit(fit: Fit) -> None:
     target = next_runs.target_at(fit, PLAIN, None)
     assert target.flop == pytest.approx(10 * fit.span["C"][1])
     plan = next_runs.plan_next(fit, PLAIN, target, 3)
