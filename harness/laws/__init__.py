@@ -1,10 +1,13 @@
-"""Scaling laws fitted to tables of points: `fit`, then `predict`, `frontier`, `summary`. numpy only, never torch.
+"""Scaling laws fitted to tables of points: `fit`, then `predict`, `frontier`, `summary`.
+Needs numpy and SciPy, never torch.
 
 Reading order: `law` (a law, of the harness or of a caller's function), `parameter`, `table`,
-`forms` (sums of power terms), `catalogue` (every law by name; `describe` says what each is), `refuse` (before a fit), `solver`
-(a law with its data, optimum, certificate, intervals, trust), `fitting` (`fit`, all of it together), `predict`, `held_out`, `sentences`,
-`result` (what is stored). On top of `fit`: `isoflop` (approach 2), `compare` (approaches 1, 2, 3 and the roll-out), `broken` (when
-to offer a broken law), `pass_at_k` (beta-binomial from counts), `two_step` (loss, then accuracy).
+`forms` (sums of power terms), `catalogue` (every law by name; `describe` says what each is),
+`refuse` (before a fit), `solver` (a law with its data, optimum, certificate, intervals, trust),
+`fitting` (`fit`, all of it together), `predict`, `held_out`, `sentences`, `result` (what is
+stored). On top of `fit`: `isoflop` (approach 2), `compare` (approaches 1, 2, 3 and the roll-out),
+`broken` (when to offer a broken law), `pass_at_k` (beta-binomial from counts), `two_step` (loss,
+then accuracy).
 """
 
 from harness.laws import broken, compare, isoflop, pass_at_k

@@ -1,7 +1,9 @@
-"""When a broken power law (Caballero et al. 2022, arXiv:2210.14891) may be offered instead of L = E + A C^-g.
+"""When a broken power law (Caballero et al. 2022, arXiv:2210.14891) may be offered instead of
+L = E + A C^-g.
 
-Six parameters follow almost anything, so the rule is strict: at least four points on each side of the bend, and an AICc
-(Hurvich & Tsai 1989) lower by ten or more. Both laws are fitted by least squares of the log for this comparison.
+Six parameters follow almost anything, so the rule is strict: at least four points on each side of
+the bend, and an AICc (Hurvich & Tsai 1989) lower by ten or more. Both laws are fitted by least
+squares of the log for this comparison.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ LEAST_SQUARES = 1e3  # Huber's delta beyond any log residual
 class Offer:
     broken: Fit | None  # None unless the rule offers it
     straight: Fit
-    gain: float | None  # AICc of the straight law minus that of the broken one; None where either is undefined
+    # AICc of the straight law minus that of the broken one; None where either is undefined
+    gain: float | None
     reason: str
 
 
 def offer(table: Table, *, bootstrap: int = 0, seed: int = 0) -> Offer:
-    """Fit both laws to the columns C and loss, and offer the broken one only where the rule allows it."""
+    """Fit both laws to the columns C and loss, and offer the broken one only where the rule allows
+    it."""
     straight = fit("loss_compute", table, delta=LEAST_SQUARES, bootstrap=bootstrap, seed=seed)
     try:
         broken = fit("broken", table, delta=LEAST_SQUARES, bootstrap=bootstrap, seed=seed)
@@ -37,8 +41,8 @@ def offer(table: Table, *, bootstrap: int = 0, seed: int = 0) -> Offer:
         return Offer(None, straight, None, f"no broken law: {e}")
     bend, c = broken.params["x1"], np.asarray(table["C"], dtype=np.float64)
     below, above = int((c < bend).sum()), int((c > bend).sum())
-    one, other = aicc(straight), aicc(broken)
-    gain = None if one is None or other is None else one - other
+    straight_aicc, broken_aicc = aicc(straight), aicc(broken)
+    gain = None if straight_aicc is None or broken_aicc is None else straight_aicc - broken_aicc
     if gain is None:
         return Offer(None, straight, None, f"no broken law: {len(c)} points are too few for its AICc, 9 are needed")
     if not broken.certificate.passed:

@@ -1,7 +1,9 @@
-"""Every law by name: the sums of terms of `forms.SUMS` and the other shapes below, with units, starts, bounds, source.
+"""Every law by name: the sums of terms of `forms.SUMS` and the other shapes below, with units,
+starts, bounds, source.
 
-`describe(law)` prints what a reader of a fit must know. Symbols: N parameters, D tokens seen, U unique tokens, C training
-FLOP, k samples, n votes. Losses in nat per token, accuracies and errors as shares of 1.
+`describe(law)` prints what a reader of a fit must know. Symbols: N parameters, D tokens seen, U
+unique tokens, C training FLOP, k samples, n votes. Losses in nat per token, accuracies and errors
+as shares of 1.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def _sigmoid(z: Array) -> Array:
 
 
 def single_epoch_optimum(p: Values, unique: Array) -> Array:
-    """N*(U) of the single-epoch law: G (G U)^(beta/alpha), G = (alpha A / (beta B))^(1/(alpha+beta))."""
+    """N*(U) of the single-epoch law: G (G U)^(beta/alpha), G = (alpha A / (beta
+    B))^(1/(alpha+beta))."""
     ln_g = (np.log(p["alpha"]) + np.log(p["A"]) - np.log(p["beta"]) - np.log(p["B"])) / (p["alpha"] + p["beta"])
     return np.exp(ln_g + (ln_g + np.log(unique)) * p["beta"] / p["alpha"])
 
@@ -263,7 +266,8 @@ def chosen(law: str | Law) -> Law:
 
 
 def law_of(fit: Fit) -> Law:
-    """The law of a fit. FitError where the fit came from a file and its law was a caller's function."""
+    """The law of a fit. FitError where the fit came from a file and its law was a caller's
+    function."""
     if fit.own_law is not None:
         return fit.own_law
     if fit.law not in LAWS:

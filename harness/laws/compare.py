@@ -1,8 +1,9 @@
-"""The three approaches of Hoffmann et al. 2022 on one table, with their disagreement; and the roll-out: what a law would
-have said had the top budgets not been run.
+"""The three approaches of Hoffmann et al. 2022 on one table, with their disagreement; and the
+roll-out: what a law would have said had the top budgets not been run.
 
-Approaches differ by more than their intervals on most published tables (0.706 against 0.561 on one, same runs), so
-none is reported alone. A table has the columns C (FLOP), N, D (tokens) and loss; rows are decayed end points.
+Approaches differ by more than their intervals on most published tables (0.706 against 0.561 on one,
+same runs), so none is reported alone. A table has the columns C (FLOP), N, D (tokens) and loss;
+rows are decayed end points.
 """
 
 from __future__ import annotations
@@ -52,60 +53,63 @@ class Comparison:
 def approaches(
     table: Table, *, flop: float | None = None, bootstrap: int = 400, seed: int = 0, sigma: Column | None = None
 ) -> Comparison:
-    """Approaches 1, 2 (parabola and Akima) and 3 on `table`; N* is compared at `flop` (default: the largest C).
+    """Approaches 1, 2 (parabola and Akima) and 3 on `table`; N* is compared at `flop` (default: the
+    largest C).
 
-    An approach that refuses the table has a row with its reason. Approach 3 takes C as 6 N D, so its N* is comparable only
-    where the table's C is; with another count pass the C of 6 N D.
+    An approach that refuses the table has a row with its reason. Approach 3 takes C as 6 N D, so
+    its N* is comparable only where the table's C is; with another count pass the C of 6 N D.
     """
     check_resampling(bootstrap, seed)
     c = column(table, "C", law_named("isoflop"))
-    at = float(c.max()) if flop is None else flop
+    reference_flop = float(c.max()) if flop is None else flop
     makers = {
         NAMES[0]: lambda: envelope(table, bootstrap=bootstrap, seed=seed),
         NAMES[1]: lambda: isoflop.fit(table, sigma=sigma, bootstrap=bootstrap, seed=seed),
         NAMES[2]: lambda: isoflop.fit(table, method="akima", sigma=sigma, bootstrap=bootstrap, seed=seed),
         NAMES[3]: lambda: fit("chinchilla", table, sigma=sigma, bootstrap=bootstrap, seed=seed),
     }
-    rows = [_row(name, make, at) for name, make in makers.items()]
-    found = [r for r in rows if r.a is not None]
-    values = [r.a for r in found if r.a is not None]
+    rows = [_row(name, make, reference_flop) for name, make in makers.items()]
+    fitted = [r for r in rows if r.a is not None]
+    values = [r.a for r in fitted if r.a is not None]
     disagree: list[str] = []
-    for i, r in enumerate(found):
-        for other in found[i + 1 :]:
-            x, y = r.a_interval, other.a_interval
+    for i, r in enumerate(fitted):
+        for rival in fitted[i + 1 :]:
+            x, y = r.a_interval, rival.a_interval
             if x and y and (x[1] < y[0] or y[1] < x[0]):
                 disagree.append(
-                    f"{r.name} and {other.name}: a {r.a:.3f} [{x[0]:.3f}, {x[1]:.3f}] against "
-                    f"{other.a:.3f} [{y[0]:.3f}, {y[1]:.3f}]"
+                    f"{r.name} and {rival.name}: a {r.a:.3f} [{x[0]:.3f}, {x[1]:.3f}] against "
+                    f"{rival.a:.3f} [{y[0]:.3f}, {y[1]:.3f}]"
                 )
-    return Comparison(rows, at, max(values) - min(values) if len(values) > 1 else None, disagree)
+    return Comparison(rows, reference_flop, max(values) - min(values) if len(values) > 1 else None, disagree)
 
 
-def _row(name: str, make: Callable[[], Fit], at: float) -> Approach:
+def _row(name: str, make: Callable[[], Fit], reference_flop: float) -> Approach:
     try:
         f = make()
         if not f.certificate.passed:
             return Approach(name, None, None, None, None, f.n_points, f.certificate.reason, f)
         if law_of(f).questions == "run":
-            best = frontier(f, [at], level=0.95, extrapolate=True)
-            n, ends = float(best.N[0]), None if best.N_interval is None else best.N_interval[:, 0].tolist()
-            return Approach(name, f.derived["a"], f.derived_interval.get("a"), n, ends, f.n_points, None, f)
-        n = float(predict(f, {"C": np.array([at])}, extrapolate=True)[0])
-        ends = None
+            best = frontier(f, [reference_flop], level=0.95, extrapolate=True)
+            n, n_interval = float(best.N[0]), None if best.N_interval is None else best.N_interval[:, 0].tolist()
+            return Approach(name, f.derived["a"], f.derived_interval.get("a"), n, n_interval, f.n_points, None, f)
+        n = float(predict(f, {"C": np.array([reference_flop])}, extrapolate=True)[0])
+        n_interval = None
         if f.draws:
-            ends = [float(v[0]) for v in predict_interval(f, {"C": np.array([at])}, extrapolate=True)]
-        return Approach(name, f.params["a"], f.interval.get("a"), n, ends, f.n_points, None, f)
+            n_interval = [float(v[0]) for v in predict_interval(f, {"C": np.array([reference_flop])}, extrapolate=True)]
+        return Approach(name, f.params["a"], f.interval.get("a"), n, n_interval, f.n_points, None, f)
     except FitError as e:
         return Approach(name, None, None, None, None, 0, str(e), None)
 
 
 def envelope(table: Table, *, bootstrap: int = 1000, seed: int = 0) -> Fit:
-    """Approach 1: N* = k C^a through the sizes on the lower envelope of loss against C; a Fit of law `isoflop`.
+    """Approach 1: N* = k C^a through the sizes on the lower envelope of loss against C; a Fit of
+    law `isoflop`.
 
-    Each size's points are joined in log-log; where its line is the lowest of all, it owns a stretch of C, and the middle of
-    that stretch is its optimum. One point per size, because the rest of a stretch adds no evidence. Stretches that the
-    ends of the data cut off, and those of the smallest and largest size, are left out: nothing says where they end.
-    FitError with fewer than three sizes left.
+    Each size's points are joined in log-log; where its line is the lowest of all, it owns a stretch
+    of C, and the middle of that stretch is its optimum. One point per size, because the rest of a
+    stretch adds no evidence. Stretches that the ends of the data cut off, and those of the smallest
+    and largest size, are left out: nothing says where they end. FitError with fewer than three
+    sizes left.
     """
     law = law_named("isoflop")
     c, n, loss = (column(table, k, law) for k in ("C", "N", "loss"))
@@ -114,11 +118,12 @@ def envelope(table: Table, *, bootstrap: int = 1000, seed: int = 0) -> Fit:
     curves = np.full((len(sizes), len(x)), np.inf)
     for i, size in enumerate(sizes):
         mine = n == size
-        at, where = np.unique(np.log(c[mine]), return_inverse=True)
+        ln_c, where = np.unique(np.log(c[mine]), return_inverse=True)
         y = np.bincount(where, np.log(loss[mine])) / np.bincount(where)
-        inside = (x >= at[0]) & (x <= at[-1])
-        curves[i, inside] = np.interp(x[inside], at, y)
-    owner = np.where(np.isfinite(curves).sum(0) >= 2, curves.argmin(0), -1)  # without a rival nothing is an optimum
+        inside = (x >= ln_c[0]) & (x <= ln_c[-1])
+        curves[i, inside] = np.interp(x[inside], ln_c, y)
+    # without a rival nothing is an optimum
+    owner = np.where(np.isfinite(curves).sum(0) >= 2, curves.argmin(0), -1)
     edges = np.flatnonzero(np.diff(owner)) + 1
     stretches = np.split(np.arange(len(x)), edges)[1:-1]
     longest: dict[int, Array] = {}
@@ -146,26 +151,27 @@ def envelope(table: Table, *, bootstrap: int = 1000, seed: int = 0) -> Fit:
     return isoflop.line(points, weighted=False, bootstrap=bootstrap, seed=seed)
 
 
-def text(found: Comparison) -> str:
+def text(comparison: Comparison) -> str:
     """The comparison as a Markdown table, the disagreement below it."""
-    lines = [f"| approach | a (95 %) | N* at {found.flop:.3g} FLOP (95 %) | points |", "|---|---|---|---|"]
-    for r in found.rows:
+    lines = [f"| approach | a (95 %) | N* at {comparison.flop:.3g} FLOP (95 %) | points |", "|---|---|---|---|"]
+    for r in comparison.rows:
         if r.a is None:
             lines.append(f"| {r.name} | refused: {r.reason} | | {r.points} |")
             continue
         a = f"{r.a:.4f}" + (f" [{r.a_interval[0]:.4f}, {r.a_interval[1]:.4f}]" if r.a_interval else "")
         n = f"{r.n_at:.4g}" + (f" [{r.n_interval[0]:.4g}, {r.n_interval[1]:.4g}]" if r.n_interval else "")
         lines.append(f"| {r.name} | {a} | {n} | {r.points} |")
-    if found.spread is not None:
-        lines.append(f"\nLargest difference of a: {found.spread:.4f}.")
-    lines += [f"Beyond their intervals: {d}." for d in found.disagree]
+    if comparison.spread is not None:
+        lines.append(f"\nLargest difference of a: {comparison.spread:.4f}.")
+    lines += [f"Beyond their intervals: {d}." for d in comparison.disagree]
     return "\n".join(lines)
 
 
-# --- roll-out ------------------------------------------------------------------------------------------------------------
+# --- roll-out
 @dataclass
 class Dropped:
-    """The law without the rows above `kept_to`: its parameters, and its mean miss of the next rung and of the top one."""
+    """The law without the rows above `kept_to`: its parameters, and its mean miss of the next rung
+    and of the top one."""
 
     kept_to: float
     rungs_dropped: int
@@ -173,16 +179,16 @@ class Dropped:
     params: dict[str, float] | None
     next_error: float | None  # predicted / measured - 1
     top_error: float | None
-    naive_top_error: (
-        float | None
-    )  # of the log-log line through the lowest y of the last two rungs kept, at the top's lowest
+    # of the log-log line through the lowest y of the last two rungs kept, at the top's lowest
+    naive_top_error: float | None
     reason: str | None  # why there is no fit
 
 
 def rollout(
     law: str | Law, table: Table, by: str | None = None, *, fixed: Mapping[str, float] | None = None
 ) -> list[Dropped]:
-    """Drop the top rung of `by` (default: the law's first symbol), then the top two, and so on while a fit exists."""
+    """Drop the top rung of `by` (default: the law's first symbol), then the top two, and so on
+    while a fit exists."""
     form = chosen(law)
     by = by or form.symbols[0]
     axis = column(table, by, form)
@@ -190,19 +196,19 @@ def rollout(
     measured = column(table, form.y, form)
     out: list[Dropped] = []
     for k in range(len(groups)):
-        kept = np.concatenate(groups[: len(groups) - k])
+        rows_left = np.concatenate(groups[: len(groups) - k])
         hold = np.ones(len(axis), dtype=bool)
-        hold[kept] = False
-        edge = float(axis[kept].max())
+        hold[rows_left] = False
+        edge = float(axis[rows_left].max())
         try:
             f = fit(law, table, bootstrap=0, fixed=fixed, hold_out=hold if k else None)
         except FitError as e:
-            out.append(Dropped(edge, k, len(kept), None, None, None, None, str(e)))
+            out.append(Dropped(edge, k, len(rows_left), None, None, None, None, str(e)))
             break
         if not f.certificate.passed:
-            out.append(Dropped(edge, k, len(kept), None, None, None, None, f.certificate.reason))
+            out.append(Dropped(edge, k, len(rows_left), None, None, None, None, f.certificate.reason))
             continue
-        row = Dropped(edge, k, len(kept), f.params, None, None, None, None)
+        row = Dropped(edge, k, len(rows_left), f.params, None, None, None, None)
         if f.held_out is not None:
             error = np.full(len(measured), np.nan)
             error[hold] = f.held_out.relative_error
@@ -213,11 +219,11 @@ def rollout(
     return out
 
 
-def _line_to_top(axis: Array, y: Array, groups: list[NDArray[np.intp]], kept: int) -> float | None:
+def _line_to_top(axis: Array, y: Array, groups: list[NDArray[np.intp]], rungs: int) -> float | None:
     """Miss of the line that any law has to beat; None with fewer than two rungs kept."""
-    if kept < 2:
+    if rungs < 2:
         return None
-    best = [int(g[y[g].argmin()]) for g in (groups[kept - 2], groups[kept - 1], groups[-1])]
+    best = [int(g[y[g].argmin()]) for g in (groups[rungs - 2], groups[rungs - 1], groups[-1])]
     x, ln_y = np.log(axis[best]), np.log(y[best])
     return float(np.exp(ln_y[1] + (ln_y[1] - ln_y[0]) / (x[1] - x[0]) * (x[2] - x[1]) - ln_y[2]) - 1)
 

@@ -1,7 +1,9 @@
-"""Estimates from n_max samples per problem: pass@k, majority, best-of-n, and intervals that resample problems. numpy only.
+"""Estimates from n_max samples per problem: pass@k, majority, best-of-n, and intervals that
+resample problems. numpy only.
 
-Everything is an average over random n-subsets of the samples drawn, never over the first n and never over one permutation: in closed
-form where there is one, else by seeded draws. P problems, M samples each. Undefined values are NaN here and None in records.
+Everything is an average over random n-subsets of the samples drawn, never over the first n and
+never over one permutation: in closed form where there is one, else by seeded draws. P problems, M
+samples each. Undefined values are NaN here and None in records.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ Z95 = NormalDist().inv_cdf(0.975)  # standard deviations of a normal law in half
 
 
 def pass_at_k(correct: Column, samples: Column, k: int) -> Array:
-    """Unbiased pass@k per problem (P,): 1 - C(n - c, k)/C(n, k); NaN where n < k (Chen et al. 2021, arXiv:2107.03374)."""
+    """Unbiased pass@k per problem (P,): 1 - C(n - c, k)/C(n, k); NaN where n < k (Chen et al. 2021,
+    arXiv:2107.03374)."""
     c, n = np.asarray(correct, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     steps = np.arange(k)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -36,10 +39,12 @@ def majority(
     draws: int = 200,
     seed: int = 0,
 ) -> Array:
-    """Chance (P,) that the most frequent answer of a random n-subset is right; ties share the credit, unread samples never win.
+    """Chance (P,) that the most frequent answer of a random n-subset is right; ties share the
+    credit, unread samples never win.
 
-    `wrong[i]` holds the counts of each distinct wrong answer. No closed form: `draws` multivariate hypergeometric subsets; exact where
-    n is 1 or all samples. NaN where fewer than n samples were drawn.
+    `wrong[i]` holds the counts of each distinct wrong answer. No closed form: `draws` multivariate
+    hypergeometric subsets; exact where n is 1 or all samples. NaN where fewer than n samples were
+    drawn.
     """
     out = np.full(len(correct), np.nan)
     for i, (c, others, lost) in enumerate(zip(correct, wrong, unread, strict=True)):
@@ -62,9 +67,11 @@ def majority(
 
 
 def best_of(ok: Column, score: Column, n: int) -> Array:
-    """Chance (P,) that the sample of highest `score` (P, M) among a random n-subset is `ok` (P, M); ties share the credit.
+    """Chance (P,) that the sample of highest `score` (P, M) among a random n-subset is `ok` (P, M);
+    ties share the credit.
 
-    Closed form: sorted by score, the j-th best of M wins with probability C(M - j, n - 1)/C(M, n). NaN where n > M.
+    Closed form: sorted by score, the j-th best of M wins with probability C(M - j, n - 1)/C(M, n).
+    NaN where n > M.
     """
     problems, m = (int(size) for size in ok.shape)
     if n > m:
@@ -86,7 +93,8 @@ def best_of(ok: Column, score: Column, n: int) -> Array:
 
 
 def first_verified_draws(correct: Column, samples: Column, n: int) -> Array:
-    """Expected draws (P,) until an exact verifier accepts one, at most n: sum over j < n of C(M - c, j)/C(M, j). NaN where n > M."""
+    """Expected draws (P,) until an exact verifier accepts one, at most n: sum over j < n of
+    C(M - c, j)/C(M, j). NaN where n > M."""
     c, m = np.asarray(correct, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     total, still = np.zeros(len(c)), np.ones(len(c))
     for j in range(n):
@@ -97,27 +105,30 @@ def first_verified_draws(correct: Column, samples: Column, n: int) -> Array:
 
 
 def interval(values: Column, cluster: Column, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (P,), shares of 1, resampling whole clusters.
+    """95 % percentile interval of the mean of `values` (P,), shares of 1, resampling whole
+    clusters.
 
-    All right or all wrong has no spread to resample: then the rule of three, 3 / clusters, at that end. NaN values are left out.
+    All right or all wrong has no spread to resample: then the rule of three, 3 / clusters, at that
+    end. NaN values are left out.
     """
     values, cluster = np.asarray(values, dtype=np.float64), np.asarray(cluster)
-    kept = np.isfinite(values)
-    if not kept.any():
+    known = np.isfinite(values)
+    if not known.any():
         return float("nan"), float("nan")
-    low_end, high_end = (values[kept] == 0).all(), (values[kept] == 1).all()
+    low_end, high_end = (values[known] == 0).all(), (values[known] == 1).all()
     if low_end or high_end:
-        edge = min(1.0, 3 / len(np.unique(cluster[kept])))
+        edge = min(1.0, 3 / len(np.unique(cluster[known])))
         return (0.0, edge) if low_end else (1 - edge, 1.0)
-    member, weight = resample_clusters(cluster[kept], draws, seed)
-    sums, sizes = np.bincount(member, weights=values[kept]), np.bincount(member)
+    member, weight = resample_clusters(cluster[known], draws, seed)
+    sums, sizes = np.bincount(member, weights=values[known]), np.bincount(member)
     means = (weight @ sums) / (weight @ sizes)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
 def resample_clusters(cluster: Column, draws: int, seed: int) -> tuple[Column, Column]:
-    """Clusters drawn whole, with replacement: the index of each row's cluster (P,), and how often each is drawn (draws, clusters)."""
+    """Clusters drawn whole, with replacement: the index of each row's cluster (P,), and how often
+    each is drawn (draws, clusters)."""
     _, member = np.unique(cluster, return_inverse=True)
     groups = int(member.max()) + 1
     rng = np.random.default_rng(seed)
@@ -125,7 +136,8 @@ def resample_clusters(cluster: Column, draws: int, seed: int) -> tuple[Column, C
 
 
 def cluster_weights(cluster: Sequence[int], draws: int, seed: int) -> Array:
-    """The weight of each row (draws, P) in means over resampled clusters; the rows of the result sum to 1. Read-only."""
+    """The weight of each row (draws, P) in means over resampled clusters; the rows of the result
+    sum to 1. Read-only."""
     return _cluster_weights(tuple(cluster), draws, seed)
 
 

@@ -1,5 +1,5 @@
-"""`fit`: one law, one table, one Fit, with certificate, intervals, identifiability, warnings and held-out
-comparison.
+"""`fit`: one law, one table, one Fit, with certificate, intervals, identifiability, warnings and
+held-out comparison.
 """
 
 from __future__ import annotations
@@ -41,27 +41,33 @@ def fit(
     excluded: Mapping[str, int] | None = None,
     method: str = "auto",
 ) -> Fit:
-    """Fit `law` to `table`, whose columns are the law's symbols (N, D, C, J, t) and its y (`loss`, `energy` ...).
+    """Fit `law` to `table`, whose columns are the law's symbols (N, D, C, J, t) and its y (`loss`,
+    `energy` ...).
 
-    law        a name in `catalogue.NAMES`, or a law of the caller's (`Law.from_function`). Of the latter the certificate says
-               the same, from central differences; a file stores its name and parameters, and `Fit.with_law` puts it back.
+    law        a name in `catalogue.NAMES`, or a law of the caller's (`Law.from_function`). Of the
+               latter the certificate says the same, from central differences; a file stores its
+               name and parameters, and `Fit.with_law` puts it back.
     table      a mapping of columns, or a data frame.
 
-    delta      Huber's delta on the log residual; the objective is the sum over rows. None: the law's own, 1e-3 as in the
-               literature, and 1 (least squares) for the laws of loss or accuracy itself.
+    delta      Huber's delta on the log residual; the objective is the sum over rows. None: the
+               law's own, 1e-3 as in the literature, and 1 (least squares) for the laws of loss or
+               accuracy itself.
     bootstrap  number of resamples; 0 for none (no intervals, no draws).
-    cluster    trunk of each row, any labels: rows of one trunk are resampled together. None: every row on its own.
-    strata     rung of each row, where several trunks (seeds) share one. None: N where it does, else none.
-    method     auto, residual, cases or seeds: what is resampled, and so which noise the intervals reflect; see
-               `harness.laws.solver.bootstrap`.
-    sigma      error bar of each measurement, in its own unit; rows weigh (y/sigma)^2, normalised to mean 1.
+    cluster    trunk of each row, any labels: rows of one trunk are resampled together. None: every
+               row on its own.
+    strata     rung of each row, where several trunks (seeds) share one. None: N where it does, else
+               none.
+    method     auto, residual, cases or seeds: what is resampled, and so which noise the intervals
+               reflect; see `harness.laws.solver.bootstrap`.
+    sigma      error bar of each measurement, in its own unit; rows weigh (y/sigma)^2, normalised to
+               mean 1.
     fixed      parameters that are given, not fitted, e.g. {"E": 1.034}.
     hold_out   boolean mask of rows that are predicted, never fitted.
-    columns    symbol -> column of origin (N -> n_head), stored with the fit. excluded: reason -> rows that the caller
-               removed.
+    columns    symbol -> column of origin (N -> n_head), stored with the fit. excluded:
+               reason -> rows that the caller removed.
 
-    Raises FitError where no trustworthy fit can exist (see `refuse`). A fit that did not converge is returned with
-    `certificate.passed = False`, and predictions from it raise.
+    Raises FitError where no trustworthy fit can exist (see `refuse`). A fit that did not converge
+    is returned with `certificate.passed = False`, and predictions from it raise.
     """
     form = chosen(law)
     fixed = {k: float(v) for k, v in (fixed or {}).items()}
@@ -143,8 +149,8 @@ def evaluate(
     delta: float | None = None,
     sigma: Column | None = None,
 ) -> tuple[float, Certificate]:
-    """Objective and certificate of given parameters, without fitting: is a published optimum one? (`starts` stays
-    0.)
+    """Objective and certificate of given parameters, without fitting: is a published optimum one?
+    (`starts` stays 0.)
     """
     form = chosen(law)
     if missing := [n for n in form.params if n not in params]:
@@ -165,7 +171,8 @@ def derive(law: Law, params: Mapping[str, float]) -> dict[str, float]:
 
 
 def derive_many(law: Law, params: Mapping[str, Array]) -> dict[str, Array]:
-    """`derive` for arrays of draws; draws whose value is not finite (a term that vanished) are left out."""
+    """`derive` for arrays of draws; draws whose value is not finite (a term that vanished) are left
+    out."""
     if law.derived is None or not params:
         return {}
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -205,7 +212,8 @@ def _check_arguments(law: Law, fixed: dict[str, float], delta: float, method: st
 
 
 def _weights(law: Law, y: Array, sigma: Array | None) -> Array:
-    """(y/sigma)^2, mean 1: the objective is on ln y, whose error bar is sigma/y; 1/sigma^2 where it is on y itself."""
+    """(y/sigma)^2, mean 1: the objective is on ln y, whose error bar is sigma/y; 1/sigma^2 where it
+    is on y itself."""
     if sigma is None:
         return np.ones(len(y))
     if (bad := ~(np.isfinite(sigma) & (sigma > 0))).any():
@@ -226,7 +234,8 @@ def _weights(law: Law, y: Array, sigma: Array | None) -> Array:
 
 
 def _rungs(law: Law, rows: Mapping[str, Array], trunk: Column | None) -> Column | None:
-    """N as the rung of each row where several trunks (seeds) share an N, else None: then the trunk is the block."""
+    """N as the rung of each row where several trunks (seeds) share an N, else None: then the trunk
+    is the block."""
     if trunk is None or "N" not in law.symbols:
         return None
     sizes = [set(trunk[rows["N"] == n].tolist()) for n in np.unique(rows["N"])]
@@ -260,7 +269,8 @@ def _bootstrap(
 
 
 def _row_warnings(rows: Mapping[str, Array], y: Array, weight: Array, free: int) -> list[Warn]:
-    """Rows that say less than their number suggests: copies of one another, or outweighed by a few."""
+    """Rows that say less than their number suggests: copies of one another, or outweighed by a
+    few."""
     out: list[Warn] = []
     copies = len(y) - np.unique(np.stack([*rows.values(), y]), axis=1).shape[1]
     if copies:
@@ -283,20 +293,20 @@ def _row_warnings(rows: Mapping[str, Array], y: Array, weight: Array, free: int)
     return out
 
 
-def _bootstrap_warnings(draws: Draws | None, asked: int, free: int) -> list[Warn]:
-    if asked == 0:
+def _bootstrap_warnings(draws: Draws | None, requested: int, free: int) -> list[Warn]:
+    if requested == 0:
         return []
     if draws is None:
         return [
-            Warn("BOOTSTRAP_FAILED", f"fewer than 20 of {asked} resamples could be fitted: there are no intervals.")
+            Warn("BOOTSTRAP_FAILED", f"fewer than 20 of {requested} resamples could be fitted: there are no intervals.")
         ]
     out: list[Warn] = []
     failed = draws.counts["failed"]
-    if failed > 0.05 * asked:
+    if failed > 0.05 * requested:
         out.append(
             Warn(
                 "BOOTSTRAP_FAILURES",
-                f"{failed} of {asked} resamples did not converge and are left out of the intervals.",
+                f"{failed} of {requested} resamples did not converge and are left out of the intervals.",
             )
         )
     if draws.between_dof is not None and draws.between_dof < 1.5:

@@ -1,19 +1,18 @@
-"""Sums of terms: laws that are linear in their coefficients, with closed derivatives and starts by variable projection.
+"""Sums of terms: laws that are linear in their coefficients. `solver.bound_sum` fits them with
+closed derivatives and starts by variable projection.
 
-Every law here is  y = sum_k coef_k x_k^(sign exponent_k) + sum_j coef_j feature_j  with non-negative coefficients.
-That covers
+Every law here is  y = sum_k coef_k x_k^(sign exponent_k) + sum_j coef_j feature_j
+with non-negative coefficients. That covers
 
-    chinchilla     L = E + A/N^alpha + B/D^beta      Hoffmann et al. 2022, arXiv:2203.15556, approach 3
-    loss_compute   L = E + A C^-g                    saturating law on a frontier or a fixed-ratio ladder
-    loss_energy    L = E + A J^-g                    the same against joules
-    energy_power   energy = k C^b                    b < 1: larger runs use the device better
-    energy_idle    energy = P_idle t + e C           idle watts and joules per FLOP
-    isoflop        N* = k C^a                        optima of budgets, see `isoflop`; approaches 1 and 2
-    kaplan_n _d _c _ns                               power laws without a floor; N_c, D_c ... are derived
+    chinchilla          L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, approach 3)
+    loss_compute        L = E + A C^-g: a frontier, or a ladder of fixed ratio
+    loss_energy         L = E + A J^-g: the same against joules
+    energy_power        energy = k C^b: with b < 1 larger runs use the device better
+    energy_idle         energy = P_idle t + e C: idle watts and joules per FLOP
+    isoflop             N* = k C^a: optima of budgets, see `isoflop`; approaches 1 and 2
+    kaplan_n _d _c _ns  power laws without a floor; N_c, D_c ... are derived
 
 Laws of another shape are in `catalogue`.
-
-`solver.bound_sum` fits them.
 """
 
 from __future__ import annotations
@@ -66,9 +65,9 @@ class _Sum:
         out: Array | float = 0.0
         for t in self.powers:
             out = out + p[t.coef] * np.exp(t.sign * p[t.exponent] * np.log(x[t.symbol]))
-        one = np.ones(next(iter(x.values())).shape)
+        ones = np.ones(next(iter(x.values())).shape)
         for t in self.linears:
-            out = out + p[t.coef] * (one if t.symbol is None else x[t.symbol])
+            out = out + p[t.coef] * (ones if t.symbol is None else x[t.symbol])
         return np.asarray(out)
 
 
@@ -133,8 +132,8 @@ def sum_of(
     for t in powers:
         coordinates += [term(t.coef, t.exponent, t.symbol, t.sign), exponent(t.exponent)]
     for t in linears:
-        one = floor(t.coef) if t.symbol is None else Coordinate(t.coef, 0.0, np.inf, (0.0, 1.0), log=False)
-        coordinates.append(one)
+        coordinate = floor(t.coef) if t.symbol is None else Coordinate(t.coef, 0.0, np.inf, (0.0, 1.0), log=False)
+        coordinates.append(coordinate)
     symbols = dict.fromkeys([t.symbol for t in powers] + [t.symbol for t in linears if t.symbol])
     return SumLaw(
         name, formula, y, tuple(symbols), tuple(coordinates), _Sum(powers, linears), units, source,
@@ -143,7 +142,8 @@ def sum_of(
 
 
 def _compute_optimal(p: Values) -> dict[str, Array]:
-    """a and G of N* = G (C/6)^a, and g of L* = E + c C^-g, for L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, eq. 4)."""
+    """a and G of N* = G (C/6)^a, and g of L* = E + c C^-g, for L = E + A/N^alpha + B/D^beta
+    (Hoffmann et al. 2022, eq. 4)."""
     alpha, beta, a, b = p["alpha"], p["beta"], p["A"], p["B"]
     return {
         "a": beta / (alpha + beta),
@@ -160,7 +160,8 @@ def _best_size(p: Values, flop: Array) -> Array:
 
 
 def _contour(p: Values, loss: float, u: Array) -> tuple[Array, Array]:
-    """N, u above the ln N at which A/N^alpha alone uses up loss - E, and the D that reaches this loss with it."""
+    """N, u above the ln N at which A/N^alpha alone uses up loss - E, and the D that reaches this
+    loss with it."""
     room = loss - p["E"]
     n = np.exp((np.log(p["A"]) - np.log(room)) / p["alpha"] + u)
     left = room - p["A"] * n ** -p["alpha"]

@@ -1,11 +1,13 @@
-"""Sums over rows of products, for many parameter vectors side by side: of slopes, and of the features of a sum of terms.
+"""Sums over rows of products, for many parameter vectors side by side: of slopes, and of the
+features of a sum of terms.
 
-The Jacobian of a sum of terms is thin: the slope of ln f by a term's coefficient and by its exponent are both the term's
-share of f, times numbers that only the data know. So it is kept as factors, and J'WJ becomes products of (R, n)
-matrices with fixed ones, several times faster than a product of two (n, p) matrices for each of R parameter vectors.
+The Jacobian of a sum of terms is thin: the slope of ln f by a term's coefficient and by its
+exponent are both the term's share of f, times numbers that only the data know. So it is kept as
+factors, and J'WJ becomes products of (R, n) matrices with fixed ones, several times faster than a
+product of two (n, p) matrices for each of R parameter vectors.
 
-Variable projection: y is linear in a sum's coefficients once its exponents are given, so the best ones follow from the Gram
-matrix of its features.
+Variable projection: y is linear in a sum's coefficients once its exponents are given, so the best
+ones follow from the Gram matrix of its features.
 """
 
 from __future__ import annotations
@@ -62,11 +64,12 @@ def gram(factors: list[Factor], weight: Array) -> Array:
 
 
 def nnls_gram(products: Array, target: Array, fixed: dict[int, float]) -> tuple[Array, Array]:
-    """Non-negative least squares min |Phi x - t|^2 from Gram matrices (..., q, q) and Phi't (..., q), by trying all
-    supports.
+    """Non-negative least squares min |Phi x - t|^2 from Gram matrices (..., q, q) and Phi't (...,
+    q), by trying all supports.
 
-    Exact for the few coefficients of a law (q <= 3: at most 7 supports). Coefficients in `fixed` keep their value.
-    Returns x (..., q) and the objective x'Gx - 2 x't (..., ), to which |t|^2 is to be added.
+    Exact for the few coefficients of a law (q <= 3: at most 7 supports). Coefficients in `fixed`
+    keep their value. Returns x (..., q) and the objective x'Gx - 2 x't (..., ), to which |t|^2 is
+    to be added.
     """
     q = target.shape[-1]
     base = np.zeros(q)
@@ -92,8 +95,8 @@ def nnls_gram(products: Array, target: Array, fixed: dict[int, float]) -> tuple[
 
 
 def project(phi: Array, scale: Array, goal: Array, weight: Array, fixed: dict[int, float]) -> tuple[Array, Array]:
-    """The coefficients x (R, c, q) of features `phi` (c, q, n) that bring scale (x phi) nearest to `goal`, both (R, n), and the
-    sum of weighted squares (R, c)."""
+    """The coefficients x (R, c, q) of features `phi` (c, q, n) that bring scale (x phi) nearest to
+    `goal`, both (R, n), and the sum of weighted squares (R, c)."""
     c, q, n = phi.shape
     pairs = (phi[:, :, None, :] * phi[:, None, :, :]).reshape(c * q * q, n)
     products = ((weight * scale**2) @ pairs.T).reshape(len(scale), c, q, q)

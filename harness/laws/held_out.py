@@ -21,7 +21,8 @@ def held_out(
 ) -> tuple[HeldOut, list[Warn]]:
     """Compare `fit` (made on ~mask) with the rows in `mask`; `table` and `y` hold all rows.
 
-    The interval is that of a new run (law and residual scatter). Warns where the naive line does better on average.
+    The interval is that of a new run (law and residual scatter). Warns where the naive line does
+    better on average.
     """
     law = law_of(fit)
     out = {s: table[s][mask] for s in law.symbols}
@@ -58,12 +59,12 @@ def held_out(
 def naive_line(
     symbols: Sequence[str], table: Mapping[str, Array], y: Array, fitted: NDArray[np.bool_], row: int
 ) -> float | None:
-    """y at `row` from the log-log line through the last two rungs among the fitted rows; None where there are none
-    below it.
+    """y at `row` from the log-log line through the last two rungs among the fitted rows; None where
+    there are none below it.
 
-    A rung is one value of the first symbol (N, C or J). With N and D, the line runs in ln 6ND through each rung's rows
-    at the D nearest to the held-out one (at equal D: a line in ln N). Several rows at one place (seeds) enter with
-    their mean ln y.
+    A rung is one value of the first symbol (N, C or J). With N and D, the line runs in ln 6ND
+    through each rung's rows at the D nearest to the held-out one (at equal D: a line in ln N).
+    Several rows at one place (seeds) enter with their mean ln y.
     """
     first = np.asarray(table[symbols[0]], dtype=np.float64)
     rungs = np.unique(first[fitted & (first < first[row] * (1 - 1e-9))])

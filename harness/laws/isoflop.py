@@ -1,14 +1,16 @@
-"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556): the best size N* at each of several budgets C, then the line
-ln N* = ln k + a ln C.
+"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556): the best size N* at each of several
+budgets C, then the line ln N* = ln k + a ln C.
 
-Per budget a local fit of ln loss against ln N, either a parabola through the 5-7 sizes around the lowest run or an Akima
-spline through all of them (Porian et al. 2024, arXiv:2406.19146). A budget whose optimum the data do not contain is
-refused with its reason (`GUARDS`): without these guards published grids give exponents of 1.21 and -0.47 where the
-guarded ones are 0.87 and 0.74. The line weighs each budget by the spread of its ln N* under the noise of the losses.
+Per budget a local fit of ln loss against ln N, either a parabola through the 5-7 sizes around the
+lowest run or an Akima spline through all of them (Porian et al. 2024, arXiv:2406.19146). A budget
+whose optimum the data do not contain is refused with its reason (`GUARDS`): without these guards
+published grids give exponents of 1.21 and -0.47 where the guarded ones are 0.87 and 0.74. The line
+weighs each budget by the spread of its ln N* under the noise of the losses.
 
-A parabola is not the shape of a real isoFLOP curve, so off-centre grids bias N* without any noise: with sizes within x2
-and centres drifting from x1/3 to x3 over four decades, a = 0.5139 reads as 0.5231 from parabolas of the loss and as
-0.5143 from parabolas of its logarithm, which are used here (`tests/laws/test_laws_isoflop.py`).
+A parabola is not the shape of a real isoFLOP curve, so off-centre grids bias N* without any noise:
+with sizes within x2 and centres drifting from x1/3 to x3 over four decades, a = 0.5139 reads as
+0.5231 from parabolas of the loss and as 0.5143 from parabolas of its logarithm, which are used here
+(`tests/laws/test_laws_isoflop.py`).
 
 Units: C in FLOP, N in parameters, loss in nat per token. n sizes of one budget, R draws.
 """
@@ -41,8 +43,9 @@ METHODS = ("parabola", "akima")
 MIN_SIZES = 4
 MIN_BUDGETS, MIN_SURVIVING = 4, 3
 SPREAD_FLOOR = 1 / 3  # of the grid step in ln N: no curve locates its minimum better than that
-SAME_BUDGET = 0.05  # rows whose ln C lies this little above the smallest are one budget: steps are whole numbers
-TOLD = 4  # refused budgets that a message names
+# rows whose ln C lies this little above the smallest are one budget: steps are whole numbers
+BUDGET_TOLERANCE = 0.05
+MAX_NAMED = 4  # refused budgets that a message names
 AKIMA_POINTS = 25  # per interval between two sizes
 DRAWS = 200  # of noise, for the spread of ln N*
 
@@ -73,26 +76,32 @@ def fit(
 ) -> Fit:
     """N* = k C^a from a table of runs with the columns C, N and loss: a Fit of law `isoflop`.
 
-    `sigma` is the error bar of each loss (nat); without it the noise is the scatter about each budget's parabola.
-    Each refused budget is a warning BUDGET_REFUSED, and its rows are counted in `excluded` by reason. Raises FitError
-    with fewer than four budgets in the table or fewer than three that survive.
+    `sigma` is the error bar of each loss (nat); without it the noise is the scatter about each
+    budget's parabola. Each refused budget is a warning BUDGET_REFUSED, and its rows are counted in
+    `excluded` by reason. Raises FitError with fewer than four budgets in the table or fewer than
+    three that survive.
     """
     check_resampling(bootstrap, seed)
     points = optima(table, method=method, window=window, sigma=sigma, seed=seed)
     if len(points) < MIN_BUDGETS:
         raise FitError(
-            f"column 'C' holds {len(points)} budgets (values within {SAME_BUDGET:.0%} are one); approach 2 needs "
+            f"column 'C' holds {len(points)} budgets (values within {BUDGET_TOLERANCE:.0%} are one); approach 2 needs "
             f"{MIN_BUDGETS}, spaced x2-x4, each run at 6 sizes or more. Add budgets, or fit law chinchilla."
         )
-    kept = [p for p in points if p.refused is None]
-    if len(kept) < MIN_SURVIVING:
-        told = [f"C={p.flop:.3g}: {p.reason}" for p in points if p.refused]
-        why = "; ".join([*told[:TOLD], *([f"and {len(told) - TOLD} more budgets"] if len(told) > TOLD else [])])
+    surviving = [p for p in points if p.refused is None]
+    if len(surviving) < MIN_SURVIVING:
+        refusals = [f"C={p.flop:.3g}: {p.reason}" for p in points if p.refused]
+        why = "; ".join(
+            [
+                *refusals[:MAX_NAMED],
+                *([f"and {len(refusals) - MAX_NAMED} more budgets"] if len(refusals) > MAX_NAMED else []),
+            ]
+        )
         raise FitError(
-            f"{len(kept)} of {len(points)} budgets have an optimum inside their data, {MIN_SURVIVING} are needed. {why}. "
+            f"{len(surviving)} of {len(points)} budgets have an optimum inside their data, {MIN_SURVIVING} are needed. {why}. "
             "Run sizes on both sides of each minimum."
         )
-    result = line(kept, weighted=weighted, bootstrap=bootstrap, seed=seed, columns=columns)
+    result = line(surviving, weighted=weighted, bootstrap=bootstrap, seed=seed, columns=columns)
     refused = [p for p in points if p.refused]
     for p in refused:
         label = f"isoFLOP budgets refused: {GUARDS[str(p.refused)]}"
@@ -115,7 +124,8 @@ def line(
     c = np.array([p.flop for p in points])
     n = np.array([p.n_star for p in points], dtype=np.float64)
     error = n * np.array([p.spread for p in points], dtype=np.float64)
-    # delta beyond every residual is least squares, which the source of this approach uses; hence no DELTA_LARGE
+    # delta beyond every residual is least squares, which the source of this approach uses; hence no
+    # DELTA_LARGE
     result = fit_law(
         "isoflop", {"C": c, "n_star": n}, sigma=error if weighted else None, delta=1e3,
         bootstrap=bootstrap, seed=seed, columns=columns,
@@ -134,8 +144,9 @@ def optima(
     sigma: Column | None = None,
     seed: int = 0,
 ) -> list[Optimum]:
-    """The optimum of each budget, in order of C. `window` sizes around the lowest run enter a parabola (None: all);
-    `log_loss=False` fits the loss itself. `guards`: which refusals apply (an Akima minimum at an end is always one).
+    """The optimum of each budget, in order of C. `window` sizes around the lowest run enter a
+    parabola (None: all); `log_loss=False` fits the loss itself. `guards`: which refusals apply (an
+    Akima minimum at an end is always one).
     """
     if method not in METHODS:
         raise FitError(f"method={method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
@@ -156,18 +167,19 @@ def optima(
         measured = np.log(loss[rows]) if log_loss else loss[rows]
         y = np.bincount(where, measured) / count  # seeds of one size enter with their mean
         bar = None if noise is None else np.sqrt(np.bincount(where, noise[rows] ** 2)) / count
-        found = _one(order, y, bar, method, window, guards, rng)
-        at = None if found.y is None else float(np.exp(found.y) if log_loss else found.y)
-        star = None if found.x is None else float(np.exp(found.x))
+        minimum = _minimum(order, y, bar, method, window, guards, rng)
+        loss_star = None if minimum.y is None else float(np.exp(minimum.y) if log_loss else minimum.y)
+        star = None if minimum.x is None else float(np.exp(minimum.x))
         flop = float(np.exp(np.log(c[rows]).mean()))
         if c[rows].max() == c[rows].min():
             flop = float(c[rows][0])
-        out.append(Optimum(flop, len(order), star, at, found.spread, found.refused, found.reason))
+        out.append(Optimum(flop, len(order), star, loss_star, minimum.spread, minimum.refused, minimum.reason))
     return out
 
 
 def budgets(c: Array) -> list[NDArray[np.intp]]:
-    """Row indices of each budget, in order of C: a new one begins more than `SAME_BUDGET` in ln C above its first row.
+    """Row indices of each budget, in order of C: a new one begins more than `BUDGET_TOLERANCE` in
+    ln C above its first row.
 
     Steps from row to row would chain a continuous range of C into one budget.
     """
@@ -175,15 +187,15 @@ def budgets(c: Array) -> list[NDArray[np.intp]]:
     log_c = np.log(c[order])
     begins: list[int] = []
     first = log_c[0] if len(log_c) else 0.0
-    for i, at in enumerate(log_c):
-        if at > first + SAME_BUDGET:
+    for i, ln_c in enumerate(log_c):
+        if ln_c > first + BUDGET_TOLERANCE:
             begins.append(i)
-            first = at
+            first = ln_c
     return np.split(order, begins)
 
 
 @dataclass
-class _Found:
+class _Minimum:
     x: float | None = None
     y: float | None = None
     spread: float | None = None
@@ -191,14 +203,14 @@ class _Found:
     reason: str | None = None
 
 
-def _refuse(guard: str, detail: str) -> _Found:
-    return _Found(refused=guard, reason=f"{GUARDS[guard]} ({detail})")
+def _refuse(guard: str, detail: str) -> _Minimum:
+    return _Minimum(refused=guard, reason=f"{GUARDS[guard]} ({detail})")
 
 
-def _one(
+def _minimum(
     x: Array, y: Array, bar: Array | None, method: str, window: int | None, guards: tuple[str, ...],
     rng: np.random.Generator,
-) -> _Found:  # fmt: skip
+) -> _Minimum:  # fmt: skip
     """The minimum of one budget's curve over x = ln N, ascending."""
     if len(x) < MIN_SIZES:  # three points fix a parabola exactly, so this guard is never off
         return _refuse("sizes", f"{len(x)} run")
@@ -218,13 +230,16 @@ def _one(
     dof = max(len(residual) - 3, 1)
     noise = np.full(len(x), np.sqrt((residual**2).sum() / dof)) if bar is None else bar
     if method == "akima":
+        from scipy.interpolate import Akima1DInterpolator  # pyright: ignore[reportMissingTypeStubs]
+
         fine = np.linspace(float(x[0]), float(x[-1]), AKIMA_POINTS * (len(x) - 1))
-        curve = akima(x, y[None], fine)[0]
+        curve: Array = Akima1DInterpolator(x, y)(fine)
         k = int(curve.argmin())
         if k in (0, len(fine) - 1):
             return _refuse("edge", f"N={np.exp(fine[k]):.3g}")
-        drawn = fine[akima(x, y + noise * rng.normal(size=(DRAWS, len(x))), fine).argmin(1)]
-        return _Found(float(fine[k]), float(curve[k]), max(float(drawn.std(ddof=1)), SPREAD_FLOOR * step))
+        curves: Array = Akima1DInterpolator(x, y + noise * rng.normal(size=(DRAWS, len(x))), axis=1)(fine)
+        drawn = fine[curves.argmin(1)]
+        return _Minimum(float(fine[k]), float(curve[k]), max(float(drawn.std(ddof=1)), SPREAD_FLOOR * step))
     if "concave" in guards and coef[0] <= 0:
         return _refuse("concave", f"curvature {2 * coef[0]:.3g}")
     vertex = centre - coef[1] / (2 * coef[0])
@@ -242,26 +257,4 @@ def _one(
     drawn = np.clip(centre - moved[:, 1] / (2 * moved[:, 0]), x[0], x[-1])
     spread = float(drawn.std(ddof=1)) if len(drawn) > DRAWS // 2 else float(x[-1] - x[0])
     bottom = coef[2] - coef[1] ** 2 / (4 * coef[0])
-    return _Found(float(vertex), float(bottom), max(spread, SPREAD_FLOOR * step))
-
-
-def akima(x: Array, y: Array, at: Array) -> Array:
-    """Akima's interpolation (J. ACM 17, 1970) of R curves y (R, n) over ascending x (n,), n >= 3, at `at` inside x.
-
-    Cubic pieces whose slope at a node is the mean of the neighbouring secants, each weighed by the change of secant on
-    the other side; two secants are added beyond each end by continuing their difference.
-    """
-    secant = np.diff(y, axis=1) / np.diff(x)
-    left = np.stack([3 * secant[:, 0] - 2 * secant[:, 1], 2 * secant[:, 0] - secant[:, 1]], axis=1)
-    right = np.stack([2 * secant[:, -1] - secant[:, -2], 3 * secant[:, -1] - 2 * secant[:, -2]], axis=1)
-    m = np.concatenate([left, secant, right], axis=1)
-    change = np.abs(np.diff(m, axis=1))
-    before, after = change[:, :-2], change[:, 2:]  # |m2 - m1| and |m4 - m3| around each node
-    whole = before + after
-    flat = whole <= 1e-9 * whole.max(initial=1e-300)
-    slope = np.where(flat, (m[:, 1:-2] + m[:, 2:-1]) / 2, 0.0)
-    slope += np.where(flat, 0.0, (after * m[:, 1:-2] + before * m[:, 2:-1]) / np.where(flat, 1.0, whole))
-    k = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
-    h, t = np.diff(x)[k], at - x[k]
-    s0, s1, d = slope[:, k], slope[:, k + 1], secant[:, k]
-    return y[:, k] + t * (s0 + t * ((3 * d - 2 * s0 - s1) / h + t * (s0 + s1 - 2 * d) / h**2))
+    return _Minimum(float(vertex), float(bottom), max(spread, SPREAD_FLOOR * step))

@@ -1,7 +1,7 @@
 """A law: any function of columns and parameters, and everything that is particular to it.
 
-Nothing else in the package asks for a law's name. `Law.from_function` makes one of a caller's function; `Law.bind` gives
-the solver a law with its data (`solver.bound`).
+Nothing else in the package asks for a law's name. `Law.from_function` makes one of a caller's
+function; `Law.bind` gives the solver a law with its data (`solver.bound`).
 
 Shapes: R parameter vectors side by side, n rows of data, p parameters.
 """
@@ -26,12 +26,14 @@ Question = Literal["run", "loss"]
 Values = Mapping[str, Array]
 RESIDUALS: tuple[Residual, ...] = ("log", "linear")
 
-TOLERANCE_BROADCAST = 1e-9  # relative: a function that broadcasts gives the same alone and side by side
+# relative: a function that broadcasts gives the same alone and side by side
+TOLERANCE_BROADCAST = 1e-9
 
 
 @dataclass(frozen=True)
 class Need:
-    """`count` distinct values of `symbol`, which `what` needs; `instead` ends the sentence that asks for them."""
+    """`count` distinct values of `symbol`, which `what` needs; `instead` ends the sentence that
+    asks for them."""
 
     symbol: str
     count: int
@@ -44,17 +46,20 @@ class Law:
     """y as a function of columns and parameters, and everything that is particular to it.
 
     function    (parameters, columns) -> y, where parameters are (R, 1) and columns (n,) or (R, n).
-    residual    "log": residuals are those of ln y, Huber at 1e-3; "linear": of y itself, least squares.
+    residual    "log": residuals are those of ln y, Huber at 1e-3; "linear": of y itself, least
+                squares.
     unit_range  y lies in [0, 1] and may be 0. positive: columns are above 0.
     linear      symbols that enter as they are, not through their logarithm.
     needs       distinct values of the first symbol.
     max_decades of extrapolation.
     derived     parameters, as arrays of draws -> quantities that follow from them.
     check       raises FitError for columns that the law refuses; gets the symbols, and y in a fit.
-    questions   what `harness ask` may put to it: "run" (which N and D, for a law of both), "loss" (which compute or loss,
-                for a law of C alone), or None.
-    optimum     parameters, C -> the N of least loss where C = 6ND, in closed form; None: it is searched for.
-    contour     parameters, loss, u from 0 to 30 -> N and D along the contour of this loss, in closed form; None: by bisection.
+    questions   what `harness ask` may put to it: "run" (which N and D, for a law of both), "loss"
+                (which compute or loss, for a law of C alone), or None.
+    optimum     parameters, C -> the N of least loss where C = 6ND, in closed form; None: it is
+                searched for.
+    contour     parameters, loss, u from 0 to 30 -> N and D along the contour of this loss, in
+                closed form; None: by bisection.
     made_from   columns that the law's points can be made from, where a table has not the points.
     simpler     the law that is preferred unless this one is shown to be needed.
     analytic    `function` takes complex parameters.
@@ -105,9 +110,10 @@ class Law:
     ) -> Law:
         """A law of a caller's function: `function(columns, **parameters)` returns y at every row.
 
-        `columns` maps each of `symbols` to an array. Written with numpy's arithmetic, the function also takes parameters as
-        columns (R, 1) and is called once for many; where it does not, it is called once for each vector, which is slow.
-        Raises FitError for definitions that contradict themselves.
+        `columns` maps each of `symbols` to an array. Written with numpy's arithmetic, the function
+        also takes parameters as columns (R, 1) and is called once for many; where it does not, it
+        is called once for each vector, which is slow. Raises FitError for definitions that
+        contradict themselves.
         """
         if not name or not name.replace("_", "").replace("-", "").isalnum():
             raise FitError(
@@ -143,7 +149,7 @@ class Law:
             derived=derived, check=check, questions=questions, analytic=False,
         )  # fmt: skip
 
-    # --- what it says of itself --------------------------------------------------------------------------------------
+    # --- what it says of itself
     @property
     def params(self) -> list[str]:
         """Names of the parameters, in the order of the solver's vector."""
@@ -166,7 +172,8 @@ class Law:
 
     @property
     def delta(self) -> float:
-        """Huber's delta where the caller gives none: 1e-3 of the logarithm, as in the literature; 1 (least squares) of y."""
+        """Huber's delta where the caller gives none: 1e-3 of the logarithm, as in the literature; 1
+        (least squares) of y."""
         return 1e-3 if self.residual == "log" else 1.0
 
     def coordinate(self, name: str) -> Coordinate:
@@ -185,7 +192,8 @@ class Law:
         return [Need(s, k, f"law {self.name}") for s, k in counts.items()]
 
     def is_crossed(self, fixed: Mapping[str, float]) -> bool:
-        """Whether the effects of the first two symbols are both fitted, so that data must tell them apart."""
+        """Whether the effects of the first two symbols are both fitted, so that data must tell them
+        apart."""
         terms = [c.name for c in self.coordinates if c.anchor]
         return self.symbols[:2] == ("N", "D") and bool(terms) and not any(t in fixed for t in terms)
 
@@ -199,15 +207,15 @@ class Law:
         )
 
     def _box(self, start: bool) -> str:
-        def one(c: Coordinate) -> str:
+        def describe(c: Coordinate) -> str:
             low, high = c.start if start else (c.low, c.high)
-            of = f"ln {c.name}" if c.log else c.name if c.unit == 1 else f"{c.name} / {c.unit:g}"
+            label = f"ln {c.name}" if c.log else c.name if c.unit == 1 else f"{c.name} / {c.unit:g}"
             what = " at the data's centre" if c.anchor else f" - mean of {c.centre}" if c.centre else ""
-            return f"{of}{' / y' if c.share else ''}{what} {low:g}..{high:g}"
+            return f"{label}{' / y' if c.share else ''}{what} {low:g}..{high:g}"
 
-        return "; ".join(one(c) for c in self.coordinates)
+        return "; ".join(describe(c) for c in self.coordinates)
 
-    # --- with data ---------------------------------------------------------------------------------------------------
+    # --- with data
     def read(self, table: Table, *, with_y: bool = False) -> dict[str, Array]:
         """The law's columns of a table, checked; FitError for what it refuses."""
         columns = {s: column(table, s, self) for s in ((*self.symbols, self.y) if with_y else self.symbols)}
@@ -216,7 +224,8 @@ class Law:
         return columns
 
     def value(self, params: Mapping[str, Array | float], table: Table) -> Array:
-        """y at the rows of `table`. Parameters may be arrays of shape (R, 1): then the result is (R, n)."""
+        """y at the rows of `table`. Parameters may be arrays of shape (R, 1): then the result is
+        (R, n)."""
         data = {s: np.asarray(table[s], dtype=np.float64) for s in self.symbols}
         result = self.function({k: np.asarray(v, dtype=np.float64) for k, v in params.items()}, data)
         shape = np.broadcast_shapes(result.shape, next(iter(data.values())).shape)
@@ -237,16 +246,16 @@ class _CallersFunction:
     def __call__(self, p: Values, x: Values) -> Array:
         shape = np.broadcast_shapes(*(v.shape for v in (*p.values(), *x.values())))
         if len(shape) == 1:
-            return self._one(p, x)
+            return self._single(p, x)
         rows = {k: np.broadcast_to(v, (shape[0], v.shape[-1])) for k, v in (*p.items(), *x.items())}
 
-        def one(i: int) -> Array:
-            return self._one({k: rows[k][i, 0] for k in p}, {k: rows[k][i] for k in x})
+        def single(i: int) -> Array:
+            return self._single({k: rows[k][i, 0] for k in p}, {k: rows[k][i] for k in x})
 
-        last, whole = one(-1), self._side_by_side(p, x, shape)
+        last, whole = single(-1), self._side_by_side(p, x, shape)
         if whole is not None and np.allclose(whole[-1], last, rtol=TOLERANCE_BROADCAST, atol=0.0, equal_nan=True):
             return whole
-        return np.stack([*(one(i) for i in range(shape[0] - 1)), last])
+        return np.stack([*(single(i) for i in range(shape[0] - 1)), last])
 
     def _side_by_side(self, p: Values, x: Values, shape: tuple[int, ...]) -> Array | None:
         """All vectors in one call; None where the function was written for one."""
@@ -255,7 +264,7 @@ class _CallersFunction:
         except (TypeError, ValueError, IndexError, KeyError):
             return None
 
-    def _one(self, p: Values, x: Values) -> Array:
+    def _single(self, p: Values, x: Values) -> Array:
         n = len(next(iter(x.values())))
         try:
             y = np.asarray(self.function(x, **p), dtype=np.float64)

@@ -1,4 +1,5 @@
-"""Parameters: as a caller states one (`Parameter`), and as the solver sees it (`Coordinate`, a number of order one)."""
+"""Parameters: as a caller states one (`Parameter`), and as the solver sees it (`Coordinate`, a
+number of order one)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from harness.errors import FitError
 Kind = Literal["coefficient", "exponent", "floor", "scale", "level"]
 KINDS: tuple[Kind, ...] = ("coefficient", "exponent", "floor", "scale", "level")
 EXPONENT_BOUNDS = (0.005, 5.0)
-LOG_SHARE_BOUNDS = (-25.0, 25.0)  # ln of a power term's size at the centre of the data, relative to the mean of y
+# ln of a power term's size at the centre of the data, relative to the mean of y
+LOG_SHARE_BOUNDS = (-25.0, 25.0)
 START_FACTOR = 30.0  # a positive parameter is started within this factor of its `start`
 MAX_LOG_RANGE = 60.0  # how far ln of a parameter without bounds may move from ln `start`
 
@@ -20,11 +22,12 @@ MAX_LOG_RANGE = 60.0  # how far ln of a parameter without bounds may move from l
 class Coordinate:
     """A parameter and its solver coordinate q.
 
-    log: q = ln value, else value / `unit`. `share`: the parameter is an amount of y, so ln y's mean is subtracted (or y's
-    mean divides it). `anchor` (exponent, symbol, factor): for a coefficient of x^exponent, q = ln coef + factor exponent
-    mean(ln x), its term's size at the centre of the data. `centre`: a place on the axis of that symbol, so the symbol's
-    mean is subtracted. `low`, `high` bound q; starts are drawn from `start`.
-    kind: what is judged of it afterwards: exponent, floor, coefficient, scale (a place or a decay) or level.
+    log: q = ln value, else value / `unit`. `share`: the parameter is an amount of y, so ln y's mean
+    is subtracted (or y's mean divides it). `anchor` (exponent, symbol, factor): for a coefficient
+    of x^exponent, q = ln coef + factor exponent mean(ln x), its term's size at the centre of the
+    data. `centre`: a place on the axis of that symbol, so the symbol's mean is subtracted. `low`,
+    `high` bound q; starts are drawn from `start`. kind: what is judged of it afterwards: exponent,
+    floor, coefficient, scale (a place or a decay) or level.
     """
 
     name: str
@@ -63,12 +66,14 @@ def term(name: str, exponent: str, symbol: str, factor: float = -1.0) -> Coordin
 class Parameter:
     """A parameter of a caller's law, in its own unit.
 
-    start      where the search begins: a number (a positive parameter is tried within a factor of 30, one of any sign within
-               three times its size), or a pair, the range that starts are drawn from.
-    low, high  bounds; None for none. With `low` of 0 or more the logarithm is fitted, so the parameter stays above 0,
-               except that a floor may be 0.
-    kind       how its interval is judged: an `exponent` (a factor of 3 is too wide), a `coefficient` (a factor of 10), a
-               `floor` of y, a `scale` (bounded on both sides or not), a `level` of y.
+    start      where the search begins: a number (a positive parameter is tried within a factor of
+               30, one of any sign within three times its size), or a pair, the range that starts
+               are drawn from.
+    low, high  bounds; None for none. With `low` of 0 or more the logarithm is fitted, so the
+               parameter stays above 0, except that a floor may be 0.
+    kind       how its interval is judged: an `exponent` (a factor of 3 is too wide), a
+               `coefficient` (a factor of 10), a `floor` of y, a `scale` (bounded on both sides or
+               not), a `level` of y.
     """
 
     start: float | tuple[float, float]
@@ -77,10 +82,11 @@ class Parameter:
     kind: Kind = "coefficient"
 
     def coordinate(self, name: str) -> Coordinate:
-        """The solver's coordinate. FitError for bounds, starts and kinds that contradict each other."""
-        ends = self.start if isinstance(self.start, tuple) else (self.start, self.start)
-        numbers = [v for v in (*ends, self.low, self.high) if v is not None]
-        if len(ends) != 2 or not all(math.isfinite(v) for v in numbers):
+        """The solver's coordinate. FitError for bounds, starts and kinds that contradict each
+        other."""
+        starts = self.start if isinstance(self.start, tuple) else (self.start, self.start)
+        numbers = [v for v in (*starts, self.low, self.high) if v is not None]
+        if len(starts) != 2 or not all(math.isfinite(v) for v in numbers):
             raise FitError(
                 f"parameter {name}: start={self.start!r}, low={self.low!r}, high={self.high!r} are not all finite numbers, and no "
                 "search begins or ends at infinity. Give numbers, and None for no bound."
@@ -92,7 +98,7 @@ class Parameter:
                 f"parameter {name}: low={low:g} is not below high={high:g}, so nothing is left to fit. Swap them, or give the "
                 f"value as fixed={{{name!r}: {high:g}}}."
             )
-        if not low <= ends[0] <= ends[1] <= high:
+        if not low <= starts[0] <= starts[1] <= high:
             raise FitError(
                 f"parameter {name}: start={self.start!r} is not inside the bounds {low:g} to {high:g}, from low to high. Give a start "
                 "between them, or wider bounds."
@@ -106,13 +112,13 @@ class Parameter:
             raise FitError(
                 f"parameter {name}: low={self.low!r} lets a floor of y fall below 0. Give low=0, or kind='level'."
             )
-        if low >= 0 and ends[0] > 0 and self.kind != "floor":
-            centre, width = [math.log(v) for v in ends], math.log(START_FACTOR) if ends[0] == ends[1] else 0.0
+        if low >= 0 and starts[0] > 0 and self.kind != "floor":
+            centre, width = [math.log(v) for v in starts], math.log(START_FACTOR) if starts[0] == starts[1] else 0.0
             q_low = math.log(low) if low > 0 else centre[0] - MAX_LOG_RANGE
             q_high = math.log(high) if high < math.inf else centre[1] + MAX_LOG_RANGE
             box = max(q_low, centre[0] - width), min(q_high, centre[1] + width)
             return Coordinate(name, q_low, q_high, box, self.kind)
-        unit = max(abs(ends[0]), abs(ends[1])) or 1.0
-        width = 3 * unit if ends[0] == ends[1] else 0.0
-        box = max(low, ends[0] - width) / unit, min(high, ends[1] + width) / unit
+        unit = max(abs(starts[0]), abs(starts[1])) or 1.0
+        width = 3 * unit if starts[0] == starts[1] else 0.0
+        box = max(low, starts[0] - width) / unit, min(high, starts[1] + width) / unit
         return Coordinate(name, low / unit, high / unit, box, self.kind, log=False, unit=unit)

@@ -1,10 +1,13 @@
-"""pass@k from counts: the beta-binomial, whose forecasts beat a curve fitted to the coverage (Kazdan et al. 2025).
+"""pass@k from counts: the beta-binomial, whose forecasts beat a curve fitted to the coverage
+(Kazdan et al. 2025).
 
-Problem i was solved in c_i of n_i samples. With p_i drawn from Beta(a, b), pass@k = 1 - B(a, b+k)/B(a, b), and 1 - pass@k
-falls as k^-a. (a, b) is the posterior mode under ln a ~ N(0, 1), ln b ~ N(ln 10, 2.5^2): without the prior a model that
-solves almost nothing has no finite optimum. Intervals: bootstrap over problems, all samples of one together.
+Problem i was solved in c_i of n_i samples. With p_i drawn from Beta(a, b), pass@k = 1 - B(a,
+b+k)/B(a, b), and 1 - pass@k falls as k^-a. (a, b) is the posterior mode under ln a ~ N(0, 1), ln b
+~ N(ln 10, 2.5^2): without the prior a model that solves almost nothing has no finite optimum.
+Intervals: bootstrap over problems, all samples of one together.
 
-Everything is a sum of logarithms, because ln B(a+c, b+n-c) - ln B(a, b) = sum_{i<c} ln(a+i) + sum_{j<n-c} ln(b+j)
+Everything is a sum of logarithms, because ln B(a+c, b+n-c) - ln B(a, b) = sum_{i<c}
+ln(a+i) + sum_{j<n-c} ln(b+j)
 - sum_{m<n} ln(a+b+m); R draws side by side cost one matrix product.
 """
 
@@ -24,9 +27,11 @@ TOLERANCE = 1e-8  # Newton decrement: nats of posterior that one more step would
 
 
 def fit(correct: Column, samples: Column, *, bootstrap: int = 1000, seed: int = 0) -> Fit:
-    """Beta-binomial of `correct` of `samples` per problem: a Fit of law `pass_at_k`, which `predict` evaluates at any k.
+    """Beta-binomial of `correct` of `samples` per problem: a Fit of law `pass_at_k`, which
+    `predict` evaluates at any k.
 
-    `objective` is the negative log posterior without constants. FitError for counts that are none, or under 8 problems.
+    `objective` is the negative log posterior without constants. FitError for counts that are none,
+    or under 8 problems.
     """
     c, n = np.asarray(correct, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     if c.shape != n.shape or c.ndim != 1:
@@ -43,18 +48,18 @@ def fit(correct: Column, samples: Column, *, bootstrap: int = 1000, seed: int = 
     tails = [(x[:, None] > steps).astype(np.float64) for x in (c, n - c, n)]  # problems x steps
     whole = np.ones((1, len(c)))
     starts = np.array([[x, y] for x in (-1.5, 0.0, 1.5) for y in (-1.0, 2.0, 5.0)])
-    found = [_mode([whole @ t for t in tails], s[None]) for s in starts]
-    value = np.array([f[1][0] for f in found])
+    modes = [_mode([whole @ t for t in tails], s[None]) for s in starts]
+    value = np.array([f[1][0] for f in modes])
     best = int(value.argmin())
-    theta, decrement = found[best][0], float(found[best][2][0])
+    theta, decrement = modes[best][0], float(modes[best][2][0])
     agreeing = int((value <= value[best] + 1e-6).sum())
     drawn, failed = np.empty((0, 2)), 0
     if bootstrap:
         rng = np.random.default_rng(seed)
         weight = rng.multinomial(len(c), np.full(len(c), 1 / len(c)), bootstrap).astype(np.float64)
-        drawn, _, ends = _mode([weight @ t for t in tails], np.repeat(theta, bootstrap, axis=0))
-        failed = int((ends > TOLERANCE).sum())
-        drawn = drawn[ends <= TOLERANCE]
+        drawn, _, decrements = _mode([weight @ t for t in tails], np.repeat(theta, bootstrap, axis=0))
+        failed = int((decrements > TOLERANCE).sum())
+        drawn = drawn[decrements <= TOLERANCE]
     draws = {name: np.exp(drawn[:, i]) for i, name in enumerate(("a", "b"))} if bootstrap else {}
     passed = decrement <= TOLERANCE and agreeing >= 3
     law = law_named("pass_at_k")
@@ -89,7 +94,8 @@ def fit(correct: Column, samples: Column, *, bootstrap: int = 1000, seed: int = 
 
 
 def _mode(tails: list[Array], theta: Array) -> tuple[Array, Array, Array]:
-    """Minimise the negative log posterior from `theta` (R, 2) = (ln a, ln b): mode, value, Newton decrement."""
+    """Minimise the negative log posterior from `theta` (R, 2) = (ln a, ln b): mode, value, Newton
+    decrement."""
     steps = np.arange(int(tails[0].shape[1]))
     right, wrong, all_ = tails
 

@@ -1,5 +1,5 @@
-"""What a fit says about rows it has not seen: predictions, intervals from the stored draws, the compute-optimal
-frontier.
+"""What a fit says about rows it has not seen: predictions, intervals from the stored draws, the
+compute-optimal frontier.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from harness.laws.result import Fit
 from harness.laws.solver.golden import golden_section
 from harness.laws.table import Table
 
-LOG_REACH = float(np.log(1e3))  # of the search for the best N
-GRID = 200  # points of ln N where there is no closed form
+MAX_LOG_SIZE_RATIO = float(np.log(1e3))  # of the search for the best N
+GRID_POINTS = 200  # points of ln N where there is no closed form
 
 
 @dataclass
 class Frontier:
-    """The loss-optimal N and D at each budget C, with the loss there; `*_interval` is (2, m) or None where there are
-    no draws.
+    """The loss-optimal N and D at each budget C, with the loss there; `*_interval` is (2, m) or
+    None where there are no draws.
     """
 
     C: Array
@@ -37,8 +37,8 @@ class Frontier:
 def predict(fit: Fit, table: Table, *, force: bool = False, extrapolate: bool = False) -> Array:
     """The law's value at each row of `table` (keys: the law's symbols, e.g. N and D).
 
-    FitError for a fit without a certificate (unless `force`) and beyond two decades outside the fitted span (unless
-    `extrapolate`).
+    FitError for a fit without a certificate (unless `force`) and beyond two decades outside the
+    fitted span (unless `extrapolate`).
     """
     _require(fit, table, force, extrapolate)
     return law_of(fit).value(fit.params, table)
@@ -55,8 +55,8 @@ def predict_interval(
 ) -> tuple[Array, Array]:
     """Percentile interval (low, high) of the law's value at each row, from the bootstrap draws.
 
-    `new_run` adds the scatter of one more run (residual standard deviation): the interval that a measurement should
-    fall into.
+    `new_run` adds the scatter of one more run (residual standard deviation): the interval that a
+    measurement should fall into.
     """
     _require(fit, table, force, extrapolate)
     if not fit.draws:
@@ -121,9 +121,9 @@ def frontier(
 ) -> Frontier:
     """N*, D*, L* of a law of N and D at training budgets `C` (FLOP).
 
-    For chinchilla with 6ND in closed form, N* = G (C/6)^a; with `fpt_of_n` (training FLOP per token of a model with N parameters,
-    vectorised, increasing) by golden-section search along fpt(N) D = C. `level` adds percentile intervals from the
-    draws (at most 200 of them with `fpt_of_n`).
+    For chinchilla with 6ND in closed form, N* = G (C/6)^a; with `fpt_of_n` (training FLOP per token
+    of a model with N parameters, vectorised, increasing) by golden-section search along fpt(N)
+    D = C. `level` adds percentile intervals from the draws (at most 200 of them with `fpt_of_n`).
     """
     law = law_of(fit)
     if law.questions != "run":
@@ -152,8 +152,9 @@ def _optimum(
 ) -> tuple[Array, Array]:
     """N* and D*, each (R, m), for parameter columns (R, 1) and budgets (m,).
 
-    Without a closed form, N* is searched for on a grid over the N of the fit and a factor 1000 beyond, then by golden
-    section in its cell; with one, within a factor 1000 of the optimum at 6ND.
+    Without a closed form, N* is searched for on a grid over the N of the fit and a factor 1000
+    beyond, then by golden section in its cell; with one, within a factor 1000 of the optimum at
+    6ND.
     """
     law = law_of(fit)
 
@@ -168,13 +169,13 @@ def _optimum(
         n = law.optimum(params, budget)
         if fpt_of_n is None:
             return n, budget / (6 * n)
-        low, high = np.maximum(np.log(n) - LOG_REACH, 0.0), np.log(n) + LOG_REACH
+        low, high = np.maximum(np.log(n) - MAX_LOG_SIZE_RATIO, 0.0), np.log(n) + MAX_LOG_SIZE_RATIO
     else:
         rows = len(next(iter(params.values())))
-        ends = np.log(fit.span["N"]) + np.array([-LOG_REACH, LOG_REACH])
-        grid = np.linspace(max(float(ends[0]), 0.0), float(ends[1]), GRID)
+        bounds = np.log(fit.span["N"]) + np.array([-MAX_LOG_SIZE_RATIO, MAX_LOG_SIZE_RATIO])
+        grid = np.linspace(max(float(bounds[0]), 0.0), float(bounds[1]), GRID_POINTS)
         losses = np.stack([loss(np.full((rows, len(budget)), float(g))) for g in grid])
-        k = np.clip(losses.argmin(0), 1, GRID - 2)
+        k = np.clip(losses.argmin(0), 1, GRID_POINTS - 2)
         low, high = grid[k - 1], grid[k + 1]
     n = np.exp(golden_section(loss, low, high, steps=70))  # 13.8 in ln N shrinks below 1e-13
     return n, budget / per_token(n)

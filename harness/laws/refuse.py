@@ -1,5 +1,5 @@
-"""Refusals before a fit: rows that are no points of one kind, designs that cannot identify the parameters. Thresholds are those
-of docs/conventions.md.
+"""Refusals before a fit: rows that are no points of one kind, designs that cannot identify the
+parameters. Thresholds are those of docs/conventions.md.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from harness.laws.law import Law
 from harness.laws.table import Table
 
 MAX_COLLINEARITY = 0.98  # |correlation| of ln N and ln D
-ONE_OF_EACH = ("tokenizer", "corpus", "corpus_id", "data_id", "val_id", "n_convention", "flop_convention")
+UNIFORM_COLUMNS = ("tokenizer", "corpus", "corpus_id", "data_id", "val_id", "n_convention", "flop_convention")
 
 
 def refuse_rows(law: Law, table: Table) -> None:
-    """Refuse rows that are not finished, annealed points of one kind. Columns that are absent are not judged."""
+    """Refuse rows that are not finished, annealed points of one kind. Columns that are absent are
+    not judged."""
     if "state" in table:
         states = np.asarray(table["state"]).astype(str)
         if (states != "done").any():
-            found = ", ".join(sorted(set(states[states != "done"])))
+            values = ", ".join(sorted(set(states[states != "done"])))
             raise FitError(
-                f"column 'state' holds {found} in {(states != 'done').sum()} rows: only finished "
+                f"column 'state' holds {values} in {(states != 'done').sum()} rows: only finished "
                 "runs are points. Drop them."
             )
     if "annealed" in table:
@@ -50,10 +51,10 @@ def refuse_rows(law: Law, table: Table) -> None:
             raise FitError(
                 f"column 'energy_verdict' holds invalid in {invalid.sum()} rows: the meter rejected these joules. Drop them."
             )
-    for key in (*ONE_OF_EACH, *(("device",) if joules else ())):
-        if key in table and len(found := sorted(set(np.asarray(table[key]).astype(str)))) > 1:
+    for key in (*UNIFORM_COLUMNS, *(("device",) if joules else ())):
+        if key in table and len(values := sorted(set(np.asarray(table[key]).astype(str)))) > 1:
             raise FitError(
-                f"column {key!r} mixes {', '.join(found)}: their values are not comparable. Fit each on its own."
+                f"column {key!r} mixes {', '.join(values)}: their values are not comparable. Fit each on its own."
             )
 
 

@@ -12,7 +12,8 @@ from harness.laws.law import Law
 
 @dataclass
 class Certificate:
-    """Why the optimum may be believed. `passed` is false for an unconverged fit, and predictions from it raise."""
+    """Why the optimum may be believed. `passed` is false for an unconverged fit, and predictions
+    from it raise."""
 
     passed: bool
     newton_decrement: float  # 0.5 g' H^-1 g / objective, H the weighted Gauss-Newton Hessian
@@ -40,7 +41,8 @@ class HeldOut:
     interval: list[list[float]]  # 95 %
     measured: list[float]
     relative_error: list[float]  # predicted / measured - 1
-    naive_relative_error: list[float | None]  # the log-log line through the last two rungs, same points
+    # the log-log line through the last two rungs, same points
+    naive_relative_error: list[float | None]
 
     @property
     def inside(self) -> int | None:
@@ -52,7 +54,8 @@ class HeldOut:
 
 @dataclass
 class Fit:
-    """One law fitted to one table. Numbers keep 17 digits; predictions come from the object, never from printed text."""
+    """One law fitted to one table. Numbers keep 17 digits; predictions come from the object, never
+    from printed text."""
 
     law: str
     formula: str
@@ -74,15 +77,17 @@ class Fit:
     columns: dict[str, str] = field(
         default_factory=dict[str, str]
     )  # symbol -> column, with the convention (N -> n_total)
-    span: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # symbol -> [min, max] of the data
-    bootstrap: dict[str, int] = field(default_factory=dict[str, int])  # draws, failed, seed, cold_starts, cold_better
-    resampled: str | None = (
-        None  # what the bootstrap drew: cases, residual or seeds; None without one, and in older files
-    )
+    # symbol -> [min, max] of the data
+    span: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    # draws, failed, seed, cold_starts, cold_better
+    bootstrap: dict[str, int] = field(default_factory=dict[str, int])
+    # what the bootstrap drew: cases, residual or seeds; None without one, and in older files
+    resampled: str | None = None
     draws: dict[str, list[float]] = field(
         default_factory=dict[str, list[float]]
     )  # bootstrap parameters, for prediction intervals
-    residuals: list[float] = field(default_factory=list[float])  # ln predicted - ln measured, in row order
+    # ln predicted - ln measured, in row order
+    residuals: list[float] = field(default_factory=list[float])
     data_hash: str = ""
     # What the table is of: a study, one control of its evaluations, or one cell
     scope: Literal["study", "control", "cell"] = "study"
@@ -91,8 +96,8 @@ class Fit:
         self.own_law: Law | None = None  # of a caller's function; never stored
 
     def with_law(self, law: Law) -> Fit:
-        """A copy that predicts with `law`, for a fit of a caller's function that was read from a file. FitError where the names
-        of the law or of its parameters differ."""
+        """A copy that predicts with `law`, for a fit of a caller's function that was read from a
+        file. FitError where the names of the law or of its parameters differ."""
         if law.name != self.law or set(law.params) != set(self.params):
             raise FitError(
                 f"law {law.name} with {', '.join(law.params)} is not the one fitted: {self.law} with {', '.join(self.params)}. Build "

@@ -1,5 +1,5 @@
-"""A Fit in words, generated from the object only; and what the laws of energy say: whether joules are proportional to FLOP, and the
-throughput at which idle power stops dominating."""
+"""A Fit in words, generated from the object only; and what the laws of energy say: whether joules
+are proportional to FLOP, and the throughput at which idle power stops dominating."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from harness.laws.result import Fit
 
 
 def summary(fit: Fit) -> str:
-    """Plain text of a fit. The first line says whether it converged; warnings come before the numbers they qualify."""
+    """Plain text of a fit. The first line says whether it converged; warnings come before the
+    numbers they qualify."""
     c = fit.certificate
     if c.passed:
         head = f"{fit.law}: {fit.formula} on {fit.n_points} points; {c.starts_agreeing} of {c.starts} starts agree"
@@ -59,8 +60,8 @@ def summary(fit: Fit) -> str:
     return "\n".join(lines)
 
 
-def _interval(ends: list[float] | None) -> str:
-    return "" if ends is None else f"95 % [{ends[0]:.5g}, {ends[1]:.5g}]"
+def _interval(bounds: list[float] | None) -> str:
+    return "" if bounds is None else f"95 % [{bounds[0]:.5g}, {bounds[1]:.5g}]"
 
 
 def _resampled(fit: Fit) -> str:
@@ -72,22 +73,24 @@ def _resampled(fit: Fit) -> str:
 def proportional(fit: Fit) -> str | None:
     """The test of b = 1 for energy = k C^b, in words; None for other laws and without an interval.
 
-    The p value is two-sided, from the share of bootstrap draws on the far side of 1; it is never below what their number resolves.
+    The p value is two-sided, from the share of bootstrap draws on the far side of 1; it is never
+    below what their number resolves.
     """
-    ends = fit.interval.get("b")
-    if law_of(fit).y != "energy" or ends is None or "b" in fit.fixed:
+    bounds = fit.interval.get("b")
+    if law_of(fit).y != "energy" or bounds is None or "b" in fit.fixed:
         return None
     draws = np.asarray(fit.draws.get("b", []))
     p = ""
     if len(draws):
         tail = min(int((draws <= 1).sum()), int((draws >= 1).sum()))
         p = f", p = {max(2 * tail, 2) / (len(draws) + 1):.2g}" + (" at the most" if tail == 0 else "")
-    if ends[0] <= 1 <= ends[1]:
+    if bounds[0] <= 1 <= bounds[1]:
         return f"b = 1 (joules proportional to FLOP) is not rejected at 5 %{p}"
     return f"b = 1 (joules proportional to FLOP) is rejected at 5 %{p}"
 
 
 def balance(fit: Fit) -> tuple[float, list[float] | None] | None:
-    """FLOP/s at which P_idle t = e C, with its 95 % interval; None where the fit has no positive P_idle and e."""
+    """FLOP/s at which P_idle t = e C, with its 95 % interval; None where the fit has no positive
+    P_idle and e."""
     value = fit.derived.get(BALANCE)
     return None if not value else (value, fit.derived_interval.get(BALANCE))

@@ -1,4 +1,5 @@
-"""Columns as a law reads them: any mapping or data frame whose `table[name]` is array-like, checked and made float64."""
+"""Columns as a law reads them: any mapping or data frame whose `table[name]` is array-like, checked
+and made float64."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ class Reader(Protocol):
 
 
 def column(table: Table, key: str, law: Reader) -> Array:
-    """One column as float64. FitError where it is missing, not one-dimensional, not of numbers or not finite, or not
-    positive where the law takes logarithms; a share lies in 0..1.
+    """One column as float64. FitError where it is missing, not one-dimensional, not of numbers or
+    not finite, or not positive where the law takes logarithms; a share lies in 0..1.
     """
     if key not in table:
         names = ", ".join(sorted(str(name) for name in table))

@@ -1,7 +1,8 @@
-"""START HERE: the meter that a run holds. It starts the sampler, reads what it wrote, and answers in joules or with a reason.
+"""START HERE: the meter that a run holds. It starts the sampler, reads what it wrote, and answers
+in joules or with a reason.
 
-A meter never stops a run: what it cannot measure comes back as `Measured(energy_j=None, reason=…)`. Times are
-`time.monotonic_ns()`. Start it before CUDA is initialised and from the main thread.
+A meter never stops a run: what it cannot measure comes back as `Measured(energy_j=None, reason=…)`.
+Times are `time.monotonic_ns()`. Start it before CUDA is initialised and from the main thread.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ log = logging.getLogger(__name__)
 
 START_WAIT_S = 10.0
 CLOSE_WAIT_S = 3.0
-STALE_S = 2.0  # a live reading older than this is none
-RESTARTS = 1
+STALE_S = 2.0  # age above which a live reading is ignored
+MAX_RESTARTS = 1
 
 
 def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_visible: str | None) -> Meter:
     """The meter of one attempt of a run; its files go to `folder`. Nothing runs before `start`.
 
-    `cuda_visible` is the value of CUDA_VISIBLE_DEVICES (None: not set): all cards it shows are metered and added up.
-    Raises ConfigError for settings that the source refuses, such as a trace that is missing; everything else becomes `Meter.reason`.
+    `cuda_visible` is the value of CUDA_VISIBLE_DEVICES (None: not set): all cards it shows are
+    metered and added up. Raises ConfigError for settings that the source refuses, such as a trace
+    that is missing; everything else becomes `Meter.reason`.
     """
     tolerance = getattr(config, "tolerance", schema.NvmlConfig.tolerance)
     if isinstance(config, schema.UnmeteredConfig):
@@ -49,7 +51,8 @@ def open_meter(config: schema.PowerConfig, folder: Path, *, attempt: int, cuda_v
 
 
 class Meter:
-    """Energy of one attempt. See the module's text; one class for all sources. To be used from one thread."""
+    """Energy of one attempt. See the module's text; one class for all sources. To be used from one
+    thread."""
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Meter:
     ) -> None:
         self.reason = reason
         self.boundary = boundary  # what its joules are of
-        self._private = private  # local paths, of which reasons tell the base names
+        self._private = private  # local paths; reasons show their base names alone
         self.folder = folder
         self._spec = spec
         self.tolerance = tolerance  # of the 95 % interval; `estimate.total` and `refuse` take it
@@ -76,9 +79,10 @@ class Meter:
         self._seen_codes: dict[str, int] = {}
         self._sensor_cards: list[sensor.SensorCard | None] = []
 
-    # --- life ----------------------------------------------------------------------------------------------------------
+    # --- life
     def start(self) -> None:
-        """Start the sampler and wait until it reads, at most 10 s; else the run goes on unmeasured, with `reason` set."""
+        """Start the sampler and wait until it reads, at most 10 s; else the run goes on unmeasured,
+        with `reason` set."""
         if self._spec is None or self._segments:
             return
         self._spec.trace_origin_ns = time.monotonic_ns()
@@ -104,20 +108,22 @@ class Meter:
                 return
             time.sleep(0.005)
         current.kill()
-        said = last_words(self.folder)
+        message = last_words(self.folder)
         self._unmeasured(
-            "NO_SOURCE", f"the sampler did not read anything within {START_WAIT_S:g} s: {said}. {UNMETERED}"
+            "NO_SOURCE", f"the sampler did not read anything within {START_WAIT_S:g} s: {message}. {UNMETERED}"
         )
 
     def close(self) -> None:
-        """Stop the sampler after one more tick and gather all segments of the run into power.parquet, beside the raw files."""
+        """Stop the sampler after one more tick and gather all segments of the run into
+        power.parquet, beside the raw files."""
         if self._closed:
             return
         self._closed = True
         for s in self._segments:
             if s.process is None:
                 continue
-            s.ask(LEAVE)  # the end of the pipe alone would not do: a forked data loader may hold it open
+            # the end of the pipe alone would not do: a forked data loader may hold it open
+            s.ask(LEAVE)
             if s.process.stdin is not None:
                 s.process.stdin.close()
             try:
@@ -133,7 +139,8 @@ class Meter:
             self._compact()
 
     def _compact(self) -> None:
-        from harness.power import table  # pyarrow is slow to import, and a run that was never closed does not need it
+        # pyarrow is slow to import, and a run that was never closed does not need it
+        from harness.power import table
 
         try:
             table.write(self.folder)
@@ -145,35 +152,38 @@ class Meter:
         self._code, self.reason = code, self._public(reason)
 
     def _public(self, text: str) -> str:
-        """A text for records: local paths that the config names are cut to base names."""
+        """A text for records, in which local paths of the config are cut to base names."""
         for path in self._private:
             text = text.replace(path, Path(path).name)
         return text
 
-    # --- answers -------------------------------------------------------------------------------------------------------
-    def energy(self, t_a_ns: int, t_b_ns: int, wait_s: float = 0.5, *, steps: int = 0) -> records.Measured:
-        """Energy between two moments of this attempt; waits up to `wait_s` for the first reading after `t_b_ns`.
+    # --- answers
+    def energy(self, start_ns: int, end_ns: int, wait_s: float = 0.5, *, steps: int = 0) -> records.Measured:
+        """Energy from `start_ns` to `end_ns` of this attempt; waits up to `wait_s` for the first
+        reading after the end.
 
-        `steps`: training steps in between, all alike; tells whether they kept time with the sensor.
+        `steps`: training steps in between, to check whether they are in time with the sensor.
         """
         if self.reason is not None or not self._segments:
             return self._nothing()
         try:
-            return self._energy(t_a_ns, t_b_ns, wait_s, steps)
-        except Exception as e:  # a bug here must not end a run of days; it is logged whole and named in the record
+            return self._energy(start_ns, end_ns, wait_s, steps)
+        # a bug here must not end a run of days; it is logged whole and named in the record
+        except Exception as e:
             log.exception("the meter failed on a window")
             return records.Measured(
                 verdict="invalid", codes=["METER_FAILED"], reason=f"METER_FAILED: {type(e).__name__}: {e}"
             )
 
-    def _energy(self, a_ns: int, b_ns: int, wait_s: float, steps: int) -> records.Measured:
+    def _energy(self, start_ns: int, end_ns: int, wait_s: float, steps: int) -> records.Measured:
         self._refresh()
         if any(s.card.counter != "ticks" for s in self._segments[-1].series):
-            self._segments[-1].ask(POLL_NOW)  # the window's end need not wait for the next period
+            # so that the window's end does not wait for the next period
+            self._segments[-1].ask(POLL_NOW)
         end = time.monotonic() + wait_s
         while True:
-            s = self._segment_at(a_ns)
-            covered = bool(s.series) and all(c.covers(c.time_s(b_ns)) for c in s.series)
+            s = self._segment_at(start_ns)
+            covered = bool(s.series) and all(c.covers(c.time_s(end_ns)) for c in s.series)
             if covered or s.ended or time.monotonic() >= end:
                 break
             time.sleep(0.005)
@@ -186,11 +196,11 @@ class Meter:
             )
         for series, card in zip(s.series, self._sensor_cards, strict=False):
             series.look_s = card.instant_window_s if card is not None else None
-        step_s = (b_ns - a_ns) * S_PER_NS / steps if steps else None
-        measured, parts = estimate.window(s.series, a_ns, b_ns, self.tolerance, s.ended, step_s)
-        measured = estimate.net(measured, self._idle_w(), (b_ns - a_ns) * S_PER_NS)
+        step_s = (end_ns - start_ns) * S_PER_NS / steps if steps else None
+        measured, parts = estimate.window(s.series, start_ns, end_ns, self.tolerance, s.ended, step_s)
+        measured = estimate.net(measured, self._idle_w(), (end_ns - start_ns) * S_PER_NS)
         for event in s.reader.events:
-            if a_ns <= event["mono_ns"] <= b_ns and event["code"] not in measured.codes:
+            if start_ns <= event["mono_ns"] <= end_ns and event["code"] not in measured.codes:
                 measured.codes.append(event["code"])
         for part in parts:
             self._worst_r2 = max(self._worst_r2, part.r2 or 0.0, -(part.r2 or 0.0))
@@ -200,12 +210,14 @@ class Meter:
         return measured
 
     def _idle_w(self) -> float | None:
-        """Power of all cards with a context and no kernels, W, from their stored sensor cards; None where one is missing."""
+        """Power of all cards with a context and no kernels, W, from their stored sensor cards; None
+        where one is missing."""
         known = [c.idle_context_w for c in self._sensor_cards if c is not None and c.idle_context_w is not None]
         return math.fsum(known) if known and len(known) == len(self._sensor_cards) else None
 
     def total_j(self) -> float | None:
-        """Joules from the first to the latest tick, provisional; None where something in between was not measured."""
+        """Joules from the first to the latest tick, provisional; None where something in between
+        was not measured."""
         if self.reason is not None or not self._segments:
             return None
         self._refresh()
@@ -221,9 +233,9 @@ class Meter:
         self._refresh()
         current = self._segments[-1]
         now = time.monotonic_ns()
-        found = [s.latest_w(s.time_s(now), STALE_S) for s in current.series]
-        known = [w for w in found if w is not None]
-        return math.fsum(known) if known and len(known) == len(found) else None
+        powers = [s.latest_w(s.time_s(now), STALE_S) for s in current.series]
+        known = [w for w in powers if w is not None]
+        return math.fsum(known) if known and len(known) == len(powers) else None
 
     def limit_w(self) -> float | None:
         """Enforced power limits of the metered cards, added, W; None where one is not known."""
@@ -231,9 +243,11 @@ class Meter:
         return math.fsum(w for w in known if w) if known and all(known) else None
 
     def recover(self, attempt: int, after_ns: int) -> records.Measured:
-        """Energy of an earlier attempt from `after_ns` (its clock; 0: its first reading) to its sampler's last reading, from the files.
+        """Energy of an earlier attempt from `after_ns` (its clock; 0: its first reading) to its
+        sampler's last reading.
 
-        For work that was lost in a kill and is done again. A boot in between does not matter: both ends lie in one segment.
+        For work that a kill lost and that is done again. It is read from the files, so a reboot in
+        between does not matter.
         """
         try:
             return self._recover(attempt, after_ns)
@@ -246,14 +260,14 @@ class Meter:
     def _recover(self, attempt: int, after_ns: int) -> records.Measured:
         if self._spec is None:
             return self._nothing()
-        found = [Segment(p) for p in segment_file.find(self.folder, attempt)]
-        for s in found:
+        segments = [Segment(p) for p in segment_file.find(self.folder, attempt)]
+        for s in segments:
             s.poll()
-        found = [s for s in found if s.begin_ns is not None]
-        if not found:
+        segments = [s for s in segments if s.begin_ns is not None]
+        if not segments:
             return records.Measured(reason=f"attempt {attempt} left no power readings")
         parts = []
-        for i, s in enumerate(found):
+        for i, s in enumerate(segments):
             begin, last = s.begin_ns, s.last_ns
             assert begin is not None
             if last is None or last <= after_ns:
@@ -273,7 +287,8 @@ class Meter:
         return parts[0] if len(parts) == 1 else estimate.total(parts, self.tolerance)
 
     def describe(self) -> dict[str, Any]:
-        """What the record keeps of the meter, JSON-able: source, cards, sampler statistics, codes met. `reason` if unmetered."""
+        """What the record keeps of the meter, JSON-able: source, cards, sampler statistics, codes
+        met. `reason` if unmetered."""
         out: dict[str, Any] = {"source": self._spec.source if self._spec else "unmetered", "reason": self.reason}
         if self.reason is not None or not self._segments:
             return out
@@ -311,7 +326,7 @@ class Meter:
             "problems": [self._public(p) for p in self._problems],
         }
 
-    # --- parts ---------------------------------------------------------------------------------------------------------
+    # --- parts
     def _nothing(self) -> records.Measured:
         reason = self.reason or "the meter was not started"
         return records.Measured(reason=reason, codes=[self._code] if self._code else [])
@@ -321,13 +336,14 @@ class Meter:
         current = self._segments[-1]
         try:
             current.poll()
-        except Exception as e:  # as in `energy`: asked by the training loop for a number to show, too
+        # as in `energy`: asked by the training loop for a number to show, too
+        except Exception as e:
             text = f"METER_FAILED: readings are not followed any more ({type(e).__name__}: {e})"
             if text not in self._problems:
                 log.exception("the meter failed to read on")
                 self._problems.append(text)
             return
-        if not current.ended or self._closed or self._restarts >= RESTARTS or self._spec is None:
+        if not current.ended or self._closed or self._restarts >= MAX_RESTARTS or self._spec is None:
             return
         self._restarts += 1
         self._problems.append(f"the sampler ended and was started again: {last_words(self.folder)}")
@@ -337,14 +353,15 @@ class Meter:
         except OSError as e:
             self._problems.append(f"the sampler could not be started again: {e}")
 
-    def _segment_at(self, a_ns: int) -> Segment:
+    def _segment_at(self, start_ns: int) -> Segment:
         """The latest segment that was reading at `a_ns`; else the first."""
-        begun = [s for s in self._segments if s.begin_ns is not None and s.begin_ns <= a_ns]
+        begun = [s for s in self._segments if s.begin_ns is not None and s.begin_ns <= start_ns]
         return begun[-1] if begun else self._segments[0]
 
 
 def _p99_s(histogram: dict[int, int]) -> float | None:
-    """99th percentile of the gaps between polls of a card, s, from bins of a tenth of their size."""
+    """99th percentile of the gaps between polls of a card, s, from bins of a tenth of their
+    size."""
     count = sum(histogram.values())
     seen = 0
     for key in sorted(histogram):

@@ -1,7 +1,9 @@
-"""NVIDIA GPUs through NVML. The only file that imports `pynvml`; everything else comes from the standard library.
+"""NVIDIA GPUs through NVML. The only file that imports `pynvml`; everything else comes from the
+standard library.
 
-One `nvmlDeviceGetFieldValues` per poll reads instant power (field 186), average power (185) and the energy counter (83).
-Support is probed by calling, never inferred from the architecture (Ampere's number covers two different sensors).
+One `nvmlDeviceGetFieldValues` per poll reads instant power (field 186), average power (185) and the
+energy counter (83). Support is probed by calling, never inferred from the architecture (Ampere's
+number covers two different sensors).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from harness.power.visible_devices import UNMETERED, CardId, visible_cards
 from harness.units import J_PER_MJ, W_PER_MW
 
 FIELD_AVERAGE, FIELD_INSTANT, FIELD_ENERGY, FIELD_MEMORY_TEMP = 185, 186, 83, 82
-_VALUE = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}  # nvmlValueType_t
+# nvmlValueType_t
+_VALUE = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
 _NOT_SUPPORTED, _NO_FUNCTION = 3, 13
 _PROBES = 3  # a single bad answer under fast polling is known to happen
 T = TypeVar("T")
@@ -38,7 +41,8 @@ class NvmlSource:
         self.period_s = period_s
         self.mig_whole_card = mig_whole_card
         self._handles: list[Any] = []
-        self._batched: list[bool] = []  # per card: field values work; else the older calls, one value each
+        # per card: field values work; else the older calls, one value each
+        self._batched: list[bool] = []
 
     def open(self) -> list[Card]:
         _init()
@@ -91,7 +95,8 @@ class NvmlSource:
         )
 
     def _support(self, card: int) -> dict[str, int]:
-        """Return code per quantity: the best of a few tries, as a zero or an error now and then means nothing."""
+        """Return code per quantity: the best of a few tries, as a zero or an error now and then
+        means nothing."""
         best = {"energy": READ_FAILED, "instant": READ_FAILED, "average": READ_FAILED}
         for _ in range(_PROBES):
             r = self.read(card)
@@ -145,10 +150,11 @@ class NvmlSource:
 
 
 def probe() -> dict[str, Any]:
-    """What `harness doctor` prints: `reason` and `do` are None where at least one card can be metered.
+    """What `harness doctor` prints: `reason` and `do` are None where at least one card can be
+    metered.
 
-    Keys: `reason`, `code`, `do`, `driver`, `nvml`, and `cards`: a list of {uuid, name, index, limit_w, mig, counter, instant,
-    average} (the last three: "yes" or why not).
+    Keys: `reason`, `code`, `do`, `driver`, `nvml`, and `cards`: a list of {uuid, name, index,
+    limit_w, mig, counter, instant, average} (the last three: "yes" or why not).
     """
     out: dict[str, Any] = {"reason": None, "code": None, "do": None, "driver": None, "nvml": None, "cards": []}
     source = NvmlSource(None, mig_whole_card=True)
@@ -190,7 +196,8 @@ def _shutdown() -> None:
 
 
 def _handles() -> list[Any]:
-    """Handles of all cards in NVML order. A card that cannot be opened is an error here: its index would shift others."""
+    """Handles of all cards in NVML order. A card that cannot be opened is an error here: its index
+    would shift others."""
     try:
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as e:
@@ -211,13 +218,13 @@ def _mig_uuids(handle: Any) -> tuple[str, ...]:
     mode = _ask(lambda: pynvml.nvmlDeviceGetMigMode(handle))
     if not (mode and mode[0]):
         return ()
-    found = []
+    uuids = []
     for i in range(_ask(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
         instance = _ask(lambda i=i: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))
         uuid = instance and _ask(lambda h=instance: pynvml.nvmlDeviceGetUUID(h))
         if uuid:
-            found.append(uuid)
-    return tuple(found)
+            uuids.append(uuid)
+    return tuple(uuids)
 
 
 def _ask(call: Callable[[], T]) -> T | None:
@@ -229,16 +236,19 @@ def _ask(call: Callable[[], T]) -> T | None:
 
 
 def _batched(handle: Any) -> bool:
-    """Whether the card answers field values at all (drivers before 530 or so lack the power fields)."""
+    """Whether the card answers field values at all (drivers before 530 or so lack the power
+    fields)."""
     try:
         values = pynvml.nvmlDeviceGetFieldValues(handle, [FIELD_INSTANT, FIELD_AVERAGE])
     except pynvml.NVMLError as e:
         return _code(e) not in (_NOT_SUPPORTED, _NO_FUNCTION)
-    return any(v.nvmlReturn not in (_NOT_SUPPORTED, 2, _NO_FUNCTION) for v in values)  # 2: field unknown to this driver
+    # 2: field unknown to this driver
+    return any(v.nvmlReturn not in (_NOT_SUPPORTED, 2, _NO_FUNCTION) for v in values)
 
 
 def _single_reads(handle: Any) -> Reading:
-    """Older interface. `PowerUsage` is momentary on some sensors and a mean on others, so it stands in the instant column."""
+    """Older interface. `PowerUsage` is momentary on some sensors and a mean on others, so it stands
+    in the instant column."""
     energy, rc_energy = _call(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
     power, rc_power = _call(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
     return Reading(energy, power, None, rc_energy, rc_power, NO_VALUE, None)

@@ -1,7 +1,8 @@
 """CPU packages and DRAM through the kernel's powercap tree (RAPL). Standard library only.
 
-Counted: package zones and their dram children. Never added: core and uncore (inside package), psys (contains packages), the
-mmio twin of a package. Energy is that of the whole host, whoever uses it. A counter wraps at `max_energy_range_uj`.
+Counted: package zones and their dram children. Never added: core and uncore (inside package), psys
+(contains packages), the mmio twin of a package. Energy is that of the whole host, whoever uses it.
+A counter wraps at `max_energy_range_uj`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class RaplSource:
 
 
 def probe(root: str = "/sys/class/powercap") -> dict[str, Any]:
-    """What `harness doctor` prints: {zones: [{zone, name}], code, reason}; reason (with the command that helps) None if readable."""
+    """What `harness doctor` prints: {zones: [{zone, name}], code, reason}; reason (with the command
+    that helps) None if readable."""
     source = RaplSource(root)
     try:
         cards = source.open()
@@ -95,7 +97,7 @@ def probe(root: str = "/sys/class/powercap") -> dict[str, Any]:
 
 def _zones(root: Path) -> list[tuple[Path, str]]:
     """Folders and names of the package zones and their dram children."""
-    found: list[tuple[Path, str]] = []
+    zones: list[tuple[Path, str]] = []
     hidden: list[str] = []
     entries = sorted(root.iterdir()) if root.is_dir() else []
     for zone in entries:
@@ -107,8 +109,8 @@ def _zones(root: Path) -> list[tuple[Path, str]]:
             hidden.append(zone.name)
             continue
         if name.startswith("package") or name == "dram":
-            found.append((zone, name))
-    if not any(name.startswith("package") for _, name in found):
+            zones.append((zone, name))
+    if not any(name.startswith("package") for _, name in zones):
         if hidden:
             raise Refused(
                 "MASKED", f"{root}/{hidden[0]} is there but empty: the container hides RAPL. Run on the host."
@@ -118,7 +120,7 @@ def _zones(root: Path) -> list[tuple[Path, str]]:
             f"{root} has no package zone of intel-rapl: a virtual machine, another kind of CPU, or the module is not loaded"
             " (sudo modprobe intel_rapl_msr).",
         )
-    return found
+    return zones
 
 
 def _range_j(zone: Path) -> float | None:

@@ -1,4 +1,5 @@
-"""A recorded power trace played back as a sensor: for tests and demonstrations. Standard library only."""
+"""A recorded power trace played back as a sensor: for tests and demonstrations. Standard library
+only."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from harness.units import S_PER_NS
 
 @dataclass(frozen=True)
 class Trace:
-    """Power (W) at rising times (s), straight lines between; `joule` is its integral from the first time (trapezoids: exact)."""
+    """Power (W) at rising times (s), straight lines between; `joule` is its integral from the first
+    time (trapezoids: exact)."""
 
     t_s: tuple[float, ...]
     power_w: tuple[float, ...]
@@ -47,7 +49,8 @@ class Trace:
 
 
 def load(path: Path) -> Trace:
-    """Read a CSV with the columns t_s, power_w. Raises ConfigError naming file, line and what is wrong."""
+    """Read a CSV with the columns t_s, power_w. Raises ConfigError naming file, line and what is
+    wrong."""
     where = f"power.path={str(path)!r}"
     if not path.is_file():
         raise ConfigError(f"{where}: no such file. Give a CSV with the columns t_s (s, rising) and power_w (W).")
@@ -80,7 +83,8 @@ def load(path: Path) -> Trace:
 
 
 class ReplaySource:
-    """Plays the trace from `origin_ns` (CLOCK_MONOTONIC): the trace's first time is then. Units: J, W."""
+    """Plays the trace from `origin_ns` (CLOCK_MONOTONIC): the trace's first time is then. Units: J,
+    W."""
 
     energy_unit_j = 1.0
     power_unit_w = 1.0

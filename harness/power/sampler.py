@@ -1,9 +1,11 @@
-"""The process that polls the sensor: `python -m harness.power.sampler SPEC`, started by `meter.Meter`.
+"""The process that polls the sensor: `python -m harness.power.sampler SPEC`, started by
+`meter.Meter`.
 
-Standard library and `pynvml` only. It polls at absolute deadlines of the monotonic clock with jitter (a fixed rhythm could
-lock to the load), writes a row whenever something changes, survives every error of the sensor, and ends with its parent:
-when the control pipe on its standard input closes, when its parent process changes, or when the kernel signals the
-parent's death. Requests to stop (Ctrl-C, SIGTERM, Slurm's signals to all processes of a job) are not for it while its parent
+Standard library and `pynvml` only. It polls at absolute deadlines of the monotonic clock with
+jitter (a fixed rhythm could lock to the load), writes a row whenever something changes, survives
+every error of the sensor, and ends with its parent: when the control pipe on its standard input
+closes, when its parent process changes, or when the kernel signals the parent's death. Requests to
+stop (Ctrl-C, SIGTERM, Slurm's signals to all processes of a job) are not for it while its parent
 lives: the trainer ends its block of updates first, and the joules of that block need every tick.
 
 A thread in the trainer would not do: beside C code that holds the GIL it is late by up to 0.4 s.
@@ -42,17 +44,19 @@ from harness.units import S_PER_NS
 
 NS = 1_000_000_000
 JITTER = 0.3  # of the period, to both sides
-# Deadlines are this share of the period apart. A period that divides the sensor's own (10 ms of 100 ms) would bracket every
-# tick at the same place, and no number of ticks would tell where in the bracket they lie.
-STRIDE = 0.9721
-LATE = 2.0  # a poll later than this many periods after the one before is written whatever it says
+# Deadlines are this share of the period apart. A period that divides the sensor's own (10 ms of 100
+# ms) would bracket every tick at the same place, and no number of ticks would tell where in the
+# bracket they lie.
+PERIOD_SHARE = 0.9721
+# a poll later than this many periods after the one before is written whatever it says
+MAX_POLL_PERIODS = 2.0
 READY_WAIT_NS = 1 * NS  # for the first tick of each counter
 LAST_TICK_WAIT_NS = NS // 2  # for one more tick after the parent's end
 CLOCK_STEP_NS = 50_000_000
 ANCHOR_NS = 60 * NS
 PR_SET_PDEATHSIG = 1
 # Signals that a terminal or a batch system sends to every process of a job; SIGTERM has a handler
-NOT_FOR_US = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_NOW, LEAVE = b".", b"q"  # what the meter may write to the control pipe
 
 
@@ -77,7 +81,8 @@ class Spec:
 
 
 def make_source(spec: Spec) -> Source:
-    """The one place that knows a source by its name. Raises ConfigError where its settings are wrong, asks no hardware."""
+    """The one place that knows a source by its name. Raises ConfigError where its settings are
+    wrong, asks no hardware."""
     s = spec.settings
     match spec.source:
         case "nvml":
@@ -94,14 +99,15 @@ class Sampler:
 
     def __init__(self, spec: Spec, source: Source, writer: Writer, cards: list[Card], control_fd: int) -> None:
         self.spec, self.source, self.writer, self.control_fd = spec, source, writer, control_fd
-        self.period_ns = round(spec.period_s * NS * STRIDE)
-        self.recorder = Recorder(round(LATE * self.period_ns))
+        self.period_ns = round(spec.period_s * NS * PERIOD_SHARE)
+        self.recorder = Recorder(round(MAX_POLL_PERIODS * self.period_ns))
         self.cards = len(cards)
         # A card without a counter, or whose counter is read at will, has no tick to wait for.
         self.waits = [c.counter == "ticks" for c in cards]
         self.stop: str | None = None  # why to end, once that is known
         self.polls = self.missed = self.rows = 0
-        self.gaps: dict[int, int] = {}  # log-spaced histogram: gap of about 1.1**key ms -> how often
+        # log-spaced histogram: gap of about 1.1**key ms -> how often
+        self.gaps: dict[int, int] = {}
         self._resume_ns = [0] * len(cards)  # a lost card is asked once a second
         self._last_ns = [0] * len(cards)
         self._first_energy: list[float | None] = [None] * len(cards)
@@ -161,7 +167,8 @@ class Sampler:
             self.writer.put(*rows)
 
     def _watch(self) -> None:
-        """A look at every card once a second, until the process ends or no card has anything to look at."""
+        """A look at every card once a second, until the process ends or no card has anything to
+        look at."""
         cards = list(range(self.cards))
         while cards and not self.stop:
             for card in list(cards):
@@ -182,7 +189,8 @@ class Sampler:
                 self._ticked.add(card)
 
     def _next_deadline(self, start: int, k: int) -> tuple[int, int]:
-        """The next deadline that is not past; the ones skipped are counted. Never a burst to catch up."""
+        """The next deadline that is not past; the ones skipped are counted. Never a burst to catch
+        up."""
         due = (time.monotonic_ns() - start) // self.period_ns
         if due > k:
             self.missed += due - k
@@ -190,15 +198,16 @@ class Sampler:
         return k, start + round(self.period_ns * (k + random.uniform(-JITTER, JITTER)))
 
     def _sleep_until(self, deadline: int) -> None:
-        """Sleep until the deadline, or until the meter asks for something; once leaving, sleep alone."""
+        """Sleep until the deadline, or until the meter asks for something; once leaving, sleep
+        alone."""
         left = max(0, deadline - time.monotonic_ns()) * S_PER_NS
         if self.stop:
             time.sleep(left)
         elif select.select([self.control_fd], [], [], left)[0]:
-            asked = os.read(self.control_fd, 64)
-            if LEAVE in asked:
+            request = os.read(self.control_fd, 64)
+            if LEAVE in request:
                 self.stop = "asked to"
-            elif not asked:
+            elif not request:
                 self.stop = "the control pipe was closed"
 
     def _slow(self, now: int) -> None:
@@ -230,9 +239,11 @@ def look_line(card: int, mono_ns: int, seen: dict[str, Any], run_pid: int) -> di
 
 
 def lock_card(uuid: str, wait_s: float) -> Path | None:
-    """Hold the one lock of a physical card on this host until the process ends; raises Refused if another holds it.
+    """Hold the one lock of a physical card on this host until the process ends; raises Refused if
+    another holds it.
 
-    Returns the lock file; None where none can be made: then two meters of one card would not notice each other.
+    Returns the lock file; None where none can be made: then two meters of one card would not notice
+    each other.
     """
     shared = Path("/dev/shm")
     folder = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
@@ -245,7 +256,8 @@ def lock_card(uuid: str, wait_s: float) -> Path | None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(fd).st_ino:  # not one that its last holder removed
+                # not one that its last holder removed
+                if path.stat().st_ino == os.fstat(fd).st_ino:
                     return path
         except BlockingIOError:
             if time.monotonic() > end:
@@ -259,14 +271,16 @@ def lock_card(uuid: str, wait_s: float) -> Path | None:
 
 
 def _open_lock(path: Path) -> int | None:
-    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # another user's file in a sticky folder opens without O_CREAT
+    # another user's file in a sticky folder opens without O_CREAT
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         with contextlib.suppress(OSError):
             return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     return None
 
 
 def _follow_parent(spec: Spec) -> None:
-    """Third line of defence after the pipe and getppid: the kernel signals the end of the parent's thread (Linux)."""
+    """Third line of defence after the pipe and getppid: the kernel signals the end of the parent's
+    thread (Linux)."""
     if spec.follow_thread and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != spec.parent_pid:
@@ -275,7 +289,7 @@ def _follow_parent(spec: Spec) -> None:
 
 def main(argument: str) -> int:
     spec = Spec(**json.loads(argument))
-    for number in NOT_FOR_US:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None if os.getppid() == spec.parent_pid else sys.exit(0))
     _follow_parent(spec)

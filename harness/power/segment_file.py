@@ -1,9 +1,10 @@
 """Segments: the append-only files that a sampler writes and a meter reads. Standard library only.
 
-One file per life of a sampler, JSON lines. The first is the header (an object: source, boot id, cards, units, period). An
-array is one poll of one card (`Row`); an object with `kind` is anything else (ready, refused, stats, watch, event, anchor, end).
-A poll is written when a value or a status differs from the card's last row, when it came late, and as a heartbeat; so
-between two rows of a card nothing changed, and `prev_ns` tells when that was last seen. A torn last line (killed while
+One file per life of a sampler, JSON lines. The first is the header (an object: source, boot id,
+cards, units, period). An array is one poll of one card (`Row`); an object with `kind` is anything
+else (ready, refused, stats, watch, event, anchor, end). A poll is written when a value or a status
+differs from the card's last row, when it came late, and as a heartbeat; so between two rows of a
+card nothing changed, and `prev_ns` tells when that was last seen. A torn last line (killed while
 writing) is dropped and counted.
 """
 
@@ -18,11 +19,13 @@ from typing import Any, NamedTuple
 from harness.power.source import OK, Card, Reading
 
 SEGMENT_SCHEMA = 2  # 1: cards without `label` and `counter`
-HEARTBEAT_NS = 250_000_000  # a row at least this often, so that a flat reading still shows that it was read
+# a row at least this often, so that a flat reading still shows that it was read
+HEARTBEAT_NS = 250_000_000
 
 
 class Row(NamedTuple):
-    """One written poll. Times are CLOCK_MONOTONIC; values are in the header's units, None where the read failed."""
+    """One written poll. Times are CLOCK_MONOTONIC; values are in the header's units, None where the
+    read failed."""
 
     seq: int  # 1, 2, 3 … per card: a hole means a lost row
     card: int
@@ -43,7 +46,8 @@ class Row(NamedTuple):
 
 
 def boot_id() -> str:
-    """Identity of this boot of the host: CLOCK_MONOTONIC times are comparable within it only. Empty where unknown."""
+    """Identity of this boot of the host: CLOCK_MONOTONIC times are comparable within it only. Empty
+    where unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -75,7 +79,8 @@ def card_of(header: dict[str, Any], index: int) -> Card:
 
 
 def _of_schema_1(header: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
-    """What a card of the first schema said otherwise: one kind of counter for all, and only GPUs told what they support."""
+    """What a card of the first schema said otherwise: one kind of counter for all, and only GPUs
+    told what they support."""
     if "label" in card:
         return {}
     name, support = header["source"], card.get("support")
@@ -93,13 +98,15 @@ def _of_schema_1(header: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]
 
 
 class Recorder:
-    """Decides which polls become rows. Pure: the sampler feeds it real polls, tests feed it scripted ones."""
+    """Decides which polls become rows. Pure: the sampler feeds it real polls, tests feed it
+    scripted ones."""
 
     def __init__(self, late_ns: int, heartbeat_ns: int = HEARTBEAT_NS) -> None:
         self.late_ns = late_ns  # a poll this long after the one before is written whatever it says
         self.heartbeat_ns = heartbeat_ns
         self._seq: dict[int, int] = {}
-        self._last: dict[int, tuple[Reading, int]] = {}  # card -> reading and midpoint of its last row
+        # card -> reading and midpoint of its last row
+        self._last: dict[int, tuple[Reading, int]] = {}
         self._prev: dict[int, int] = {}  # card -> midpoint of its last poll
 
     def offer(self, card: int, t0_ns: int, t1_ns: int, reading: Reading) -> Row | None:
@@ -118,7 +125,8 @@ class Recorder:
 
 
 class Writer:
-    """Appends JSON lines to a new file, each batch in one write. Failures (disk full) are counted, never raised."""
+    """Appends JSON lines to a new file, each batch in one write. Failures (disk full) are counted,
+    never raised."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -141,7 +149,8 @@ class Writer:
 
 
 class Reader:
-    """Reads a segment while it grows: `poll` returns the new rows; objects go to their attributes."""
+    """Reads a segment while it grows: `poll` returns the new rows; objects go to their
+    attributes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -166,7 +175,8 @@ class Reader:
             with self.path.open("rb") as f:
                 f.seek(self._offset)
                 data = f.read()
-        except OSError:  # not made yet, or a network disk that is away: what is there is read next time
+        # not made yet, or a network disk that is away: what is there is read next time
+        except OSError:
             return []
         self._offset += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")

@@ -1,4 +1,5 @@
-"""A sampler's life as the meter sees it: its process, its file read so far, and the series made of it."""
+"""A sampler's life as the meter sees it: its process, its file read so far, and the series made of
+it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Segment:
         self.reader = segment_file.Reader(self.path)
 
     def poll(self) -> None:
-        """Take in what was written since; notice the end of the process before reading, so that nothing is missed."""
+        """Take in what was written since; notice the end of the process before reading, so that
+        nothing is missed."""
         ended = self.process is None or self.process.poll() is not None
         rows = self.reader.poll()
         if not self.series and self.reader.header is not None:
@@ -72,10 +74,12 @@ class Segment:
     @property
     def last_ns(self) -> int | None:
         """Until when all cards are known, ns: their last tick, or reading."""
-        ends = [s.end_s() for s in self.series]
-        known = [t for t in ends if t is not None]
+        end_times = [s.end_s() for s in self.series]
+        known = [t for t in end_times if t is not None]
         return (
-            self.series[0].origin_ns + math.floor(min(known) / S_PER_NS) if known and len(known) == len(ends) else None
+            self.series[0].origin_ns + math.floor(min(known) / S_PER_NS)
+            if known and len(known) == len(end_times)
+            else None
         )
 
 
@@ -89,7 +93,8 @@ def spawn(spec: Spec, folder: Path) -> Segment:
     spec.parent_pid = os.getpid()
     spec.follow_thread = threading.current_thread() is threading.main_thread()
     environment = dict(os.environ)
-    if str(PACKAGE_ROOT) != sysconfig.get_path("purelib"):  # a checkout: the child may not find it by itself
+    # a checkout: the child may not find it by itself
+    if str(PACKAGE_ROOT) != sysconfig.get_path("purelib"):
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if p)
     # -P: a folder named harness in the working directory is not this package.
     command = [sys.executable, "-P", "-m", "harness.power.sampler", spec.argument()]
@@ -106,4 +111,4 @@ def last_words(folder: Path) -> str:
         lines = (folder / "sampler.log").read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it wrote nothing"

@@ -1,8 +1,10 @@
-"""The sensor card of a GPU: what its power telemetry is like, measured once and kept by UUID and driver.
+"""The sensor card of a GPU: what its power telemetry is like, measured once and kept by UUID and
+driver.
 
-Update periods, the window that an instant reading sees, idle power bare and with a CUDA context, the energy counter against the
-integral of average power, and the cost of one read. What could not be measured is None with a reason. Loads are handed in as
-`Actions`, because this package never imports torch. `Meter` reads the cards that are stored here.
+Update periods, the window that an instant reading sees, idle power bare and with a CUDA context,
+the energy counter against the integral of average power, and the cost of one read. What could not
+be measured is None with a reason. Loads are handed in as `Actions`, because this package never
+imports torch. `Meter` reads the cards that are stored here.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from harness import records
 from harness.errors import RecordError
 from harness.power import segment_file
-from harness.power.series import Held, Series
+from harness.power.series import Series, StepFunction
 from harness.power.source import Card, Source
 from harness.units import S_PER_NS
 
@@ -50,7 +52,8 @@ class SensorCard:
     idle_bare_sd_w: float | None = None
     idle_context_w: float | None = None  # CUDA context resident, no kernels
     idle_context_sd_w: float | None = None
-    counter_to_average: float | None = None  # joules by the counter over joules by average power, over the idle stretch
+    # joules by the counter over joules by average power, over the idle stretch
+    counter_to_average: float | None = None
     read_p50_s: float | None = None
     read_p99_s: float | None = None
     reasons: dict[str, str] = field(default_factory=dict)
@@ -59,14 +62,14 @@ class SensorCard:
 
 @dataclass(frozen=True)
 class Actions:
-    """What a load can do: make the context; run at full power for about that many seconds and return when it began and
-    ended (CLOCK_MONOTONIC, ns)."""
+    """What a load can do: make the context; run at full power for about that many seconds and
+    return when it began and ended (CLOCK_MONOTONIC, ns)."""
 
     context: Callable[[], None]
     burst: Callable[[float], tuple[int, int]]
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------------
+# --- measuring
 def poll(
     source: Source, cards: Sequence[Card], card: int, until: Callable[[], bool], period_s: float = POLL_S
 ) -> tuple[Series, list[float]]:
@@ -110,8 +113,8 @@ def measure(
     steps: int = 24,
     settle_s: float = SETTLE_GIVE_UP_S,
 ) -> SensorCard:
-    """Measure a card that is idle now. `seconds` of bare idle, as many with a context once its power has settled, for which
-    `settle_s` are given at most, and `steps` bursts of load."""
+    """Measure a card that is idle now. `seconds` of bare idle, as many with a context once its
+    power has settled, for which `settle_s` are given at most, and `steps` bursts of load."""
     c = cards[card]
     out = SensorCard(c.uuid, c.name, c.driver, round(time.time()))
     bare, costs = poll(source, cards, card, after(seconds))
@@ -155,12 +158,13 @@ def _ratio(s: Series) -> float | None:
 
 
 def settle(source: Source, cards: Sequence[Card], card: int, give_up_s: float = SETTLE_GIVE_UP_S) -> float | None:
-    """Wait until idle power drifts less than 1 W over 5 s; how long that took, s, or None if it did not happen."""
+    """Wait until idle power drifts less than 1 W over 5 s; how long that took, s, or None if it did
+    not happen."""
     begin = time.monotonic()
     while time.monotonic() - begin < give_up_s:
         series, _ = poll(source, cards, card, after(SETTLE_OVER_S), 0.02)
-        held = series.average if series.average.w else series.instant
-        if held.w and abs(held.w[-1] - held.w[0]) < SETTLED_W:
+        reading = series.average if series.average.w else series.instant
+        if reading.w and abs(reading.w[-1] - reading.w[0]) < SETTLED_W:
             return time.monotonic() - begin
     return None
 
@@ -168,65 +172,69 @@ def settle(source: Source, cards: Sequence[Card], card: int, give_up_s: float = 
 def bursts(
     source: Source, cards: Sequence[Card], card: int, actions: Actions, steps: int
 ) -> tuple[Series, list[tuple[float, float]]]:
-    """Poll while bursts of load come and go; the series, and when each burst began and ended in its seconds."""
-    found: list[tuple[int, int]] = []
+    """Poll while bursts of load come and go; the series, and when each burst began and ended in its
+    seconds."""
+    edges: list[tuple[int, int]] = []
 
     def load() -> None:
         for _ in range(steps):
             time.sleep(1.2 + random.uniform(0, 0.2))
-            found.append(actions.burst(1.2))
+            edges.append(actions.burst(1.2))
 
     worker = threading.Thread(target=load)
     worker.start()
     series, _ = poll(source, cards, card, lambda: not worker.is_alive())
     worker.join()
-    return series, [(series.time_s(a), series.time_s(b)) for a, b in found]
+    return series, [(series.time_s(a), series.time_s(b)) for a, b in edges]
 
 
 def instant_window(series: Series, onsets: Sequence[tuple[float, float]]) -> float | None:
-    """Length w of the mean behind instant readings, from bursts (begin, end) at random phases, s; None if too few tell.
+    """Length w of the mean behind instant readings, from bursts (begin, end) at random phases, s;
+    None if too few tell.
 
-    The first reading after a sharp rise shows the share min(1, (t - begin) / w) of it; readings between 10 and 90 % give w,
-    and their median is the answer. A slow rise of the power itself lengthens it.
+    The first reading after a sharp rise shows the share min(1, (t - begin) / w) of it; readings
+    between 10 and 90 % give w, and their median is the answer. A slow rise of the power itself
+    lengthens it.
     """
-    held, found = series.instant, []
+    reading, windows = series.instant, []
     for begin, end in onsets:
-        low = held.at(begin - 0.02)
-        high = held.at(end - 0.2)
-        later = [i for i, t in enumerate(held.t_s) if t > begin]
+        low = reading.at(begin - 0.02)
+        high = reading.at(end - 0.2)
+        later = [i for i, t in enumerate(reading.t_s) if t > begin]
         if low is None or high is None or high - low < 20 or not later:
             continue
         first = later[0]
-        share = (held.w[first] - low) / (high - low)
+        share = (reading.w[first] - low) / (high - low)
         if 0.1 < share < 0.9:
-            found.append((held.t_s[first] - begin) / share)
-    return statistics.median(found) if len(found) >= 3 else None
+            windows.append((reading.t_s[first] - begin) / share)
+    return statistics.median(windows) if len(windows) >= 3 else None
 
 
-def _period(held: Held) -> float | None:
+def _period(reading: StepFunction) -> float | None:
     """Median time between changes of a reading, s; None with fewer than four."""
-    gaps = [b - a for a, b in zip(held.t_s[:-1], held.t_s[1:], strict=True)]
+    gaps = [b - a for a, b in zip(reading.t_s[:-1], reading.t_s[1:], strict=True)]
     return statistics.median(gaps) if len(gaps) >= 3 else None
 
 
 def _idle(series: Series, out: SensorCard, name: str) -> tuple[float | None, float | None]:
-    """Mean idle power and its standard error from the scatter of 1 s means, W: by the counter, else by average power."""
+    """Mean idle power and its standard error from the scatter of 1 s means, W: by the counter, else
+    by average power."""
     begin, end = series.begin_s(), series.end_s()
     if begin is None or end is None or end - begin < 3 * BLOCK_S:
         out.reasons[name] = "too few readings while idle"
         return None, None
-    held = series.average if series.average.w else series.instant
+    reading = series.average if series.average.w else series.instant
     if series.has_counter and series.hi_s:
         mean = (series.joule[-1] - series.joule[0]) / (series.hi_s[-1] - series.hi_s[0])
     else:
-        mean = (held.integral(begin, end) or 0.0) / (end - begin)
+        mean = (reading.integral(begin, end) or 0.0) / (end - begin)
     n = int((end - begin) / BLOCK_S)
-    blocks = [held.integral(end - (k + 1) * BLOCK_S, end - k * BLOCK_S) for k in range(n)] if held.w else []
+    blocks = [reading.integral(end - (k + 1) * BLOCK_S, end - k * BLOCK_S) for k in range(n)] if reading.w else []
     known = [b / BLOCK_S for b in blocks if b is not None]
     return mean, statistics.stdev(known) / math.sqrt(len(known)) if len(known) >= 3 else None
 
 
-# --- keeping ---------------------------------------------------------------------------------------------------------------
+# --- keeping
 def folder() -> Path:
     """`$XDG_CACHE_HOME/scaling-harness/sensors`, else below `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -246,7 +254,8 @@ def store(card: SensorCard) -> Path:
 
 
 def stored(uuid: str, driver: str | None) -> SensorCard | None:
-    """The card of this GPU under this driver; None where there is none that this version can read."""
+    """The card of this GPU under this driver; None where there is none that this version can
+    read."""
     path = path_of(uuid, driver)
     try:
         card = records.from_json(SensorCard, records.parse(path.read_text(encoding="utf-8")), str(path))

@@ -1,8 +1,10 @@
-"""Rows of a segment folded, one by one, into what the estimator needs: ticks of the counter, held power, gaps, resets. Pure.
+"""Rows of a segment, folded one by one into what the estimator needs: ticks of the counter, power,
+gaps, resets. Pure.
 
-Times are float seconds since the segment's `origin_ns`; energy is J, power W: units are converted here, once. A *tick* is the
-first poll that shows a new counter value: the sensor moved somewhere in (lo, hi], between the poll before and this one. A
-*piece* is a stretch in which the counter only rises; a reset begins a new one.
+Times are float seconds since the segment's `origin_ns`; energy is J, power W: units are converted
+here, once. A *tick* is the first poll that shows a new counter value: the sensor moved somewhere in
+(lo, hi], between the poll before and this one. A *piece* is a stretch in which the counter only
+rises; a reset begins a new one.
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ from harness.power.segment_file import Row, card_of
 from harness.power.source import GPU_GONE, NO_PERMISSION, OK
 from harness.units import S_PER_NS
 
-UNKNOWN_LIMIT_W = 5000.0  # no board draws this; the bound where a card does not tell its power limit
+UNKNOWN_LIMIT_W = 5000.0  # more than any board draws: the bound of a card without a power limit
 IMPLAUSIBLE_FACTOR = 1.5  # of the enforced limit
 
 
-class Held:
-    """A power reading that stands until the next one: a step function with its running integral.
+class StepFunction:
+    """A power reading that holds until the next one: a step function with its running integral.
 
-    `reads` tells when it was read at all: a field that fails while another is read shows its last value for ever.
+    `reads` records when it was read at all, because a field whose reads fail would keep its last
+    value for ever.
     """
 
-    def __init__(self, least_s: float) -> None:
+    def __init__(self, min_gap_s: float) -> None:
         self.t_s, self.w, self.joule = array("d"), array("d"), array("d")
-        self.reads = Coverage(least_s)
+        self.reads = Coverage(min_gap_s)
 
     def add(self, t_s: float, w: float) -> None:
         if self.t_s:
@@ -45,50 +48,55 @@ class Held:
         i = bisect_right(self.t_s, t_s) - 1
         return None if i < 0 else self.w[i]
 
-    def integral(self, a_s: float, b_s: float) -> float | None:
-        """Joules over [a, b], the last reading held; None where `a` lies before the first reading."""
-        i, j = bisect_right(self.t_s, a_s) - 1, bisect_right(self.t_s, b_s) - 1
+    def integral(self, start_s: float, end_s: float) -> float | None:
+        """Joules from `start_s` to `end_s`; None where `start_s` lies before the first reading."""
+        i, j = bisect_right(self.t_s, start_s) - 1, bisect_right(self.t_s, end_s) - 1
         if i < 0:
             return None
-        to_a = self.joule[i] + self.w[i] * (a_s - self.t_s[i])
-        return self.joule[j] + self.w[j] * (b_s - self.t_s[j]) - to_a
+        to_a = self.joule[i] + self.w[i] * (start_s - self.t_s[i])
+        return self.joule[j] + self.w[j] * (end_s - self.t_s[j]) - to_a
 
-    def span(self, a_s: float, b_s: float) -> array[float]:
-        """All watts shown at some time in [a, b]."""
-        i, j = max(0, bisect_right(self.t_s, a_s) - 1), bisect_right(self.t_s, b_s)
+    def span(self, start_s: float, end_s: float) -> array[float]:
+        """All watts shown between `start_s` and `end_s`."""
+        i, j = max(0, bisect_right(self.t_s, start_s) - 1), bisect_right(self.t_s, end_s)
         return self.w[i:j]
 
 
 class Coverage:
-    """When reads of one quantity succeeded: the latest time, and every stretch without a good read longer than `least_s`."""
+    """When reads of one quantity succeeded: the latest time, and every stretch without a good read
+    longer than `min_gap_s`."""
 
-    def __init__(self, least_s: float) -> None:
-        self.least_s = least_s
+    def __init__(self, min_gap_s: float) -> None:
+        self.min_gap_s = min_gap_s
         self.until_s: float | None = None
         self.gaps: list[tuple[float, float]] = []
         self._good = False
 
     def add(self, prev_s: float, t_s: float, good: bool) -> None:
-        """One row: the polls since the row before went like that one, up to `prev_s`."""
+        """Add a row. The polls between the previous row and `prev_s` had the result of the previous
+        row."""
         if self._good and self.until_s is not None:
             self.until_s = max(self.until_s, prev_s)
         if good:
-            if self.until_s is not None and t_s - self.until_s > self.least_s:
+            if self.until_s is not None and t_s - self.until_s > self.min_gap_s:
                 self.gaps.append((self.until_s, t_s))
             self.until_s = t_s
         self._good = good
 
     def forget(self) -> None:
-        """How the polls since the last row went is not known."""
+        """Mark the polls since the last row as unknown."""
         self._good = False
 
-    def inside(self, a_s: float, b_s: float, longer_s: float) -> list[tuple[float, float]]:
-        """Gaps longer than `longer_s` that overlap [a, b]."""
-        return [(g, h) for g, h in self.gaps if h - g > longer_s and g < b_s and h > a_s]
+    def inside(self, start_s: float, end_s: float, longer_s: float) -> list[tuple[float, float]]:
+        """Gaps longer than `longer_s` that overlap the time from `start_s` to `end_s`."""
+        return [(g, h) for g, h in self.gaps if h - g > longer_s and g < end_s and h > start_s]
 
-    def whole(self, a_s: float, b_s: float, longer_s: float) -> bool:
-        """Whether no stretch of [a, b] longer than that went without a good read, the one up to `b` included."""
-        return self.until_s is not None and b_s - self.until_s <= longer_s and not self.inside(a_s, b_s, longer_s)
+    def whole(self, start_s: float, end_s: float, longer_s: float) -> bool:
+        """Whether no gap longer than `longer_s` overlaps the time from `start_s` to `end_s`, and
+        the last read is no older."""
+        return (
+            self.until_s is not None and end_s - self.until_s <= longer_s and not self.inside(start_s, end_s, longer_s)
+        )
 
 
 class Series:
@@ -112,16 +120,19 @@ class Series:
         self.lo_s, self.hi_s, self.joule = array("d"), array("d"), array("d")
         self.piece = array("l")
         self.breaks: list[tuple[float, str]] = []  # time and code of what ended piece i
-        self.shown_j: list[tuple[float, float]] = []  # per piece: first and last counter value shown
+        # per piece: first and last counter value shown
+        self.shown_j: list[tuple[float, float]] = []
         # power
-        self.instant, self.average = Held(3 * self.period_s), Held(3 * self.period_s)
+        self.instant, self.average = StepFunction(3 * self.period_s), StepFunction(3 * self.period_s)
         self.energy_reads = Coverage(3 * self.period_s)
         self.lost: list[list[float | None]] = []  # [from, to], `to` None while it lasts
         self.bad_reads = 0  # zeros, spikes and power beyond the bound, dropped
         self.denied = False  # a read was refused for lack of permission
         self.looks: list[Look] = []
-        self.look_s: float | None = None  # window of an instant reading, from the card's sensor card
-        self._doubt: tuple[float, float, float] | None = None  # lo, hi, value of a counter read that does not fit
+        # window of an instant reading, from the card's sensor card
+        self.look_s: float | None = None
+        # lo, hi, value of a counter read that does not fit
+        self._doubt: tuple[float, float, float] | None = None
         self._was_good = False  # the last row's counter read
         self._seq = 0
         self._wrapped_j = 0.0  # whole ranges passed so far
@@ -132,10 +143,10 @@ class Series:
     def look(self, line: dict[str, Any]) -> None:
         self.looks.append(Look.of(line, self.origin_ns))
 
-    # --- folding -------------------------------------------------------------------------------------------------------
+    # --- folding
     def add(self, row: Row) -> None:
         t, prev = self.time_s(row.mid_ns), self.time_s(row.prev_ns)
-        if row.seq != self._seq + 1:  # a row was lost: what the polls since the last one said is unknown
+        if row.seq != self._seq + 1:  # a row was lost: the polls since the last one are unknown
             self._was_good = False
             for reads in (self.energy_reads, self.instant.reads, self.average.reads):
                 reads.forget()
@@ -163,7 +174,7 @@ class Series:
         self.denied = self.denied or NO_PERMISSION in (row.rc_energy, row.rc_instant, row.rc_average)
 
     def _add_power(self, row: Row, prev: float, t: float) -> None:
-        for held, value, rc in (
+        for reading, value, rc in (
             (self.instant, row.instant, row.rc_instant),
             (self.average, row.average, row.rc_average),
         ):
@@ -172,9 +183,9 @@ class Series:
             if watts is not None and (watts > self.bound_w or (watts <= 0 and not self.trace)):
                 self.bad_reads += 1
                 watts = None
-            held.reads.add(prev, t, watts is not None)
-            if watts is not None and (not held.w or held.w[-1] != watts):
-                held.add(t if not held.w else 0.5 * (max(prev, held.t_s[-1]) + t), watts)
+            reading.reads.add(prev, t, watts is not None)
+            if watts is not None and (not reading.w or reading.w[-1] != watts):
+                reading.add(t if not reading.w else 0.5 * (max(prev, reading.t_s[-1]) + t), watts)
 
     def _add_energy(self, lo: float, hi: float, value: float) -> None:
         value += self._wrapped_j
@@ -195,7 +206,8 @@ class Series:
         last = self.shown_j[-1][1]
         if range_j := self.card.range_j:
             elapsed, most_w = lo - self.hi_s[-1], self.card.max_w or self.bound_w
-            if elapsed > range_j / (self.card.wrap_power_w or most_w):  # a wrap could have gone unseen
+            # a wrap could have gone unseen
+            if elapsed > range_j / (self.card.wrap_power_w or most_w):
                 self._break((lo, hi, value), "GAP")
                 return
             if value < last and value + range_j - last <= most_w * elapsed:
@@ -207,7 +219,8 @@ class Series:
             self._tick(lo, hi, value)
 
     def _since_last(self, hi: float) -> float:
-        """Longest time in which the counter can have gathered what it shows at `hi` beyond its last value, s."""
+        """Longest time in which the counter can have gathered what it shows at `hi` beyond its last
+        value, s."""
         if self.hi_s and self.piece[-1] == len(self.breaks):
             return hi - self.lo_s[-1]
         return hi + 1.0  # no tick yet: since the segment began, and up to one update before it
@@ -226,11 +239,13 @@ class Series:
         if self.points:
             self._tick(lo, hi, value)
 
-    # --- reading -------------------------------------------------------------------------------------------------------
+    # --- reading
     def tick_period_s(self) -> float | None:
-        """The counter's update period: median spacing of the latest ticks; None with fewer than 3 of them.
+        """The counter's update period: median spacing of the latest ticks; None with fewer than 3
+        of them.
 
-        Not the minimum, which a single late poll halves. No shorter than the polling period can show.
+        Not the minimum, which a single late poll halves. No shorter than the polling period can
+        show.
         """
         n = len(self.hi_s)
         if n < 3:
@@ -242,12 +257,13 @@ class Series:
         return spacings[len(spacings) // 2] if spacings else None
 
     @property
-    def power(self) -> Held:
-        """What stands in for a counter that is not there: average power if the card has it, else instant."""
+    def power(self) -> StepFunction:
+        """The substitute for a missing counter: average power if the card has it, else instant
+        power."""
         return self.average if self.average.w else self.instant
 
     def begin_s(self) -> float | None:
-        """From when on energy is known; None if nothing was read yet."""
+        """When energy begins to be known; None before the first reading."""
         if self.card.trace:
             return self.time_s(self.card.trace["origin_ns"])
         if self.has_counter:
@@ -255,7 +271,8 @@ class Series:
         return self.power.t_s[0] if self.power.t_s else None
 
     def end_s(self) -> float | None:
-        """Until when energy is known. A tick lies before the poll that showed it: its early end is safe."""
+        """When energy ceases to be known. A tick lies before the poll that showed it, so its early
+        end is used."""
         if self.trace:
             return self.energy_reads.until_s
         if self.has_counter:
@@ -263,7 +280,8 @@ class Series:
         return self.power.reads.until_s
 
     def so_far_j(self) -> float | None:
-        """Provisional joules from the beginning to the latest reading; None where something in between was not measured."""
+        """Provisional joules from the beginning to the latest reading; None where something in
+        between was not measured."""
         begin, end = self.begin_s(), self.end_s()
         if begin is None or end is None or end <= begin or self.breaks or self.lost:
             return None
@@ -275,20 +293,21 @@ class Series:
 
     def latest_w(self, now_s: float, stale_s: float) -> float | None:
         """The latest power, W; None if it is older than `stale_s`."""
-        for held in (self.instant, self.average):
-            until = held.reads.until_s
+        for reading in (self.instant, self.average):
+            until = reading.reads.until_s
             if until is not None and now_s - until < stale_s:
-                return held.at(until)
+                return reading.at(until)
         if self.points and len(self.hi_s) > 1 and now_s - self.hi_s[-1] < stale_s and self.piece[-1] == self.piece[-2]:
             return (self.joule[-1] - self.joule[-2]) / (self.hi_s[-1] - self.hi_s[-2])
         return None
 
-    def covers(self, b_s: float) -> bool:
-        """Whether what was read so far reaches past `b_s`, so that waiting longer tells nothing new about a window ending there."""
+    def covers(self, end_s: float) -> bool:
+        """Whether the readings reach past `end_s`, so that a window ending there gains nothing from
+        waiting longer."""
         if self.trace:
             return True
         if self.lost and self.lost[-1][1] is None:
             return True
         if self.has_counter:
-            return bool(self.lo_s) and self.lo_s[-1] >= b_s
-        return (self.power.reads.until_s or -1.0) >= b_s
+            return bool(self.lo_s) and self.lo_s[-1] >= end_s
+        return (self.power.reads.until_s or -1.0) >= end_s

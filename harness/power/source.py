@@ -1,4 +1,5 @@
-"""What the sampler asks of a sensor. Standard library only, because the sampler process imports it."""
+"""What the sampler asks of a sensor. Standard library only, because the sampler process imports
+it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ GPU_GONE = (15, 16)  # NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED
 
 
 class Refused(Exception):
-    """A sensor that cannot be used, as a reason code and a sentence that says what to do. Becomes `Meter.reason`."""
+    """A sensor that cannot be used, as a reason code and a sentence that says what to do. Becomes
+    `Meter.reason`."""
 
     def __init__(self, code: str, reason: str) -> None:
         self.code = code
@@ -23,7 +25,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Card:
-    """What a source meters as one (a GPU, a CPU package), and what its readings mean. The estimator knows a source by this alone.
+    """What a source meters as one (a GPU, a CPU package), and what its readings mean. The estimator
+    knows a source by this alone.
 
     Stands in the header of each segment and in records: no field holds a local path.
     """
@@ -31,33 +34,34 @@ class Card:
     uuid: str
     name: str
     label: str  # what records call its joules (`energy.source`)
-    counter: (
-        Literal["ticks", "points"] | None
-    )  # "ticks": moves in steps of its own; "points": read at will; None: there is none
-    average_label: str | None = None  # what they are called where average power was integrated; None: as above
+    # "ticks": moves in steps of its own; "points": read at will; None: there is none
+    counter: Literal["ticks", "points"] | None
+    # what they are called where average power was integrated; None: as above
+    average_label: str | None = None
     instant_label: str | None = None  # the same for instant power
-    momentary: bool = True  # instant power is that of a moment; False: it may be a mean over up to a second
+    # instant power is that of a moment; False: it may be a mean over up to a second
+    momentary: bool = True
     power_period_s: float = 0.1  # how often power readings change
-    limit_w: float | None = None  # enforced power limit; readings above 1.5 times this (None: above 5 kW) are garbage
+    # enforced power limit; readings above 1.5 times this (None: above 5 kW) are garbage
+    limit_w: float | None = None
     range_j: float | None = None  # the counter begins again at 0 there; None: it never does
-    max_w: float | None = (
-        None  # with a range: more than it can draw, and the power that the time to a wrap is reckoned with
-    )
+    # with a range: more than it can draw, and the power that the time to a wrap is reckoned with
+    max_w: float | None = None
     wrap_power_w: float | None = None
     codes: tuple[str, ...] = ()  # reason codes that hold for every window
     mig: bool = False  # shared by MIG instances
     driver: str | None = None
-    trace: dict[str, Any] | None = (
-        None  # power known beforehand (`origin_ns`, `t_s`, `power_w`): joules are its exact integral
-    )
-    facts: dict[str, Any] = field(default_factory=dict)  # whatever else records are to keep, JSON-able
+    # power known beforehand (`origin_ns`, `t_s`, `power_w`): joules are its exact integral
+    trace: dict[str, Any] | None = None
+    # whatever else records are to keep, JSON-able
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Reading(NamedTuple):
     """One poll of one card, in the source's own units (`Source.energy_unit_j`, `power_unit_w`).
 
-    A quantity that a card does not have is None with `NO_VALUE`; one whose read failed is None with any other code but `OK`.
-    Power of 0 W or less is taken for a failed read.
+    A quantity that a card does not have is None with `NO_VALUE`; one whose read failed is None with
+    any other code but `OK`. Power of 0 W or less is taken for a failed read.
     """
 
     energy: float | None  # cumulative counter
@@ -66,11 +70,13 @@ class Reading(NamedTuple):
     rc_energy: int
     rc_instant: int
     rc_average: int
-    stamp_us: int | None  # the sensor's own time of the counter, microseconds since 1970, where it gives one
+    # the sensor's own time of the counter, microseconds since 1970, where it gives one
+    stamp_us: int | None
 
 
 class Source(Protocol):
-    """A sensor of the power family. Its constructor takes settings, raises ConfigError where they are wrong, and asks no hardware."""
+    """A sensor of the power family. Its constructor takes settings, raises ConfigError where they
+    are wrong, and asks no hardware."""
 
     @property
     def energy_unit_j(self) -> float:
@@ -94,7 +100,8 @@ class Source(Protocol):
 
     @property
     def exclusive(self) -> bool:
-        """Whether a card has one meter on this host at a time, as its joules cannot be told apart from another run's."""
+        """Whether a card has one meter on this host at a time, as its joules cannot be told apart
+        from another run's."""
         ...
 
     def open(self) -> list[Card]:
@@ -102,11 +109,13 @@ class Source(Protocol):
         ...
 
     def read(self, card: int) -> Reading:
-        """One poll of the card at that place in `open`'s list, in milliseconds; raises nothing for what the sensor does."""
+        """One poll of the card at that place in `open`'s list, in milliseconds; raises nothing for
+        what the sensor does."""
         ...
 
     def watch(self, card: int) -> dict[str, Any] | None:
-        """What is looked at once a second: any fields of `interference.Look`, and `pids`, the processes on the card.
+        """What is looked at once a second: any fields of `interference.Look`, and `pids`, the
+        processes on the card.
 
         None: there is nothing to watch, now or later. Raises nothing for what the sensor does.
         """

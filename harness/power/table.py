@@ -1,4 +1,5 @@
-"""All raw segments of a run as one parquet table. The raw files stay: any estimate can be made again from either."""
+"""All raw segments of a run as one parquet table. The raw files stay: any estimate can be made
+again from either."""
 
 from __future__ import annotations
 
@@ -31,9 +32,11 @@ _SCHEMA = pa.schema(
 
 
 def write(folder: Path) -> Path:
-    """Gather the segments in `folder` into `power.parquet`, whole or not at all; headers are kept as its metadata.
+    """Gather the segments in `folder` into `power.parquet`, whole or not at all; headers are kept
+    as its metadata.
 
-    Values stay in the units of each segment's header (floats hold integer millijoules exactly up to 2^53). Raises OSError.
+    Values stay in the units of each segment's header (floats hold integer millijoules exactly up to
+    2^53). Raises OSError.
     """
     columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
     headers = []

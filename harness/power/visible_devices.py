@@ -1,7 +1,9 @@
-"""Which physical cards a run uses: CUDA_VISIBLE_DEVICES against the cards that NVML lists. Pure; standard library only.
+"""Which physical cards a run uses: CUDA_VISIBLE_DEVICES against the cards that NVML lists. Pure;
+standard library only.
 
-NVML ignores CUDA_VISIBLE_DEVICES and orders cards by PCI bus; CUDA's default order is fastest first (CUDA C++ programming
-guide, environment variables). So an index is trusted only where both orders must agree.
+NVML ignores CUDA_VISIBLE_DEVICES and orders cards by PCI bus; CUDA's default order is fastest first
+(CUDA C++ programming guide, environment variables). So an index is trusted only where both orders
+must agree.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ class CardId:
 
 
 def visible_cards(visible: str | None, cards: list[CardId], device_order: str | None = None) -> list[int]:
-    """Positions in `cards` of the physical cards that CUDA shows, in CUDA's order and without repeats.
+    """Positions in `cards` of the physical cards that CUDA shows, in CUDA's order and without
+    repeats.
 
-    `visible` is the value of CUDA_VISIBLE_DEVICES (None: not set), `device_order` that of CUDA_DEVICE_ORDER. A list is cut
-    at its first invalid entry, as CUDA does. A MIG id stands for its parent card. Raises Refused where no card is
-    shown, an entry is repeated, a UUID prefix is ambiguous, or an index could mean different cards.
+    `visible` is the value of CUDA_VISIBLE_DEVICES (None: not set), `device_order` that of
+    CUDA_DEVICE_ORDER. A list is cut at its first invalid entry, as CUDA does. A MIG id stands for
+    its parent card. Raises Refused where no card is shown, an entry is repeated, a UUID prefix is
+    ambiguous, or an index could mean different cards.
     """
     if not cards:
         raise Refused("NO_SOURCE", f"the NVIDIA driver lists no card. {UNMETERED}")
@@ -40,7 +44,7 @@ def visible_cards(visible: str | None, cards: list[CardId], device_order: str | 
             "NO_SOURCE",
             f"{shown} hides every GPU, so there is none to meter. Unset it, or choose power=rapl or power=unmetered.",
         )
-    found: list[int] = []
+    positions: list[int] = []
     seen: set[str] = set()
     for entry in entries:
         position = _position(entry, cards, shown)
@@ -56,15 +60,15 @@ def visible_cards(visible: str | None, cards: list[CardId], device_order: str | 
                 f"{shown} uses an index on a host with different cards, and CUDA_DEVICE_ORDER={device_order!r}: CUDA and NVML may"
                 " count them differently. Set CUDA_DEVICE_ORDER=PCI_BUS_ID, or give UUIDs (nvidia-smi -L).",
             )
-        if position not in found:
-            found.append(position)
-    if not found:
+        if position not in positions:
+            positions.append(position)
+    if not positions:
         raise Refused(
             "NO_SOURCE",
             f"{shown}: {entries[0]!r} is none of the {len(cards)} cards that NVML lists, so CUDA shows no GPU."
             " See nvidia-smi -L for what there is.",
         )
-    return found
+    return positions
 
 
 def _position(entry: str, cards: list[CardId], shown: str) -> int | None:
@@ -72,7 +76,8 @@ def _position(entry: str, cards: list[CardId], shown: str) -> int | None:
     if entry.isdecimal():
         return int(entry) if int(entry) < len(cards) else None
     text = entry.lower()
-    if text.startswith("mig-gpu-"):  # before driver 470: MIG-GPU-<parent uuid>/<gpu instance>/<compute instance>
+    # before driver 470: MIG-GPU-<parent uuid>/<gpu instance>/<compute instance>
+    if text.startswith("mig-gpu-"):
         parent = text.removeprefix("mig-").split("/")[0]
         matches = [i for i, c in enumerate(cards) if c.uuid.lower() == parent]
     elif text.startswith("mig-"):

@@ -1,4 +1,5 @@
-"""The files of a study: `run` (records of training), `ttc` (of evaluations), `fits`; `study_folder` reads all records.
+"""The files of a study: `run` (records of training), `ttc` (of evaluations), `fits`; `study_folder`
+reads all records.
 
 The names of `files`, `run`, `packed` and `study_folder` are imported from here.
 """

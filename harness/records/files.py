@@ -1,4 +1,5 @@
-"""JSON files: dataclasses to JSON and back, whole files written by rename, rows appended line by line.
+"""JSON files: dataclasses to JSON and back, whole files written by rename, rows appended line by
+line.
 
 The dataclass of a file is its schema. msgspec checks every field against it when the file is read.
 """
@@ -30,7 +31,8 @@ _SCALARS = (str, int, float, type(None))
 
 # --- JSON <-> dataclass
 def to_json(value: Any) -> Any:
-    """Dataclasses, lists, dicts, enums and numbers as JSON values; a non-finite float is refused (missing is None)."""
+    """Dataclasses, lists, dicts, enums and numbers as JSON values; a non-finite float is refused
+    (missing is None)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -65,7 +67,8 @@ def from_json(cls: type[T], value: Any, where: str) -> T:
 
 
 def _describe(cls: type, value: Any, error: str) -> str:
-    """msgspec's message with the full path of the field, and with the value unless it is missing."""
+    """msgspec's message with the full path of the field, and with the value unless it is
+    missing."""
     problem, _, path = error.replace("`", "").partition(" - at $")
     field, wrong = _locate(cls, value, error, path)
     if (missing := problem.removeprefix("Object missing required field ")) != problem:
@@ -76,31 +79,32 @@ def _describe(cls: type, value: Any, error: str) -> str:
 
 
 def _locate(cls: type, value: Any, error: str, path: str) -> tuple[str, Any]:
-    """msgspec's path with the keys of mappings, for which msgspec writes `[...]`, and the value there.
+    """msgspec's path with the keys of mappings, for which msgspec writes `[...]`, and the value
+    there.
 
     The key is the one whose item alone gives the same error.
     """
     import msgspec
 
     value = copy.deepcopy(value)
-    field, here = "", value
+    field, wrong = "", value
     for match in _PATH_STEP.finditer(path):
         name, index = match.groups()
         if index is not None:
-            field, here = f"{field}[{index}]", here[int(index)]
+            field, wrong = f"{field}[{index}]", wrong[int(index)]
             continue
         if name is None:
-            items = dict(here)
+            items = dict(wrong)
             for name, item in items.items():
-                here.clear()
-                here[name] = item
+                wrong.clear()
+                wrong[name] = item
                 try:
                     msgspec.convert(value, cls)
                 except msgspec.ValidationError as e:
                     if str(e) == error:
                         break
-        field, here = f"{field}.{name}", here[name]
-    return field, here
+        field, wrong = f"{field}.{name}", wrong[name]
+    return field, wrong
 
 
 def _unknown_fields(value: Any, instance: Any, path: str) -> Iterator[str]:
@@ -176,7 +180,8 @@ def read_json(path: Path) -> Json:
 
 
 def load_json(path: Path, cls: type[T]) -> T:
-    """The dataclass `cls` from the JSON object in `path`; RecordError when the file is missing or damaged."""
+    """The dataclass `cls` from the JSON object in `path`; RecordError when the file is missing or
+    damaged."""
     return from_json(cls, read_json(path), str(path))
 
 
@@ -203,7 +208,8 @@ def read_rows(path: Path, cls: type[T], offset: int = 0) -> Iterator[T]:
 
 
 def append_row(path: Path, row: object) -> None:
-    """Append one row to a JSONL file. DeviceError where it cannot be written, such as on a full disk."""
+    """Append one row to a JSONL file. DeviceError where it cannot be written, such as on a full
+    disk."""
     try:
         with path.open("ab") as f:
             f.write(json.dumps(to_json(row)).encode() + b"\n")

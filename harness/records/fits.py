@@ -1,8 +1,8 @@
 """Files of fits: several by name (`FitsFile`), as a study's `fits.json`, or a single `Fit`.
 
-A file of several fits keeps their bootstrap draws in a side file, `fits.draws.npz`: an array of 9 digits per fit and
-parameter ("loss_nd/alpha"). The file of fits holds the hash of its side file, so that draws of other fits are never
-taken for these. A file of a single fit holds its own draws.
+A file of several fits keeps their bootstrap draws in a side file, `fits.draws.npz`: an array of 9
+digits per fit and parameter ("loss_nd/alpha"). The file of fits holds the hash of its side file, so
+that draws of other fits are never taken for these. A file of a single fit holds its own draws.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ DRAWS_SUFFIX = ".draws.npz"
 
 @dataclass
 class FitsFile:
-    """Several fits by name. `draws_sha256`: hash of the side file of draws; None where the fits hold theirs, or have none."""
+    """Several fits by name. `draws_sha256`: hash of the side file of draws; None where the fits
+    hold theirs, or have none."""
 
     fits: dict[str, Fit]
     draws_sha256: str | None = None
@@ -54,7 +55,8 @@ def write_fits(folder: Path, fits: dict[str, Fit]) -> None:
 
 
 def write_all(path: Path, fits: dict[str, Fit]) -> None:
-    """Write several Fits by name, as a study's fits.json has them, and their draws beside it. Equal fits give equal bytes."""
+    """Write several Fits by name, as a study's fits.json has them, and their draws beside it. Equal
+    fits give equal bytes."""
     value: records.Json = {"schema_version": records.SCHEMA_VERSION}
     arrays = {
         f"{name}/{parameter}": np.array(_digits(values))
@@ -92,7 +94,8 @@ def load_fits(folder: Path) -> dict[str, Fit]:
 
 
 def load_file(path: Path) -> dict[str, Fit]:
-    """Every Fit of a file of either kind, by name; a single Fit goes by its law. RecordError where the file is neither."""
+    """Every Fit of a file of either kind, by name; a single Fit goes by its law. RecordError where
+    the file is neither."""
     value = records.read_json(path)
     if "fits" in value or path.name == STUDY_FILE:
         file = records.from_json(FitsFile, value, str(path))
@@ -116,7 +119,8 @@ def _add_draws(file: FitsFile, path: Path) -> None:
 
 
 def _read_draws(path: Path, sha256: str | None) -> dict[str, list[float]]:
-    """The draws in a side file, by "fit/parameter". RecordError where it is missing or was written with other fits."""
+    """The draws in a side file, by "fit/parameter". RecordError where it is missing or was written
+    with other fits."""
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -128,8 +132,9 @@ def _read_draws(path: Path, sha256: str | None) -> dict[str, list[float]]:
 
 
 def _checked(fit: Fit, where: str) -> Fit:
-    """The fit itself. RecordError where its parts do not belong together, because half a fit must not predict.
-    A law that is a caller's function is in no file: its parameters are taken as they are."""
+    """The fit itself. RecordError where its parts do not belong together, because half a fit must
+    not predict. A law that is a caller's function is in no file: its parameters are taken as they
+    are."""
     if fit.law in LAWS and (missing := [p for p in LAWS[fit.law].params if p not in fit.params]):
         raise RecordError(f"{where}: {fit.law} lacks {', '.join(missing)}; the file is damaged. Run harness fit again.")
     if len(lengths := {len(v) for v in fit.draws.values()}) > 1:

@@ -1,4 +1,5 @@
-"""Rows of one kind in one compressed file, as a committed reference holds its records: JSON Lines in xz (gzip in older ones)."""
+"""Rows of one kind in one compressed file, as a committed reference holds its records: JSON Lines
+in xz (gzip in older ones)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
 """What a run leaves on disk, as dataclasses. The files are the truth; everything else mirrors them.
 
 <runs>/<study>/<run_id>/
-  state.json    RunState, rewritten by rename        record.json   RunRecord, once, whole, by rename, when done
-  steps.jsonl   StepRow, appended and flushed        spend.jsonl   SpendRow, append-only, every attempt
-  power/        raw sensor segments                  checkpoints/  safetensors + state
+  state.json    RunState, rewritten by rename
+  record.json   RunRecord, written once, whole, by rename, when the run is done
+  steps.jsonl   StepRow, appended and flushed
+  spend.jsonl   SpendRow, append-only, every attempt
+  power/        raw sensor segments
+  checkpoints/  safetensors and state
 """
 
 from __future__ import annotations
@@ -16,28 +19,30 @@ from harness.records.files import SCHEMA_VERSION, Json, load_json
 
 @dataclass
 class Measured:
-    """Energy of a window or of a sum of windows; `energy_j` is None exactly when `reason` says why."""
+    """Energy of a window or of a sum of windows; `energy_j` is None exactly when `reason` says
+    why."""
 
     energy_j: float | None = None
     energy_se_j: float | None = None  # one standard error, sensor gain excluded
-    energy_edge_j: float | None = (
-        None  # what it is expected to read low where power steps at its edges; not added to energy_j
-    )
-    energy_net_j: float | None = None  # minus the idle (context resident) power named in `idle_power_w`
+    # what it is expected to read low where power steps at its edges; not added to energy_j
+    energy_edge_j: float | None = None
+    # minus the idle (context resident) power named in `idle_power_w`
+    energy_net_j: float | None = None
     idle_power_w: float | None = None
     power_w: float | None = None  # mean over the window
-    source: str | None = (
-        None  # what the meter calls it (`power.source.Card`): nvml-counter, nvml-average, rapl, replay …
-    )
+    # what the meter calls it (`power.source.Card`): nvml-counter, nvml-average, rapl, replay …
+    source: str | None = None
     verdict: str = "unmeasured"  # valid | suspect | invalid | unmeasured
     codes: list[str] = field(default_factory=list[str])  # reason codes, e.g. COUNTER_RESET
     reason: str | None = None  # why energy_j is None, in words
-    notes: list[str] = field(default_factory=list[str])  # evidence behind codes: when, how often, what was seen
+    # evidence behind codes: when, how often, what was seen
+    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass
 class StepRow:
-    """One logged optimiser step. Cumulative columns count from the start of this trunk (and branch)."""
+    """One logged optimiser step. Cumulative columns count from the start of this trunk (and
+    branch)."""
 
     step: int  # 1 = after the first update
     branch: str  # "trunk", or "d<tokens>" for a cooldown
@@ -54,12 +59,13 @@ class StepRow:
 
 @dataclass
 class SpendRow:
-    """What one window of one attempt used: nothing spent is forgotten, whether or not it ended in a point."""
+    """What one window of one attempt used: nothing spent is forgotten, whether or not it ended in a
+    point."""
 
     attempt: int
-    phase: (
-        str  # train | eval | checkpoint | warmup (older records: compile) | lost (thrown away by a kill or a failure)
-    )
+    # train | eval | checkpoint | warmup (older records: compile) | lost (thrown away by a kill or a
+    # failure)
+    phase: str
     branch: str
     step_from: int
     step_to: int
@@ -69,12 +75,14 @@ class SpendRow:
     t_a_ns: int = 0  # monotonic edges on the attempt's host: they join the raw power segments
     t_b_ns: int = 0
     energy: Measured = field(default_factory=Measured)
-    limit_w: float | None = None  # enforced power limit of the metered cards: what bounds a window without joules
+    # enforced power limit of the metered cards: what bounds a window without joules
+    limit_w: float | None = None
 
 
 @dataclass
 class Counts:
-    """Parameter and FLOP-per-token conventions (`flops`), stored beside one another; reports name theirs."""
+    """Parameter and FLOP-per-token conventions (`flops`), stored beside one another; reports name
+    theirs."""
 
     n_total: int
     n_nonemb: int
@@ -89,7 +97,8 @@ class Counts:
 
 @dataclass
 class Point:
-    """One annealed end point: loss, FLOP and joules over the same steps, as if it had been trained on its own."""
+    """One annealed end point: loss, FLOP and joules over the same steps, as if it had been trained
+    on its own."""
 
     branch: str
     tokens: int
@@ -117,7 +126,8 @@ class Point:
 
 @dataclass
 class RunRecord:
-    """What happened. Written once, whole, when the run is done; rewritten only when a branch is added."""
+    """What happened. Written once, whole, when the run is done; rewritten only when a branch is
+    added."""
 
     run_id: str
     study: str
@@ -130,12 +140,14 @@ class RunRecord:
     counts: Counts
     shape: Json  # width, depth, heads, head_dim, kv_heads, ffn, vocab, context
     hyper: Json  # lr, batch_tokens, beta2, warmup_tokens, weight_decay, and the rule they come from
-    corpus: Json  # corpus id, tokenizer, vocabulary, floor_nat, unique tokens, file names and hashes
+    # corpus id, tokenizer, vocabulary, floor_nat, unique tokens, file names and hashes
+    corpus: Json
     points: list[Point]
     spent: Json  # phase -> {tokens, flop, wall_s, energy_j, energy_reason}
     provenance: Json  # commit, versions, device, driver, host class, times
     meter: Json  # source, sampler statistics, sensor card
-    events: list[str] = field(default_factory=list[str])  # out-of-memory halvings, resumes, mirror failures
+    # out-of-memory halvings, resumes, mirror failures
+    events: list[str] = field(default_factory=list[str])
     mirror: str = "disabled"  # W&B: synced | offline: <how to sync> | failed: <reason>
     schema_version: int = SCHEMA_VERSION
 

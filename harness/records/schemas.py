@@ -1,4 +1,5 @@
-"""The JSON Schema of every kind of file that a study holds, made from the dataclasses that read them."""
+"""The JSON Schema of every kind of file that a study holds, made from the dataclasses that read
+them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ KINDS: dict[str, type] = {
 
 
 def schema(kind: str) -> Json:
-    """The JSON Schema (2020-12) of one of `KINDS`. Fields that it does not name are rejected, as in reading."""
+    """The JSON Schema (2020-12) of one of `KINDS`. Fields that it does not name are rejected, as in
+    reading."""
     import msgspec
 
     value: Json = msgspec.json.schema(KINDS[kind])

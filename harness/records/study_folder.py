@@ -1,4 +1,5 @@
-"""The training records of a study: those of its runs' folders, or those that a committed reference holds packed in one file."""
+"""The training records of a study: those of its runs' folders, or those that a committed reference
+holds packed in one file."""
 
 from __future__ import annotations
 
@@ -14,12 +15,14 @@ PACKED_RECORDS = "records.jsonl.xz"
 
 
 def is_reference(folder: Path) -> bool:
-    """Whether a folder is a committed reference, whose records are packed (in older ones: `records/`). References are read-only."""
+    """Whether a folder is a committed reference, whose records are packed (in older ones:
+    `records/`). References are read-only."""
     return (folder / PACKED_RECORDS).exists() or (folder / "records").is_dir()
 
 
 def holds_runs(folder: Path) -> bool:
-    """Whether a folder holds records of runs or is the folder of a run, and not only fits and pages."""
+    """Whether a folder holds records of runs or is the folder of a run, and not only fits and
+    pages."""
     return is_reference(folder) or any(
         next(folder.glob(p), None) for p in ("record.json", "*/state.json", "*/record.json")
     )
@@ -31,7 +34,8 @@ def pack_records(folder: Path, records: Sequence[RunRecord]) -> None:
 
 
 def load(folder: Path) -> tuple[list[RunRecord], dict[str, int]]:
-    """All finished records of a study folder or a committed reference, and the number of runs in each other state.
+    """All finished records of a study folder or a committed reference, and the number of runs in
+    each other state.
 
     RecordError where `folder` is no folder or a file in it is damaged.
     """

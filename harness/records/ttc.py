@@ -1,10 +1,13 @@
-"""What an evaluation leaves on disk: one TtcRecord per (end point, control, temperature), with the counts that statistics start from.
+"""What an evaluation leaves on disk: one TtcRecord per (end point, control, temperature), with the
+counts that statistics start from.
 
 <runs>/<study>/<run_id>/ttc/<cell>/
-  record.json   TtcRecord, whole, by rename        blocks/   samples, a file per block of problems x samples, by rename
+  record.json   TtcRecord, whole, by rename
+  blocks/       samples, a file per block of problems x samples, by rename
 
-FLOP and tokens of a row are exact for every n. Joules and seconds are metered at few n (`basis` "metered") and modelled from these at
-all others ("modelled"); without a meter joules are None, with the reason.
+FLOP and tokens of a row are exact for every n. Joules and seconds are metered at few n (`basis`
+"metered") and modelled from these at all others ("modelled"); without a meter joules are None, with
+the reason.
 """
 
 from __future__ import annotations
@@ -26,11 +29,15 @@ PACKED_GZIP = "ttc.jsonl.gz"  # of references made before
 
 @dataclass
 class TtcRow:
-    """One strategy at one number of samples; every cost is per query (problem), wrong answers included."""
+    """One strategy at one number of samples; every cost is per query (problem), wrong answers
+    included."""
 
-    strategy: str  # greedy | sample | majority | best_verified | best_steps | best_logprob | best_noisy | first_verified | pass | step_search
+    # greedy | sample | majority | best_verified | best_steps | best_logprob | best_noisy |
+    # first_verified | pass | step_search
+    strategy: str
     n: int  # samples per problem; for step_search continuations per step
-    accuracy: float | None  # for "pass": unbiased pass@n, by verified traces where answers are few (see `accuracy_of`)
+    # for "pass": unbiased pass@n, by verified traces where answers are few (see `accuracy_of`)
+    accuracy: float | None
     accuracy_low: float | None  # 95 %, bootstrap over clusters of problems
     accuracy_high: float | None
     reason: str | None  # why accuracy is None
@@ -56,7 +63,8 @@ class TtcRow:
 
 @dataclass
 class ProblemStats:
-    """Sufficient statistics per problem, lists of one length P. `wrong` holds the counts of each distinct wrong answer."""
+    """Sufficient statistics per problem, lists of one length P. `wrong` holds the counts of each
+    distinct wrong answer."""
 
     cluster: list[int]
     size: list[int]
@@ -69,7 +77,8 @@ class ProblemStats:
 
 @dataclass
 class Smooth:
-    """Likelihoods of the reference trace on the same problems, teacher forced; nat and shares of 1."""
+    """Likelihoods of the reference trace on the same problems, teacher forced; nat and shares of
+    1."""
 
     ce_nat: float  # mean cross-entropy per scored token
     p_token: float  # mean probability of the right token
@@ -85,7 +94,8 @@ class Smooth:
 
 @dataclass
 class Window:
-    """One metered window: `queries` queries of `n` samples each, repeated until the window was long enough."""
+    """One metered window: `queries` queries of `n` samples each, repeated until the window was long
+    enough."""
 
     phase: str  # prefill | decode | query
     n: int
@@ -104,7 +114,8 @@ class Window:
 class TtcRecord:
     cell: str
     study: str
-    run_id: str  # of the run whose end point was evaluated; of the evaluation itself for a pretrained model
+    # of the run whose end point was evaluated; of the evaluation itself for a pretrained model
+    run_id: str
     name: str
     seed: int
     branch: str
@@ -135,10 +146,12 @@ class TtcRecord:
     config: Json = field(default_factory=dict[str, Any])  # resolved RunConfig
     provenance: Json = field(default_factory=dict[str, Any])
     meter: Json = field(default_factory=dict[str, Any])
-    # Text tasks: shares of samples whose answer stood after the mark, and was right there; None: the task knows one way to read
+    # Text tasks: shares of samples whose answer stood after the mark, and was right there; None:
+    # the task knows one way to read
     extracted_strict: float | None = None
     sample_strict: float | None = None
-    seen_greedy: float | None = None  # greedy accuracy on problems of the training side, beside the held-out one
+    # greedy accuracy on problems of the training side, beside the held-out one
+    seen_greedy: float | None = None
     mirror: str = "disabled"
     schema_version: int = SCHEMA_VERSION
 
@@ -166,14 +179,17 @@ def load(folder: Path) -> list[TtcRecord]:
 
 
 def pack(folder: Path, evaluations: list[TtcRecord]) -> None:
-    """Write all evaluations of a reference into one file: counts per problem make many lines, and shrink to a thirtieth."""
+    """Write all evaluations of a reference into one file: counts per problem make many lines, and
+    shrink to a thirtieth."""
     write_packed(folder / PACKED, evaluations)
 
 
 def question(resolved: Json, branches: list[str], scorer: Json) -> Json:
-    """What an evaluation is asked and what scores it, as its QUESTION_FILE keeps it once all of it is done.
+    """What an evaluation is asked and what scores it, as its QUESTION_FILE keeps it once all of it
+    is done.
 
-    An equal question is not asked again; with another scorer alone, stored samples are scored again.
+    An equal question is not asked again; with another scorer alone, stored samples are scored
+    again.
     """
     settings = {name: resolved[name] for name in ("ttc", "corpus", "power")}
     return {**settings, "points": branches, "scorer": scorer}

@@ -1,4 +1,5 @@
-"""One attempt at a run or at an evaluation: its lock, its state on disk, and how it ends. Training and evaluation share it."""
+"""One attempt at a run or at an evaluation: its lock, its state on disk, and how it ends. Training
+and evaluation share it."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class Attempt:
         records.write_json(self.folder / "state.json", self.state)
 
     def beat(self, power_w: Callable[[], float | None], force: bool = False, **progress: Any) -> None:
-        """Update the state's fields; rewrite state.json every `HEARTBEAT_S` seconds at most, for `status` and the live table."""
+        """Update the state's fields; rewrite state.json every `HEARTBEAT_S` seconds at most, for
+        `status` and the live table."""
         for name, value in progress.items():
             setattr(self.state, name, value)
         now_s = time.monotonic()
@@ -57,7 +59,8 @@ class Attempt:
         records.write_json(self.folder / "state.json", self.state)
 
     def end(self, name: str, reason: str | None) -> RunState:
-        """Record the end of the attempt; never raises, because the end must not hide what led to it."""
+        """Record the end of the attempt; never raises, because the end must not hide what led to
+        it."""
         state = self.state
         state.state, state.reason, state.updated_unix_s, state.pid = name, reason, time.time(), None
         if name == "done":
@@ -77,14 +80,16 @@ class Attempt:
 
 
 def make(folder: Path, name: str, control: RunControl, work: Callable[[Attempt], str | None]) -> RunState:
-    """Do `work` in `folder` under its lock and return the state that it ended in; `work` returns a remark for a finished one.
+    """Do `work` in `folder` under its lock and return the state that it ended in; `work` returns a
+    remark for a finished one.
 
-    A diverged run is returned as it is, and so is a failed one unless `control.retry` says otherwise; `control.force` discards both.
-    Problems of the user or the machine (HarnessError, out of memory) end as `failed` and are not raised. Exits that are requested
-    from outside (Ctrl-C, SystemExit, a closed pipe) end as `interrupted` and are raised again; all other errors, as `failed`.
-    BusyError when another process holds the lock.
+    A diverged run is returned as it is, and so is a failed one unless `control.retry` says
+    otherwise; `control.force` discards both. Problems of the user or the machine (HarnessError, out
+    of memory) end as `failed` and are not raised. Exits that are requested from outside (Ctrl-C,
+    SystemExit, a closed pipe) end as `interrupted` and are raised again; all other errors, as
+    `failed`. BusyError when another process holds the lock.
     """
-    with lock.held(folder):
+    with lock.hold(folder):
         if control.force:
             _discard(folder)
         previous = records.load_state(folder)

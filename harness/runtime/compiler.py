@@ -1,4 +1,5 @@
-"""What `torch.compile` and CUDA graphs really did in a run, so that a record says what ran and not what was asked for."""
+"""What `torch.compile` and CUDA graphs really did in a run, so that a record says what ran and not
+what was asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import torch
 
 @dataclass
 class CompilerReport:
-    """Counts of one attempt of a run, up to the last `update`. All are 0 where nothing was compiled."""
+    """Counts of one attempt of a run, up to the last `update`. All are 0 where nothing was
+    compiled."""
 
     compiled_graphs: int = 0
     recompilations: int = 0  # graphs after the first: another shape, as after a halved micro-batch
@@ -29,8 +31,8 @@ class CompilerReport:
 def forget() -> None:
     """Drop every compiled function and free its CUDA graphs.
 
-    All runs of a process share one code object, and Dynamo stops compiling a code object after eight variants: a sweep in one
-    process would fall back to eager execution half way.
+    All runs of a process share one code object, and Dynamo stops compiling a code object after
+    eight variants: a sweep in one process would fall back to eager execution half way.
     """
     import torch._dynamo
 

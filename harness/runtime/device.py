@@ -1,4 +1,5 @@
-"""Which device a run uses, in which precision and with which kernels, and the peak that its MFU refers to."""
+"""Which device a run uses, in which precision and with which kernels, and the peak that its MFU
+refers to."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from harness.errors import DeviceError
 from harness.hardware import bf16_peak_flop_per_s, cpu_model
 from harness.units import NS_PER_MS
 
-# What torch, cuBLAS, cuDNN and the CPU's allocator say when memory is short; "illegal memory access" is another thing
+# What torch, cuBLAS, cuDNN and the CPU's allocator say when memory is short; "illegal memory
+# access" is another thing
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|not enough memory|can't allocate memory|_ALLOC_FAILED|cudaErrorMemoryAllocation", re.I
 )
@@ -62,10 +64,12 @@ class HostClock:
 
 
 class CudaClock:
-    """Marks in the stream of a GPU, as times of CLOCK_MONOTONIC: when the device got there, not when the work was issued.
+    """Marks in the stream of a GPU, as times of CLOCK_MONOTONIC: when the device got there, not
+    when the work was issued.
 
-    Events are measured from an anchor at which host and device had waited for each other. An event's time is a float of
-    milliseconds: each is measured from the one read before it, so that it stays short and exact.
+    Events are measured from an anchor at which host and device had waited for each other. An
+    event's time is a float of milliseconds: each is measured from the one read before it, so that
+    it stays short and exact.
     """
 
     def __init__(self) -> None:
@@ -87,9 +91,11 @@ class CudaClock:
 
 
 def choose(config: DeviceConfig, parallel_runs: int = 1) -> Device:
-    """Resolve every `auto` and set torch's process-wide switches to what the config says. DeviceError when impossible.
+    """Resolve every `auto` and set torch's process-wide switches to what the config says.
+    DeviceError when impossible.
 
-    The switches are set whichever way they point: an earlier run of this process, or a launcher, may have left them otherwise.
+    The switches are set whichever way they point: an earlier run of this process, or a launcher,
+    may have left them otherwise.
     """
     cuda = torch.cuda.is_available()
     if config.kind is DeviceKind.cuda and not cuda:
@@ -144,7 +150,8 @@ def _set_kernels(config: DeviceConfig, compiled: bool) -> None:
     if compiled:
         from torch._inductor import config as inductor
 
-        # The kernels of attention are in a compiled graph, and these switches are not in the key under which it is kept on disk
+        # The kernels of attention are in a compiled graph, and these switches are not in the key
+        # under which it is kept on disk
         torch.compiler.config.cache_key_tag = f"cudnn_attention={config.cudnn_attention}"
         inductor.deterministic = config.deterministic  # kernels are not chosen by timing them
 
@@ -154,7 +161,8 @@ BACKENDS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}
 
 
 def attention_backend(device: Device, heads: int, kv_heads: int, context: int, head_dim: int) -> str | None:
-    """The kernel that torch chooses for causal attention of this shape in training; None where torch names one of no kind here."""
+    """The kernel that torch chooses for causal attention of this shape in training; None where
+    torch names one of no kind here."""
     dtype = device.autocast or torch.float32
     query = torch.empty(1, heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
     key = torch.empty(1, kv_heads, context, head_dim, dtype=dtype, device=device.torch_device, requires_grad=True)
@@ -173,7 +181,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 @functools.cache
 def cpu_peak_flop_per_s(threads: int, size: int = 768, budget_s: float = 0.2) -> float:
-    """Best rate of an fp32 matmul of `size` over about `budget_s` seconds on `threads` threads: the peak that MFU refers to."""
+    """Best rate of an fp32 matmul of `size` over about `budget_s` seconds on `threads` threads: the
+    peak that MFU refers to."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     a = torch.randn(size, size)

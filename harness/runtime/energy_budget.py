@@ -1,4 +1,5 @@
-"""What a study has spent, from the spend.jsonl of its runs, and whether its budget of energy is used up."""
+"""What a study has spent, from the spend.jsonl of its runs, and whether its budget of energy is
+used up."""
 
 from __future__ import annotations
 
@@ -13,19 +14,22 @@ from harness.errors import RecordError
 from harness.records import SpendRow
 from harness.units import J_PER_KWH
 
-EVERY_S = 1.0  # how often a run looks at what its study has spent
+CHECK_PERIOD_S = 1.0  # how often a run looks at what its study has spent
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Joules of a study: measured, and an upper bound of what was not: its seconds at the cards' power limit.
+    """Joules of a study: measured, and an upper bound of what was not: its seconds at the cards'
+    power limit.
 
-    Without a limit (RAPL, a replayed trace) the highest mean power of a measured window stands in, which bounds nothing strictly.
+    Without a limit (RAPL, a replayed trace) the highest mean power of a measured window stands in,
+    which bounds nothing strictly.
     """
 
     measured_j: float
     unmeasured_s: float
-    unmeasured_bound_j: float | None  # None: time went unmeasured and no window says how much power it may have drawn
+    # None: time went unmeasured and no window says how much power it may have drawn
+    unmeasured_bound_j: float | None
 
     @property
     def upper_j(self) -> float | None:
@@ -33,9 +37,11 @@ class Spent:
 
 
 def spent(study: Path) -> Spent:
-    """Everything below a study folder: every run, evaluation and attempt, whether or not it ended in a point.
+    """Everything below a study folder: every run, evaluation and attempt, whether or not it ended
+    in a point.
 
-    Windows overlap where a run books lost work, and then count twice: a budget errs on the side of stopping early.
+    Windows overlap where a run books lost work, and then count twice: a budget errs on the side of
+    stopping early.
     """
     joules, dark_s, highest_w, limit_w = [0.0], 0.0, 0.0, 0.0
     for path in sorted([*study.glob("*/spend.jsonl"), *study.glob("*/ttc/spend.jsonl")]):
@@ -52,9 +58,11 @@ def spent(study: Path) -> Spent:
 
 
 def exhausted(kwh: float | None, study: Path) -> str | None:
-    """Why no more may be spent, in words; None while some of the budget is left, or where there is no budget.
+    """Why no more may be spent, in words; None while some of the budget is left, or where there is
+    no budget.
 
-    A study whose spending cannot be bounded, because nothing at all was measured, has used its budget up.
+    A study whose spending cannot be bounded, because nothing at all was measured, has used its
+    budget up.
     """
     if kwh is None:
         return None
@@ -74,15 +82,16 @@ def exhausted(kwh: float | None, study: Path) -> str | None:
     return f"budget.kwh={kwh:g} is used up: {s.upper_j / J_PER_KWH:.4g} kWh spent in {study.name}{dark}"
 
 
-def guard(kwh: float | None, study: Path, other: Callable[[], str | None]) -> Callable[[], str | None]:
-    """A reason to stop: `other`'s, else the budget's. Asked at every update, so the files are read once in `EVERY_S`."""
+def guard(kwh: float | None, study: Path, stop_reason: Callable[[], str | None]) -> Callable[[], str | None]:
+    """A reason to stop: `stop_reason`'s, else the budget's. Asked at every update, so the files are
+    read once in `CHECK_PERIOD_S`."""
     known: str | None = None
     due_s = 0.0
 
     def reason() -> str | None:
         nonlocal known, due_s
         if kwh is not None and known is None and time.monotonic() >= due_s:
-            known, due_s = exhausted(kwh, study), time.monotonic() + EVERY_S
-        return other() or known
+            known, due_s = exhausted(kwh, study), time.monotonic() + CHECK_PERIOD_S
+        return stop_reason() or known
 
     return reason

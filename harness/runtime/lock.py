@@ -1,4 +1,5 @@
-"""One process per run. The kernel holds the lock, so it is never stale: it is freed when its holder dies, however it dies."""
+"""One process per run. The kernel holds the lock, so it is never stale: it is freed when its holder
+dies, however it dies."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from harness.errors import BusyError
 
 
 @contextlib.contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock. BusyError names the holder. The file's text only informs; the lock itself is `flock`."""
+def hold(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock. BusyError names the holder. The file's text only informs; the lock
+    itself is `flock`."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "lock").open("a+", encoding="utf-8") as f:
         try:
@@ -36,7 +38,8 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def _acquire(f: TextIO, tries: int = 10) -> None:
-    """Take the exclusive lock; a few short retries step over a reader that is asking `is_held` at this moment."""
+    """Take the exclusive lock; a few short retries step over a reader that is asking `is_held` at
+    this moment."""
     for left in range(tries - 1, -1, -1):
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

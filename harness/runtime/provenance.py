@@ -31,7 +31,8 @@ _PACKAGES = (
 
 
 def commit() -> Json:
-    """Commit of the harness's own checkout and whether it was clean; None with a reason when installed without git."""
+    """Commit of the harness's own checkout and whether it was clean; None with a reason when
+    installed without git."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {"commit": None, "reason": "the harness is not run from a git checkout"}
@@ -52,13 +53,13 @@ def commit() -> Json:
 
 
 def versions() -> Json:
-    found = {}
+    packages = {}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return {"python": platform.python_version(), **found}
+            packages[name] = None
+    return {"python": platform.python_version(), **packages}
 
 
 def describe(device: Device) -> Json:

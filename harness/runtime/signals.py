@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 as a request that work honours at its next safe point. Standard library only.
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 as a request that work honours at its next safe point.
+Standard library only.
 
 Slurm sends SIGTERM, submitit SIGUSR2 ahead of it, and a closing terminal SIGHUP.
 """
@@ -31,7 +32,8 @@ def _ask(number: int, frame: FrameType | None) -> None:
 
 
 def install() -> None:
-    """Listen for the rest of this process: a worker must hear it between two runs as well as within one."""
+    """Listen for the rest of this process: a worker must hear it between two runs as well as within
+    one."""
     global _heard
     if not _heard and threading.current_thread() is threading.main_thread():
         _heard = True
@@ -41,7 +43,8 @@ def install() -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Listen while the block runs, and put the earlier handlers back; nothing to do where this process listens already."""
+    """Listen while the block runs, and put the earlier handlers back; nothing to do where this
+    process listens already."""
     if _heard or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -51,9 +54,11 @@ def listening() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forwarding() -> Iterator[None]:
-    """In a launching process: hand the first Ctrl-C or SIGTERM to the workers and wait for them; a second one ends the wait.
+    """In a launching process: hand the first Ctrl-C or SIGTERM to the workers and wait for them; a
+    second one ends the wait.
 
-    What stops a job often signals its whole group and its leader besides: within `SAME_REQUEST_S` that is one request.
+    What stops a job often signals its whole group and its leader besides: within `SAME_REQUEST_S`
+    that is one request.
     """
     asked_s: float | None = None
 
@@ -93,10 +98,11 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 def _workers() -> list[int]:
-    """Processes that this one started and that may train, as Linux tells it; none where it does not.
+    """Processes that this one started and that may train, as Linux tells it; none where it does
+    not.
 
-    Left out are the power sampler, which its trainer ends, and Inductor's compile workers: killed while they compile, they leave
-    the trainer waiting for good.
+    Left out are the power sampler, which its trainer ends, and Inductor's compile workers: killed
+    while they compile, they leave the trainer waiting for good.
     """
     pids: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):

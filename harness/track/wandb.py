@@ -1,10 +1,12 @@
 """The W&B mirror of a run: same run id, same keys, never the truth and never in the way.
 
-`Mirror` writes each operation as a line to `<folder>/wandb/mirror.jsonl` (a few microseconds, cannot block on a network)
-and a separate process (`wandb_client`) hands the lines to W&B. Whatever happens to the server, to wandb-core or to that
-process, training goes on, and at the end the lines that did not arrive are written to an offline run for `wandb sync`.
+`Mirror` writes each operation as a line to `<folder>/wandb/mirror.jsonl` (a few microseconds,
+cannot block on a network) and a separate process (`wandb_client`) hands the lines to W&B. Whatever
+happens to the server, to wandb-core or to that process, training goes on, and at the end the lines
+that did not arrive are written to an offline run for `wandb sync`.
 
-W&B receives a copy: nothing is fitted from its history; records are fetched back as artifacts (`fetch_records`).
+W&B receives a copy: nothing is fitted from its history; records are fetched back as artifacts
+(`fetch_records`).
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ OFFLINE_GRACE_S = 60.0  # writing a whole run to disk, no network
 
 
 class Mirror:
-    """Mirror of one run. Use: `start`, then `log`, `summary`, `table`, `artifact` in any order, then `finish` in a `finally`.
+    """Mirror of one run. Use: `start`, then `log`, `summary`, `table`, `artifact` in any order,
+    then `finish` in a `finally`.
 
-    No method raises and none waits for the network, but `start` (up to `init_timeout_s` and the start of a process) and
-    `finish` (up to about twice `finish_timeout_s`, and a few seconds more where an offline copy has to be written): keep
-    these two outside energy and timing windows. `status` is one of
-    "disabled", "online", "offline: <how to sync>", "failed: <reason>; <how to sync>"; `events` has one line per failure.
+    No method raises and none waits for the network, but `start` (up to `init_timeout_s` and the
+    start of a process) and `finish` (up to about twice `finish_timeout_s`, and a few seconds more
+    where an offline copy has to be written): keep these two outside energy and timing windows.
+    `status` is one of "disabled", "online", "offline: <how to sync>", "failed: <reason>; <how to
+    sync>"; `events` has one line per failure.
     """
 
     def __init__(
@@ -76,12 +80,14 @@ class Mirror:
         self._left_out: set[str] = set()  # keys whose non-finite values were noted
 
     def start(self) -> None:
-        """Open the run. Where the server does not answer or refuses, the same run goes on offline."""
+        """Open the run. Where the server does not answer or refuses, the same run goes on
+        offline."""
         if self.config.mode is WandbMode.disabled:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._discard_spool()  # a client whose parent was killed may still be reading the old one: a new file
+            # a client whose parent was killed may still be reading the old one: a new file
+            self._discard_spool()
             self._spool = (self.folder / "mirror.jsonl").open("wb")
         except OSError as e:
             self._fail(f"cannot write {self.folder.name}/mirror.jsonl: {e.strerror}")
@@ -99,8 +105,9 @@ class Mirror:
             return
 
     def log(self, row: Row) -> None:
-        """Mirror one row of history. None is left out, and so is what is not finite (noted once per key)."""
-        kept = {}
+        """Mirror one row of history. None is left out, and so is what is not finite (noted once per
+        key)."""
+        finite = {}
         for key, value in row.items():
             if value is None:
                 continue
@@ -109,15 +116,16 @@ class Mirror:
                     self._left_out.add(key)
                     self.events.append(f"W&B: {key}={value} left out, here and wherever it is not finite")
                 continue
-            kept[key] = value
-        if kept:
-            self._send({"op": "log", "row": kept})
+            finite[key] = value
+        if finite:
+            self._send({"op": "log", "row": finite})
 
     def summary(self, values: dict[str, Any]) -> None:
         self._send({"op": "summary", "values": {k: v for k, v in values.items() if v is not None}})
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A W&B table. W&B keeps an artifact of its own beside each, whose manifest names its staging file by full path."""
+        """A W&B table. W&B keeps an artifact of its own beside each, whose manifest names its
+        staging file by full path."""
         self._send({"op": "table", "name": name, "columns": columns, "rows": rows})
 
     def chart(
@@ -128,14 +136,17 @@ class Mirror:
         self._send(op | {"title": title})
 
     def artifact(self, name: str, type: str, files: list[Path]) -> None:
-        """Upload files as one artifact. They must stay as they are until `finish` (and, offline, until synced).
+        """Upload files as one artifact. They must stay as they are until `finish` (and, offline,
+        until synced).
 
-        Inside the artifact a file has its base name; where two share it, also the name of its folder.
+        Inside the artifact a file has its base name; where two share it, also the name of its
+        folder.
         """
         bases = [file.name for file in files]
         named = {
-            # Relative to the run's folder, where the client works and where `wandb sync` is to be called: W&B sends the
-            # paths along, and a run copied to another machine can be synced there
+            # Relative to the run's folder, where the client works and where `wandb sync` is to be
+            # called: W&B sends the paths along, and a run copied to another machine can be synced
+            # there
             f"{file.parent.name}/{file.name}" if bases.count(file.name) > 1 else file.name: os.path.relpath(
                 file, self.folder.parent
             )
@@ -144,7 +155,8 @@ class Mirror:
         self._send({"op": "artifact", "name": wandb_id(name), "type": type, "files": named})
 
     def finish(self, exit_code: int = 0) -> str:
-        """Close the run and return the final status, which tells how to sync where W&B does not have everything."""
+        """Close the run and return the final status, which tells how to sync where W&B does not
+        have everything."""
         if self._spool is None:
             return self.status
         self._send({"op": "finish", "exit_code": exit_code})
@@ -161,7 +173,8 @@ class Mirror:
                 self.status = f"offline: {self._sync_command(self._client.folder)}"
             else:
                 self._discard_spool()
-        if self._client is not None:  # an orderly end takes wandb-core along; otherwise it follows by itself
+        # an orderly end takes wandb-core along; otherwise it follows by itself
+        if self._client is not None:
             self._client.close(grace_s=timeout_s if self._reason is None else 0.0)
         if self._reason is not None:
             self.status = f"failed: {self._reason}; {self._rescue()}"
@@ -169,7 +182,7 @@ class Mirror:
         self._spool = None
         return self.status
 
-    # --- the process and its spool -----------------------------------------------------------------------------------
+    # --- the process and its spool
     def _open(self, mode: str) -> str | None:
         """Start a client and wait until its run is open; the reason where it is not."""
         client = Client(self.folder, mode)
@@ -183,7 +196,8 @@ class Mirror:
         return message["reason"] if message else f"W&B did not answer within {timeout_s:g} s"
 
     def _send(self, op: dict[str, Any]) -> None:
-        """Append to the spool and wake the client; look, without waiting, whether it has reported a failure."""
+        """Append to the spool and wake the client; look, without waiting, whether it has reported a
+        failure."""
         self._write(op)
         if self._client is None or self._reason is not None:
             return
@@ -209,9 +223,11 @@ class Mirror:
         self.status = f"failed: {reason}; the run's own files are complete, finish() says how to sync"
 
     def _rescue(self) -> str:
-        """After a failure write the whole spool to an offline run of the same id; returns how to sync it.
+        """After a failure write the whole spool to an offline run of the same id; returns how to
+        sync it.
 
-        `wandb sync` appends: rows that had arrived before the failure are there twice afterwards, with equal values.
+        `wandb sync` appends: rows that had arrived before the failure are there twice afterwards,
+        with equal values.
         """
         client = Client(self.folder, "offline")
         ready = client.wait(STARTUP_GRACE_S)
@@ -229,19 +245,21 @@ class Mirror:
         (self.folder / "mirror.jsonl").unlink(missing_ok=True)
 
     def _sync_command(self, folder: Path | None = None) -> str:
-        """The command that uploads this run: the given folder, and offline folders of earlier attempts not yet synced."""
+        """The command that uploads this run: the given folder, and offline folders of earlier
+        attempts not yet synced."""
         folders = {folder} if folder else set()
         for path in self.folder.glob(f"offline-run-*-{glob.escape(self.run_id)}"):
             if not list(path.glob("*.synced")):
                 folders.add(path)
         online = any(not path.name.startswith("offline-") for path in folders)
-        names = sorted((path.name for path in folders), key=lambda name: name.split("run-")[-1])  # by start time
+        # by start time
+        names = sorted((path.name for path in folders), key=lambda name: name.split("run-")[-1])
         paths = [shlex.quote(f"wandb/{name}") for name in names]
         inside = f"cd {shlex.quote(os.path.relpath(self.folder.parent))} &&"
         return " ".join([inside, "wandb sync", *(["--include-online"] if online else []), *paths])
 
 
-# --- what may leave the machine --------------------------------------------------------------------------------------
+# --- what may leave the machine
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _FILE_SUFFIX = re.compile(
     r"\.(txt|json|jsonl|parquet|csv|tsv|arrow|bin|pt|safetensors|model)(\.gz|\.zst)?$", re.IGNORECASE
@@ -251,8 +269,9 @@ _FILE_SUFFIX = re.compile(
 def public(value: Any, secrets: frozenset[str] | None = None) -> Any:
     """A copy without secrets or local paths, for the W&B config.
 
-    Dropped: entries named as secrets (`api_key`, `hf_token` …) and `paths`. Replaced: a text that contains the value of an
-    environment variable named as a secret. Local paths become base names; Hub names (`org/name`) stay.
+    Dropped: entries named as secrets (`api_key`, `hf_token` …) and `paths`. Replaced: a text that
+    contains the value of an environment variable named as a secret. Local paths become base names;
+    Hub names (`org/name`) stay.
     """
     if secrets is None:
         named = {v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 8}
@@ -270,12 +289,13 @@ def public(value: Any, secrets: frozenset[str] | None = None) -> Any:
 
 
 def wandb_id(text: str) -> str:
-    """A name that W&B accepts as run id or artifact name; a changed or cut name ends in a hash of the original."""
+    """A name that W&B accepts as run id or artifact name; a changed or cut name ends in a hash of
+    the original."""
     clean = re.sub(r"[^A-Za-z0-9_.-]", "-", text)[:110]
     return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-# --- the run of a fit --------------------------------------------------------------------------------------------------
+# --- the run of a fit
 def mirror_fit(
     config: TrackerConfig,
     *,
@@ -286,10 +306,12 @@ def mirror_fit(
     fits: dict[str, Any],
     files: list[Path],
 ) -> str:
-    """The summary run of a study (job type "fit"): table of points, fitted curves as charts, record and fit files.
+    """The summary run of a study (job type "fit"): table of points, fitted curves as charts, record
+    and fit files.
 
-    `curves`: each {name, title, kind ("line" or "scatter"), columns, rows, x, y}. `fits`: name -> Fit as JSON; parameters
-    and derived figures go to the run's summary as `fit/<name>/<symbol>`. Returns the final status of the mirror.
+    `curves`: each {name, title, kind ("line" or "scatter"), columns, rows, x, y}. `fits`:
+    name -> Fit as JSON; parameters and derived figures go to the run's summary as
+    `fit/<name>/<symbol>`. Returns the final status of the mirror.
     """
     mirror = Mirror(
         config,

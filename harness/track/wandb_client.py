@@ -2,16 +2,18 @@
 
     python -m harness.track.wandb_client mirror SPOOL MODE REPORT_FD
 
-`MODE` is online or offline.
-`SPOOL` is a JSONL file that the parent appends to: the first line is `init`, then operations in order (`log`, `summary`,
-`table`, `chart`, `artifact`), at last `finish`. A byte on stdin means "there is more"; end of file on stdin without a
-`finish` means that the parent died. Reports go to `REPORT_FD` as JSON lines: `ready`, `failed`, `finished`.
+`MODE` is online or offline. `SPOOL` is a JSONL file that the parent appends to: the first line is
+`init`, then operations in order (`log`, `summary`, `table`, `chart`, `artifact`), at last `finish`.
+A byte on stdin means "there is more"; end of file on stdin without a `finish` means that the parent
+died. Reports go to `REPORT_FD` as JSON lines: `ready`, `failed`, `finished`.
 
-Why a process: after a malformed answer wandb-core dies and every later call raises, `finish()` and the exit hook may wait
-without end, and a stop request from the W&B page interrupts the main thread. Here each of these ends this process alone,
-and the spool still holds every row: the same program run again in offline mode writes them all to a syncable folder.
+Why a process: after a malformed answer wandb-core dies and every later call raises, `finish()` and
+the exit hook may wait without end, and a stop request from the W&B page interrupts the main thread.
+Here each of these ends this process alone, and the spool still holds every row: the same program
+run again in offline mode writes them all to a syncable folder.
 
-`fetch` and `login` run in a process of their own for the same reasons. No other file of the program imports wandb.
+`fetch` and `login` run in a process of their own for the same reasons. No other file of the program
+imports wandb.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ PARENT_DIED = 255  # exit code of a run whose training process vanished
 
 
 def settings(init: dict[str, Any]) -> Settings:
-    """Only our own numbers travel: no console, code, git, packages, host name, or machine statistics.
+    """Only our own numbers travel: no console, code, git, packages, host name, or machine
+    statistics.
 
-    Energy comes from the harness's own meter; W&B's sampler (every 15 s) is too coarse for it and costs CPU.
+    Energy comes from the harness's own meter; W&B's sampler (every 15 s) is too coarse for it and
+    costs CPU.
     """
     import wandb
 
@@ -60,7 +64,8 @@ def settings(init: dict[str, Any]) -> Settings:
         x_transaction_log_flush_interval=1.0,
         init_timeout=init["init_timeout_s"],
         finish_timeout=init["finish_timeout_s"],
-        # The mirror never steers the run: a stop asked for on the W&B page has no effect on training
+        # The mirror never steers the run: a stop asked for on the W&B page has no effect on
+        # training
         stop_fn=_ignore_stop,
     )
 
@@ -95,7 +100,8 @@ def start(init: dict[str, Any], mode: str) -> Run:
 
 
 def apply(run: Run, op: dict[str, Any]) -> None:
-    """Carry out one operation of the spool. Never passes `step=`: W&B drops rows below its current step."""
+    """Carry out one operation of the spool. Never passes `step=`: W&B drops rows below its current
+    step."""
     import wandb
 
     match op["op"]:
@@ -114,8 +120,8 @@ def apply(run: Run, op: dict[str, Any]) -> None:
                 # In place: the files of a run are written once, so W&B needs no second copy of them
                 artifact.add_file(path, name=name, policy="immutable", skip_cache=True)
             run.log_artifact(artifact)
-        case other:
-            raise ValueError(f"unknown operation {other!r} in the spool")
+        case unknown:
+            raise ValueError(f"unknown operation {unknown!r} in the spool")
 
 
 def _table(op: dict[str, Any]) -> Table:
@@ -126,7 +132,8 @@ def _table(op: dict[str, Any]) -> Table:
 
 
 def operations(spool: IO[bytes], wake: int) -> Iterator[dict[str, Any]]:
-    """Operations as they arrive; ends after `finish`, or with a `finish` of our own when the parent has died."""
+    """Operations as they arrive; ends after `finish`, or with a `finish` of our own when the parent
+    has died."""
     tail, parent_alive = b"", True
     while True:
         chunk = spool.read()
@@ -153,17 +160,20 @@ def describe(error: BaseException) -> str:
 
 
 def mirror(spool_path: str, mode: str, report_fd: int) -> int:
-    """Mirror the spool until it ends. Exit code 0 when everything was handed over, 1 after a report of failure."""
+    """Mirror the spool until it ends. Exit code 0 when everything was handed over, 1 after a report
+    of failure."""
 
     def report(**message: Any) -> None:
         try:
             os.write(report_fd, json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:  # the parent died; what it left in the spool is mirrored all the same
+        # the parent died; what it left in the spool is mirrored all the same
+        except BrokenPipeError:
             return
 
     run = None
     with Path(spool_path).open("rb") as spool, Path(spool_path).with_name("client.lock").open("w") as lock:
-        # A client whose parent was killed may still be sending the rows of this run id that come before ours
+        # A client whose parent was killed may still be sending the rows of this run id that come
+        # before ours
         fcntl.flock(lock, fcntl.LOCK_EX)
         ops = operations(spool, sys.stdin.fileno())
         try:
@@ -178,7 +188,8 @@ def mirror(spool_path: str, mode: str, report_fd: int) -> int:
                     report(event="finished")
                 else:
                     apply(run, op)
-        # W&B's errors (CommError, UsageError, ConnectionResetError, ValidationError ...) share no narrower base
+        # W&B's errors (CommError, UsageError, ConnectionResetError, ValidationError ...) share no
+        # narrower base
         except Exception as e:
             report(event="failed", reason=describe(e))
             return 1
@@ -186,21 +197,23 @@ def mirror(spool_path: str, mode: str, report_fd: int) -> int:
 
 
 def fetch(project: str, folder: str) -> list[str]:
-    """Download the newest version of every artifact of type "record" to `folder`/<name>/; the record files, sorted."""
+    """Download the newest version of every artifact of type "record" to `folder`/<name>/; the
+    record files, sorted."""
     import wandb
 
     api = wandb.Api(timeout=REQUEST_TIMEOUT_S)
-    found = []
+    paths = []
     for collection in api.artifact_collections(project, RECORD_TYPE):
         artifact = api.artifact(f"{project}/{collection.name}:latest", type=RECORD_TYPE)
         name = collection.name.removeprefix(f"{RECORD_TYPE}-")
         artifact.download(root=str(Path(folder, name)), skip_cache=True)
-        found += [str(path) for path in Path(folder, name).glob("*.json")]
-    return sorted(found)
+        paths += [str(path) for path in Path(folder, name).glob("*.json")]
+    return sorted(paths)
 
 
 def login() -> dict[str, Any]:
-    """Version, server and whether credentials are stored for it (never the credentials); asks nobody anything."""
+    """Version, server and whether credentials are stored for it (never the credentials); asks
+    nobody anything."""
     import wandb
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
@@ -211,7 +224,8 @@ def login() -> dict[str, Any]:
 
 
 def run_command(arguments: list[str]) -> int:
-    """`mirror SPOOL MODE FD`, or `fetch PROJECT FOLDER` and `login`, which print {"answer"} or {"error"} as their last line."""
+    """`mirror SPOOL MODE FD`, or `fetch PROJECT FOLDER` and `login`, which print {"answer"} or
+    {"error"} as their last line."""
     if arguments[0] == "mirror":
         return mirror(arguments[1], arguments[2], int(arguments[3]))
     try:

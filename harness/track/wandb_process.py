@@ -1,4 +1,5 @@
-"""Starting the client process (`wandb_client`) and talking to it; fetching records and the login state through it."""
+"""Starting the client process (`wandb_client`) and talking to it; fetching records and the login
+state through it."""
 
 from __future__ import annotations
 
@@ -15,15 +16,18 @@ from urllib.parse import urlsplit
 from harness.config.schema import TrackerConfig, WandbMode
 from harness.errors import HarnessError
 
-STARTUP_GRACE_S = 20.0  # importing wandb and starting wandb-core on a busy machine, on top of the W&B timeouts
+# importing wandb and starting wandb-core on a busy machine, on top of the W&B timeouts
+STARTUP_GRACE_S = 20.0
 # -P: files in the working directory do not shadow modules
 CLIENT = [sys.executable, "-P", "-m", "harness.track.wandb_client"]
 
 
 def _client_env() -> dict[str, str]:
-    """Our environment, with this package found from any working directory, and no W&B service or mode inherited.
+    """Our environment, with this package found from any working directory, and no W&B service or
+    mode inherited.
 
-    W&B's own telemetry is switched off: it leaves the machine in offline mode too, and a slow server then delays the end.
+    W&B's own telemetry is switched off: it leaves the machine in offline mode too, and a slow
+    server then delays the end.
     """
     env = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_MODE")}
     env["WANDB_ERROR_REPORTING"] = "false"
@@ -41,7 +45,8 @@ class Client:
         self._buffer = b""
         self._reports, report_fd = os.pipe()
         env = _client_env()
-        # Tables wait here until they are sent: in the run's folder, not at home; relative, since W&B sends the path along
+        # Tables wait here until they are sent: in the run's folder, not at home; relative, since
+        # W&B sends the path along
         env.setdefault("WANDB_DATA_DIR", f"{folder.name}/staging")
         try:
             with (folder / "client.log").open("wb") as log:
@@ -53,7 +58,8 @@ class Client:
                     pass_fds=[report_fd],
                     env=env,
                     cwd=folder.parent,
-                    start_new_session=True,  # Ctrl-C is for training to handle; the mirror ends when told to
+                    # Ctrl-C is for training to handle; the mirror ends when told to
+                    start_new_session=True,
                 )
         finally:
             os.close(report_fd)
@@ -62,14 +68,17 @@ class Client:
         os.set_blocking(self._stdin.fileno(), False)
 
     def wake(self) -> None:
-        """Tell the client that the spool has grown. Where the pipe is full it has not read yet and will see it all."""
+        """Tell the client that the spool has grown. Where the pipe is full it has not read yet and
+        will see it all."""
         try:
             os.write(self._stdin.fileno(), b"\n")
-        except (BlockingIOError, BrokenPipeError):  # broken: the next `wait` sees that the client has ended
+        # broken: the next `wait` sees that the client has ended
+        except (BlockingIOError, BrokenPipeError):
             return
 
     def wait(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next report, or None after `timeout_s`. A client that ended without one is a failure."""
+        """The next report, or None after `timeout_s`. A client that ended without one is a
+        failure."""
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left_s = max(0.0, deadline - time.monotonic())
@@ -85,14 +94,15 @@ class Client:
     def complaints(self) -> list[str]:
         """Warnings and errors that W&B has printed so far.
 
-        After a refusal in the middle of a run (401, say) W&B stops uploading, prints so, and `finish()` returns as if all
-        were well; the printed line is the only sign.
+        After a refusal in the middle of a run (401, say) W&B stops uploading, prints so, and
+        `finish()` returns as if all were well; the printed line is the only sign.
         """
         text = (self.log_folder / "client.log").read_text(encoding="utf-8", errors="replace")
         return [line for line in text.splitlines() if line.startswith(("wandb: WARNING", "wandb: ERROR"))]
 
     def close(self, grace_s: float = 0.0) -> None:
-        """End the process, after `grace_s` whatever it is doing. wandb-core ends when its parent has."""
+        """End the process, after `grace_s` whatever it is doing. wandb-core ends when its parent
+        has."""
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:
@@ -122,10 +132,11 @@ def _ask(arguments: list[str], timeout_s: float) -> dict[str, Any]:
 
 
 def fetch_records(project: str, folder: Path, timeout_s: float = 600.0) -> list[Path]:
-    """Fetch the record artifacts of a W&B project ("name" or "entity/name") to `folder`/<run_id>/record.json.
+    """Fetch the record artifacts of a W&B project ("name" or "entity/name") to
+    `folder`/<run_id>/record.json.
 
-    Returns the files, sorted; the folder then reads like a study's. HarnessError where W&B cannot be reached, does not know
-    us, or has no records there.
+    Returns the files, sorted; the folder then reads like a study's. HarnessError where W&B cannot
+    be reached, does not know us, or has no records there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reply = _ask(["fetch", project, str(folder.absolute())], timeout_s)
@@ -143,15 +154,16 @@ def fetch_records(project: str, folder: Path, timeout_s: float = 600.0) -> list[
 
 
 def login_state(config: TrackerConfig) -> dict[str, Any]:
-    """For `doctor`: mode, wandb version, server host, whether a key is stored (never the key), and what to do (or None)."""
+    """For `doctor`: mode, wandb version, server host, whether a key is stored (never the key), and
+    what to do (or None)."""
     reply = _ask(["login"], STARTUP_GRACE_S)
     state: dict[str, Any] = {"mode": config.mode.value, "version": None, "host": None, "api_key": None, "todo": None}
     if "error" in reply:
         state["todo"] = f"wandb does not work here ({reply['error']}): pip install wandb, or tracker.mode=disabled"
         return state
-    found = reply["answer"]
-    state |= {"version": found["version"], "host": urlsplit(found["url"]).hostname, "api_key": found["key"]}
-    if config.mode is WandbMode.online and not found["key"]:
+    account = reply["answer"]
+    state |= {"version": account["version"], "host": urlsplit(account["url"]).hostname, "api_key": account["key"]}
+    if config.mode is WandbMode.online and not account["key"]:
         state["todo"] = (
             f"no API key for {state['host']}: run `wandb login`, set WANDB_API_KEY, or use tracker.mode=offline"
         )

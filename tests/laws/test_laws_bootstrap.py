@@ -10,7 +10,7 @@ import pytest
 
 from harness.laws.catalogue import law_named
 from harness.laws.gram import Array, jacobian
-from harness.laws.solver.bootstrap import AUDIT, DRAW_TOLERANCE, draw_residuals, refit
+from harness.laws.solver.bootstrap import AUDIT_DRAWS, DRAW_TOLERANCE, draw_residuals, refit
 from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.newton import _solve, derivatives, huber_sum
 from harness.laws.solver.solve import minimise, multistart
@@ -57,7 +57,7 @@ def test_published_draws_end_where_two_starts_each_end(published: Path) -> None:
         np.testing.assert_allclose(ends, others, rtol=1e-5, err_msg=name)
     assert bound.external(found.theta[[3178]])["B"][0] == pytest.approx(17777, rel=1e-3)
     assert found.improved == 1
-    assert AUDIT < found.cold < 0.06 * 4000
+    assert AUDIT_DRAWS < found.cold < 0.06 * 4000
 
 
 def noisy(law: str, sd: float) -> BoundLaw:

@@ -1,4 +1,4 @@
-"""Approach 2: the guards, the bias of the parabola without any noise, Akima against SciPy, the published exponents."""
+"""Approach 2: the guards, the bias of the parabola without any noise, the published exponents."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.interpolate import Akima1DInterpolator
 
 from harness.errors import FitError
 from harness.laws import fit, isoflop
 from harness.laws.catalogue import LAWS
-from harness.laws.isoflop import GUARDS, Optimum, akima, line, optima
+from harness.laws.isoflop import GUARDS, Optimum, line, optima
 
 TRUTH = {"A": 477.826, "B": 2143.417, "E": 1.817218, "alpha": 0.3473105, "beta": 0.3671724}
 EXPONENT = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
@@ -156,15 +155,6 @@ def test_a_refused_budget_is_a_warning_and_a_count() -> None:
     low, high = f.interval["a"]
     assert low < EXPONENT < high
     assert f.certificate.passed
-
-
-def test_akima_is_that_of_scipy() -> None:
-    rng = np.random.default_rng(0)
-    x = np.sort(rng.uniform(0, 5, 9))
-    y = np.vstack([rng.normal(size=(20, 9)), np.r_[0, 0, 0, 1, 2, 3, 3, 3, 3][None]])
-    at = np.linspace(x[0], x[-1], 200)
-    want = np.stack([Akima1DInterpolator(x, row)(at) for row in y])
-    assert akima(x, y, at) == pytest.approx(want, abs=1e-12)
 
 
 # --- published ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_a_run_in_progress_is_interrupted_at_the_budget_and_resumes_when_it_is_r
 ) -> None:
     """With the account read at every update, the first booked window ends the run; its checkpoint is where the next attempt starts."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(energy_budget, "EVERY_S", 0.0)
+    monkeypatch.setattr(energy_budget, "CHECK_PERIOD_S", 0.0)
     given = [*TINY, f"power.path={_trace(tmp_path)}", f"paths.runs={tmp_path / 'runs'}"]
     planned, _ = enumerate_runs(given)
     first, second = (p.run_dir for p in planned)

@@ -251,7 +251,7 @@ def test_plain_lines_say_each_change_once(here: Path) -> None:
     state = RunState(
         "running", name="w16 s0", step=5, steps=30, loss_nat=3.25, tokens_per_s=1200.0, power_w=65.0, remaining_s=61.0
     )
-    with lock.held(planned[1].run_dir):
+    with lock.hold(planned[1].run_dir):
         records.write_json(planned[1].run_dir / "state.json", state)
         for seconds in (0.0, 10.0, 29.0, 31.0, 32.0):
             now[0] = seconds
@@ -279,7 +279,7 @@ def test_a_terminal_is_redrawn_in_place(here: Path, monkeypatch: pytest.MonkeyPa
         assert out.last() == "1 of 2 runs done, 0 running, 27.0 s left"
         state = RunState("running", name="w16 s0", step=5, steps=30, loss_nat=3.25, remaining_s=61.0)
         planned[1].run_dir.mkdir(parents=True)
-        with lock.held(planned[1].run_dir):
+        with lock.hold(planned[1].run_dir):
             records.write_json(planned[1].run_dir / "state.json", state)
             progress.show()
         head, columns, row = out.last().split("\n")

@@ -169,7 +169,7 @@ def test_asking_who_holds_a_lock_does_not_take_it(tmp_path: Path) -> None:
     try:
         for _ in range(200):
             try:
-                with lock.held(tmp_path):
+                with lock.hold(tmp_path):
                     pass
             except BusyError as e:
                 refused.append(e)

@@ -1,8 +1,10 @@
-"""A law bound to data, in solver coordinates of order one: what the solver sees (`BoundLaw`), and that of any function.
+"""A law bound to data, in solver coordinates of order one: what the solver sees (`BoundLaw`), and
+that of any function.
 
-`bound_sum` has a faster one for sums of power terms. Derivatives are complex steps (Squire & Trapp 1998): exact to
-rounding, no formula to get wrong; a law's function must therefore take complex parameters, and compare real parts only.
-Of a caller's function they are central differences. Second derivatives are central differences of the first.
+`bound_sum` has a faster one for sums of power terms. Derivatives are complex steps (Squire & Trapp
+1998): exact to rounding, no formula to get wrong; a law's function must therefore take complex
+parameters, and compare real parts only. Of a caller's function they are central differences. Second
+derivatives are central differences of the first.
 
 Shapes: R parameter vectors side by side, n rows of data, p parameters.
 """
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 COMPLEX_STEP = 1e-30  # its square vanishes, so the derivative has no truncation error
 FIRST_STEP = 6e-6  # of central differences of a function: the cube root of the rounding
 SECOND_STEP = 1e-5  # of central differences of complex-step derivatives
-SECOND_STEP_OF_DIFFERENCES = 1e-4  # of central differences of central differences, which carry more rounding
+# of central differences of central differences, which carry more rounding
+SECOND_STEP_OF_DIFFERENCES = 1e-4
 MAX_POOL = 4096  # points of the start box that are looked at
 COLD_POOL = 256  # of them, that a cold start looks at
 NO_VALUE = 1e6  # what a law is taken to be where it is no number, so that no step goes there
@@ -34,9 +37,10 @@ NO_VALUE = 1e6  # what a law is taken to be where it is no number, so that no st
 class BoundLaw(Protocol):
     """A law with its data, for R parameter vectors at once in solver coordinates.
 
-    `target` (n,) holds what residuals are taken from: ln y for the residual "log", y for "linear" (both perhaps in
-    scaled units). `weight` (n,) has mean 1. `free`, `lower`, `upper`, `origin` (p,): which coordinates move, their bounds, and
-    the values of those that do not. `coarse`: a value is dear, so profiles have few points.
+    `target` (n,) holds what residuals are taken from: ln y for the residual "log", y for "linear"
+    (both perhaps in scaled units). `weight` (n,) has mean 1. `free`, `lower`, `upper`, `origin`
+    (p,): which coordinates move, their bounds, and the values of those that do not. `coarse`: a
+    value is dear, so profiles have few points.
     """
 
     law: Law
@@ -61,7 +65,8 @@ class BoundLaw(Protocol):
         ...
 
     def distinct(self, rows: NDArray[np.bool_]) -> int:
-        """The fewest distinct values, among `rows`, of a variable that must have several (n where there is none)."""
+        """The fewest distinct values, among `rows`, of a variable that must have several (n where
+        there is none)."""
         ...
 
     def model(self, theta: Array) -> Array:
@@ -73,7 +78,8 @@ class BoundLaw(Protocol):
         ...
 
     def hessian(self, theta: Array, factors: list[Factor], weight: Array, v: Array) -> Array:
-        """sum_i weight_i J_i J_i' + v_i d2 model_i / d theta2 (R, p, p); `factors` were taken at `theta`."""
+        """sum_i weight_i J_i J_i' + v_i d2 model_i / d theta2 (R, p, p); `factors` were taken at
+        `theta`."""
         ...
 
     def starts(self, count: int) -> Array:
@@ -136,7 +142,8 @@ class BoundFunction:
         return theta
 
     def _decode(self, theta: Array) -> dict[str, Array]:
-        """Coordinates (R, p), real or complex -> parameters (R, 1); anchors point at exponents, which come first."""
+        """Coordinates (R, p), real or complex -> parameters (R, 1); anchors point at exponents,
+        which come first."""
         out: dict[str, Array] = {}
         order = sorted(range(len(self.names)), key=lambda i: self.law.coordinates[i].anchor is not None)
         for i in order:
@@ -166,8 +173,8 @@ class BoundFunction:
     def factors(self, theta: Array) -> tuple[Array, list[Factor]]:
         """`model` and its slopes, zero for coordinates that the caller fixed."""
         jac = self._slopes(theta)
-        one = np.ones((self.n, 1))
-        return self.model(theta), [Factor(k, jac[k], one) for k in range(len(jac))]
+        ones = np.ones((self.n, 1))
+        return self.model(theta), [Factor(k, jac[k], ones) for k in range(len(jac))]
 
     def _slopes(self, theta: Array) -> Array:
         """(p, R, n)"""
@@ -185,11 +192,11 @@ class BoundFunction:
 
     def _difference(self, theta: Array, k: int) -> Array:
         """The slope between two points inside the bounds."""
-        at = np.clip(theta, self.lower, self.upper)
-        step = FIRST_STEP * np.maximum(1.0, np.abs(at[:, k]))
-        up, down = at.copy(), at.copy()
-        up[:, k] = np.minimum(at[:, k] + step, self.upper[k])
-        down[:, k] = np.maximum(at[:, k] - step, self.lower[k])
+        inside = np.clip(theta, self.lower, self.upper)
+        step = FIRST_STEP * np.maximum(1.0, np.abs(inside[:, k]))
+        up, down = inside.copy(), inside.copy()
+        up[:, k] = np.minimum(inside[:, k] + step, self.upper[k])
+        down[:, k] = np.maximum(inside[:, k] - step, self.lower[k])
         with np.errstate(invalid="ignore"):
             return (self._value(up) - self._value(down)) / (up[:, k] - down[:, k])[:, None]
 
@@ -205,7 +212,7 @@ class BoundFunction:
         out[:, self.free] = (pulled[:, :half] - pulled[:, half:]) / (2 * step)
         return (out + out.transpose(0, 2, 1)) / 2 + gram(factors, weight)
 
-    # --- starts ------------------------------------------------------------------------------------------------------
+    # --- starts
     def pool(self, seed: int = 0) -> Array:
         """Points of the start box (MAX_POOL, p), uniform, the same for every call."""
         box = np.array([c.start for c in self.law.coordinates])
@@ -213,7 +220,8 @@ class BoundFunction:
         return np.where(self.free, np.clip(theta, self.lower, self.upper), self.origin)
 
     def starts(self, count: int) -> Array:
-        """The best of the pool and, for half of them, points far from those already chosen among its best tenth."""
+        """The best of the pool and, for half of them, points far from those already chosen among
+        its best tenth."""
         pool = self.pool()
         miss = (np.abs(self.model(pool) - self.target) * np.sqrt(self.weight)).sum(1)
         order = np.argsort(miss, kind="stable")
@@ -235,4 +243,4 @@ class BoundFunction:
 
     def at_bound(self, theta: Array) -> list[str]:
         near = (theta <= self.lower + 1e-6) | (theta >= self.upper - 1e-6)
-        return [n for n, at, free in zip(self.names, near, self.free, strict=True) if at and free]
+        return [n for n, bounded, free in zip(self.names, near, self.free, strict=True) if bounded and free]

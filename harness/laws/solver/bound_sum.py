@@ -1,8 +1,10 @@
-"""A sum of terms bound to data: closed derivatives, and starts by variable projection; see `BoundLaw`.
+"""A sum of terms bound to data: closed derivatives, and starts by variable projection; see
+`BoundLaw`.
 
-Shapes: R parameter vectors side by side, n rows of data, p parameters, q coefficients, c cells of the exponent grid.
-Inside the solver logs of x are centred, features have mean 1 and y has geometric mean 1, so that all parameters are of
-order one (condition number 1e7 -> 1e4 on the Chinchilla points).
+Shapes: R parameter vectors side by side, n rows of data, p parameters, q coefficients, c cells of
+the exponent grid. Inside the solver logs of x are centred, features have mean 1 and y has geometric
+mean 1, so that all parameters are of order one (condition number 1e7 -> 1e4 on the Chinchilla
+points).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from harness.laws.forms import SumLaw
     from harness.laws.law import Law
 
-START_SHARE = 1e-3  # of y: where a term begins that the projection switched off; from 0 no gradient would bring it back
+# of y: where a term begins that the projection switched off; from 0 no gradient would bring it back
+START_SHARE = 1e-3
 MIN_TERM, MIN_LINEAR = 1e-8, 1e-9  # of y: a power term or a linear one below this is at its bound
 EXPONENT_GRID = (0.03, 2.0)
 
@@ -65,7 +68,7 @@ class BoundSum:
             whole = self.internal({n: fixed.get(n, 1.0) for n in self.names})
             self.origin = np.where(self.free, 0.0, whole)
 
-    # --- coordinates -------------------------------------------------------------------------------------------------
+    # --- coordinates
     def internal(self, params: Mapping[str, float]) -> Array:
         """The law's own parameters -> the solver's vector (p,)."""
         theta = np.empty(len(self.names))
@@ -92,7 +95,8 @@ class BoundSum:
         return out
 
     def distinct(self, rows: NDArray[np.bool_]) -> int:
-        """The fewest distinct values, among `rows`, of a variable whose exponent is fitted (n where there is none)."""
+        """The fewest distinct values, among `rows`, of a variable whose exponent is fitted (n where
+        there is none)."""
         counts = [
             len(np.unique(np.round(self._logx[k][rows], 9)))
             for k, t in enumerate(self.sum.powers)
@@ -100,27 +104,28 @@ class BoundSum:
         ]
         return min(counts, default=self.n)
 
-    # --- model -------------------------------------------------------------------------------------------------------
+    # --- model
     def _terms(self, theta: Array) -> tuple[list[Array], Array]:
         """Power terms, each (R, n), and the scaled model values f (R, n)."""
         terms = [np.exp(theta[:, 2 * k : 2 * k + 2] @ m.T) for k, m in enumerate(self._slope)]
         f = np.zeros((len(theta), self.n))
-        for one in terms:
-            f += one
+        for term in terms:
+            f += term
         for j, feature in enumerate(self._feature):
             f += theta[:, 2 * len(terms) + j, None] * feature
         return terms, f
 
     def _scaled(self, f: Array) -> Array:
-        """Scaled values of the law on the scale of `target`; a law that is zero gives a very low, finite logarithm."""
+        """Scaled values of the law on the scale of `target`; a law that is zero gives a very low,
+        finite logarithm."""
         return np.log(np.maximum(f, 1e-300)) if self.is_log else f * self._unit
 
     def model(self, theta: Array) -> Array:
         return self._scaled(self._terms(theta)[1])
 
     def factors(self, theta: Array) -> tuple[Array, list[Factor]]:
-        """`model` (R, n) and its slopes: of ln f, a power term's are its share of f times 1 and sign ln x, a linear term's
-        1/f times its feature; of f, the same times f."""
+        """`model` (R, n) and its slopes: of ln f, a power term's are its share of f times 1 and
+        sign ln x, a linear term's 1/f times its feature; of f, the same times f."""
         terms, f = self._terms(theta)
         inverse = 1.0 / np.maximum(f, 1e-300) if self.is_log else np.full(f.shape, self._unit)
         out = [Factor(2 * k, term * inverse, self._slope[k]) for k, term in enumerate(terms)]
@@ -129,8 +134,8 @@ class BoundSum:
         return self._scaled(f), out
 
     def hessian(self, theta: Array, factors: list[Factor], weight: Array, v: Array) -> Array:
-        """See `BoundLaw`. The second derivative of ln f is f''/f - J J', that of f is f'', and only (coef, exponent) pairs
-        have f''. `factors`, taken at `theta`, hold all that is needed here.
+        """See `BoundLaw`. The second derivative of ln f is f''/f - J J', that of f is f'', and only
+        (coef, exponent) pairs have f''. `factors`, taken at `theta`, hold all that is needed here.
         """
         out = gram(factors, weight - v if self.is_log else weight)
         for k in range(len(self.sum.powers)):
@@ -139,13 +144,13 @@ class BoundSum:
             out[:, a, a] += bend[:, [0, 1, 1, 2]].reshape(-1, 2, 2)
         return out
 
-    # --- starts ------------------------------------------------------------------------------------------------------
+    # --- starts
     def _project(self, cells: Array, target: Array, weight: Array) -> tuple[Array, Array]:
-        """For each data set (R, n) and cell of exponents the best coefficients (R, c, q), of relative residuals where the
-        residual is of ln y, and the sum of their squares (R, c)."""
+        """For each data set (R, n) and cell of exponents the best coefficients (R, c, q), of
+        relative residuals where the residual is of ln y, and the sum of their squares (R, c)."""
         target, weight = np.atleast_2d(target), np.atleast_2d(weight)
-        one = np.ones(target.shape)
-        scale, goal = (np.exp(-target), one) if self.is_log else (one, target / self._unit)
+        ones = np.ones(target.shape)
+        scale, goal = (np.exp(-target), ones) if self.is_log else (ones, target / self._unit)
         return project(self._features(cells), scale, goal, weight, self._fixed_coefficients())
 
     def cold_start(self, target: Array, weight: Array, per_axis: int = 10) -> Array:
@@ -156,8 +161,8 @@ class BoundSum:
         return self._assemble(cells[best], x[np.arange(len(best)), best])
 
     def starts(self, count: int, per_axis: int = 20) -> Array:
-        """`count` distinct starts (count, p): the best cells, mutually far apart, half of them from the best tenth of the
-        grid.
+        """`count` distinct starts (count, p): the best cells, mutually far apart, half of them from
+        the best tenth of the grid.
         """
         cells = self._exponent_grid(per_axis)
         x, sse = self._project(cells, self.target, self.weight)
@@ -179,8 +184,8 @@ class BoundSum:
         return theta
 
     def at_bound(self, theta: Array) -> list[str]:
-        """Free parameters at, or running to, a bound: a term below 1e-8 of y, a floor below 1e-9 of y, an exponent at its
-        limit.
+        """Free parameters at, or running to, a bound: a term below 1e-8 of y, a floor below 1e-9 of
+        y, an exponent at its limit.
         """
         out: list[str] = []
         linear = 2 * len(self.sum.powers)
@@ -194,7 +199,8 @@ class BoundSum:
         return out
 
     def _exponent_grid(self, per_axis: int) -> Array:
-        """Cells of exponents (c, number of power terms), log-spaced over 0.03-2; a fixed exponent has one value."""
+        """Cells of exponents (c, number of power terms), log-spaced over 0.03-2; a fixed exponent
+        has one value."""
         axes = [
             np.array([self.fixed[t.exponent]]) if t.exponent in self.fixed else np.geomspace(*EXPONENT_GRID, per_axis)
             for t in self.sum.powers
@@ -204,13 +210,15 @@ class BoundSum:
         return np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
 
     def _features(self, cells: Array) -> Array:
-        """What the coefficients multiply, (c, q, n): y is linear in the coefficients once the exponents are given."""
+        """What the coefficients multiply, (c, q, n): y is linear in the coefficients once the
+        exponents are given."""
         powers = [np.exp(t.sign * cells[:, k, None] * self._logx[k]) for k, t in enumerate(self.sum.powers)]
         linears = [np.broadcast_to(f, (len(cells), self.n)) for f in self._feature]
         return np.stack([*powers, *linears], axis=1)
 
     def _fixed_coefficients(self) -> dict[int, float]:
-        """Coefficient index (order of `features`) -> scaled value, for the coefficients that are not fitted."""
+        """Coefficient index (order of `features`) -> scaled value, for the coefficients that are
+        not fitted."""
         k = len(self.sum.powers)
         out = {i: float(np.exp(self.origin[2 * i])) for i, t in enumerate(self.sum.powers) if t.coef in self.fixed}
         return out | {

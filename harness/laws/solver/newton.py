@@ -1,8 +1,10 @@
-"""One damped Newton step on  Q = sum_i w_i Huber_delta(ln f_i - ln y_i), for many data sets and points side by side.
+"""One damped Newton step on Q = sum_i w_i Huber_delta(ln f_i - ln y_i), for many data sets and
+points side by side.
 
-Step: Newton on the Huber sum with the full second derivative, plus lambda times the Hessian of its quadratic majoriser
-(weights w min(1, delta/|r|), as in iteratively re-weighted least squares). lambda -> 0 is Newton and ends in a few
-steps once it is known which residuals exceed delta; large lambda is a short majoriser step that cannot fail to descend.
+Step: Newton on the Huber sum with the full second derivative, plus lambda times the Hessian of its
+quadratic majoriser (weights w min(1, delta/|r|), as in iteratively re-weighted least squares).
+lambda -> 0 is Newton and ends in a few steps once it is known which residuals exceed delta; large
+lambda is a short majoriser step that cannot fail to descend.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from harness.laws.gram import Array, Column, gradient, gram
 from harness.laws.solver.bound import BoundLaw
 
 NDArrayBool = NDArray[np.bool_]
-BLOCK = 24_576  # numbers in one array of the derivatives
+BLOCK_SIZE = 24_576  # numbers in one array of the derivatives
 
 
 def huber_sum(residual: Array, weight: Array, delta: float) -> Array:
@@ -28,7 +30,8 @@ def huber_sum(residual: Array, weight: Array, delta: float) -> Array:
 
 @dataclass
 class Local:
-    """The problem at R points: objective (R,), gradient (R, p), Hessian and that of its quadratic majoriser (R, p, p)."""
+    """The problem at R points: objective (R,), gradient (R, p), Hessian and that of its quadratic
+    majoriser (R, p, p)."""
 
     objective: Array
     grad: Array
@@ -38,16 +41,16 @@ class Local:
     def at(self, rows: Column) -> Local:
         return Local(self.objective[rows], self.grad[rows], self.newton[rows], self.major[rows])
 
-    def put(self, rows: Column, other: Local) -> None:
-        self.objective[rows], self.grad[rows] = other.objective, other.grad
-        self.newton[rows], self.major[rows] = other.newton, other.major
+    def put(self, rows: Column, solved: Local) -> None:
+        self.objective[rows], self.grad[rows] = solved.objective, solved.grad
+        self.newton[rows], self.major[rows] = solved.newton, solved.major
 
 
 def derivatives(bound: BoundLaw, theta: Array, target: Array, weight: Array, delta: float) -> Local:
     """In blocks of points whose arrays stay in the processor's cache."""
     count, p = (int(size) for size in theta.shape)
     out = Local(np.empty(count), np.empty((count, p)), np.empty((count, p, p)), np.empty((count, p, p)))
-    block = max(16, BLOCK // bound.n)
+    block = max(16, BLOCK_SIZE // bound.n)
     for k in range(0, count, block):
         rows = slice(k, k + block)
         value, factors = bound.factors(theta[rows])
@@ -64,7 +67,8 @@ def derivatives(bound: BoundLaw, theta: Array, target: Array, weight: Array, del
 
 
 def frozen_coordinates(bound: BoundLaw, theta: Array, grad: Array) -> NDArrayBool:
-    """Coordinates that do not move: fixed by the caller, or at a bound with the descent direction leading out."""
+    """Coordinates that do not move: fixed by the caller, or at a bound with the descent direction
+    leading out."""
     return ~bound.free | ((theta <= bound.lower) & (grad > 0)) | ((theta >= bound.upper) & (grad < 0))
 
 
@@ -84,8 +88,9 @@ def unit_diagonal(major: Array) -> Array:
 
 
 def newton_step(bound: BoundLaw, theta: Array, local: Local, frozen: NDArrayBool, damping: Array) -> Array:
-    """A descent step (R, p). A coordinate that would cross its bound stops there, and the others are solved for again:
-    clipping it alone would leave the valley that it shares with its partners (E with A and alpha), and stall."""
+    """A descent step (R, p). A coordinate that would cross its bound stops there, and the others
+    are solved for again: clipping it alone would leave the valley that it shares with its partners
+    (E with A and alpha), and stall."""
     scale = unit_diagonal(_reduced(local.major, frozen))
     outer = scale[:, :, None] * scale[:, None, :]
     ridge = 1e-12 * np.eye(theta.shape[1])
@@ -93,7 +98,8 @@ def newton_step(bound: BoundLaw, theta: Array, local: Local, frozen: NDArrayBool
     h = local.newton * outer + damping[:, None, None] * h_major + ridge
     g = np.where(frozen, 0.0, local.grad) * scale
     step = _solve(h, g, frozen)
-    # Not a descent direction (or no number): the Hessian is indefinite here, so take the majoriser's step instead
+    # Not a descent direction (or no number): the Hessian is indefinite here, so take the
+    # majoriser's step instead
     uphill = ~((step * g).sum(1) < 0)
     if uphill.any():
         h[uphill] = (1.0 + damping[uphill, None, None]) * h_major[uphill]
@@ -110,10 +116,12 @@ def newton_step(bound: BoundLaw, theta: Array, local: Local, frozen: NDArrayBool
 
 
 def _solve(h: Array, g: Array, frozen: NDArrayBool) -> Array:
-    """-H^-1 g over the coordinates that are not frozen, 0 elsewhere; 0 everywhere where a pivot vanishes.
+    """-H^-1 g over the coordinates that are not frozen, 0 elsewhere; 0 everywhere where a pivot
+    vanishes.
 
-    Elimination of all R small systems side by side, ten times faster than a LAPACK call per system. It does without
-    pivots because definite matrices need none, and a step from an indefinite one has to prove itself (`newton_step`).
+    Elimination of all R small systems side by side, ten times faster than a LAPACK call per system.
+    It does without pivots because definite matrices need none, and a step from an indefinite one
+    has to prove itself (`newton_step`).
     """
     a = np.ascontiguousarray(_reduced(h, frozen).transpose(1, 2, 0))
     x = -np.where(frozen, 0.0, g).T
@@ -129,7 +137,8 @@ def _solve(h: Array, g: Array, frozen: NDArrayBool) -> Array:
 
 
 def newton_decrement(grad: Array, major: Array, frozen: NDArrayBool) -> Array:
-    """0.5 g'H^-1 g over the live coordinates, H the weighted Gauss-Newton Hessian with a 1e-13 ridge."""
+    """0.5 g'H^-1 g over the live coordinates, H the weighted Gauss-Newton Hessian with a 1e-13
+    ridge."""
     scale = unit_diagonal(_reduced(major, frozen))
     h = major * scale[:, :, None] * scale[:, None, :] + 1e-13 * np.eye(grad.shape[1])
     g = np.where(frozen, 0.0, grad) * scale

@@ -1,5 +1,5 @@
-"""When not to believe a fit: profiles and warnings after it; `refuse` has what comes before. Thresholds are those of
-docs/conventions.md.
+"""When not to believe a fit: profiles and warnings after it; `refuse` has what comes before.
+Thresholds are those of docs/conventions.md.
 """
 
 from __future__ import annotations
@@ -16,50 +16,54 @@ from harness.laws.result import Certificate, Warn
 from harness.laws.solver.bound import BoundLaw
 from harness.laws.solver.solve import huber_sum, minimise, robust_delta, rounding_floor
 
-FLAT = 1.05  # an objective within 5 % of the best is not told apart from it
-FLAT_WIDTH = 0.2  # of the smallest measured y: a floor that may move further is not pinned
-MAX_RATIO = {"exponent": 3.0, "coefficient": 10.0}  # interval end / start beyond which a parameter is not pinned
-MANY_BLOCKS = (
-    300  # no leave-one-out above this: one of many rarely decides, and the top losses are still dropped together
-)
+MAX_OBJECTIVE_RATIO = 1.05  # an objective within 5 % of the best is not told apart from it
+MAX_FLOOR_RANGE = 0.2  # of the smallest measured y: a floor that may move further is not pinned
+MAX_INTERVAL_RATIO = {
+    "exponent": 3.0,
+    "coefficient": 10.0,
+}  # interval end / start beyond which a parameter is not pinned
+# no leave-one-out above this: one of many rarely decides, and the top losses are still dropped
+# together
+MAX_LEFT_OUT_BLOCKS = 300
 
 
-# --- profiles ---------------------------------------------------------------------------------------------------------
+# --- profiles
 def profile(
     bound: BoundLaw, table: Mapping[str, Array], y: Array, theta: Array, name: str, values: Array, delta: float
 ) -> Array:
-    """Objective with `name` held at each of `values` and everything else refitted (from the optimum and from a cold
-    start).
+    """Objective with `name` held at each of `values` and everything else refitted (from the optimum
+    and from a cold start).
     """
-    held = [bound.law.bind(table, y, bound.weight, {**bound.fixed, name: float(v)}) for v in values]
+    refits = [bound.law.bind(table, y, bound.weight, {**bound.fixed, name: float(v)}) for v in values]
     i = bound.names.index(name)
     warm = np.repeat(theta[None], len(values), axis=0)
-    warm[:, i] = [b.origin[i] for b in held]
-    cold = np.concatenate([b.cold_start(b.target, b.weight) for b in held])
-    rough = minimise(held[0], np.concatenate([warm, cold]), bound.target, bound.weight, 5 * delta, 40, 1e-6)
-    both = np.concatenate([rough.theta, warm])
+    warm[:, i] = [b.origin[i] for b in refits]
+    cold = np.concatenate([b.cold_start(b.target, b.weight) for b in refits])
+    rough = minimise(refits[0], np.concatenate([warm, cold]), bound.target, bound.weight, 5 * delta, 40, 1e-6)
+    starts = np.concatenate([rough.theta, warm])
     most = 60 if bound.coarse else 200
-    result = minimise(held[0], both, bound.target, bound.weight, delta, most, tolerance=1e-10)
+    result = minimise(refits[0], starts, bound.target, bound.weight, delta, most, tolerance=1e-10)
     return result.objective.reshape(3, len(values)).min(0)
 
 
 def flat_range(values: Array, objectives: Array, best: float) -> tuple[float, float] | None:
-    """Where the profile lies within 5 % of `best`, edges by linear interpolation; None where it never does."""
-    limit = FLAT * best
+    """Where the profile lies within 5 % of `best`, edges by linear interpolation; None where it
+    never does."""
+    limit = MAX_OBJECTIVE_RATIO * best
     inside = np.flatnonzero(objectives <= limit)
     if not len(inside):
         return None
-    ends: list[float] = []
+    edges: list[float] = []
     for k, step in ((inside[0], -1), (inside[-1], 1)):
         v = values[k]
         if 0 <= k + step < len(values):
             q0, q1 = objectives[k], objectives[k + step]
             v += (values[k + step] - v) * (limit - q0) / (q1 - q0)
-        ends.append(float(v))
-    return ends[0], ends[1]
+        edges.append(float(v))
+    return edges[0], edges[1]
 
 
-# --- after ------------------------------------------------------------------------------------------------------------
+# --- after
 @dataclass
 class Evidence:
     """What the warnings are drawn from."""
@@ -88,36 +92,36 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
         name, kind = c.name, c.kind
         if name in fixed:
             continue
-        value, ends = e.params[name], e.interval.get(name)
+        value, interval = e.params[name], e.interval.get(name)
         why: str | None = None
         if name in e.certificate.at_bound:
             why = f"its optimum is at a bound ({value:.4g})"
         elif kind == "floor" and e.y.min() > 0:
             grid = np.unique(np.concatenate([np.linspace(0, 0.999 * float(e.y.min()), 9 if coarse else 24), [value]]))
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
-            if flat and flat[1] - flat[0] > FLAT_WIDTH * e.y.min():
+            if flat and flat[1] - flat[0] > MAX_FLOOR_RANGE * e.y.min():
                 why = f"any value from {flat[0]:.3g} to {flat[1]:.3g} is within 5 % of the best objective"
-            elif ends and ends[0] <= 1e-6 * e.y.min():
-                why = f"its 95 % interval reaches down to 0 (up to {ends[1]:.3g})"
+            elif interval and interval[0] <= 1e-6 * e.y.min():
+                why = f"its 95 % interval reaches down to 0 (up to {interval[1]:.3g})"
         elif kind == "exponent":
             grid = np.unique(np.clip(value * np.geomspace(0.25, 4.0, 9 if coarse else 17), *c.limits))
             flat = flat_range(grid, profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta), best)
-            if flat and flat[1] / flat[0] > MAX_RATIO["exponent"]:
+            if flat and flat[1] / flat[0] > MAX_INTERVAL_RATIO["exponent"]:
                 why = f"any value from {flat[0]:.3g} to {flat[1]:.3g} is within 5 % of the best objective"
-            elif ends and ends[1] / ends[0] > MAX_RATIO["exponent"]:
-                why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}"
+            elif interval and interval[1] / interval[0] > MAX_INTERVAL_RATIO["exponent"]:
+                why = f"its 95 % interval is {interval[0]:.3g} to {interval[1]:.3g}"
         elif kind == "scale" and (side := _unbounded(e, name, best)):
             why = side
             warnings.append(Warn(f"{name.upper()}_UNBOUNDED", f"{name} is bounded on one side only: {side}."))
         elif kind == "level":
-            if ends and ends[1] - ends[0] > 0.5 * np.ptp(e.y):
-                why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}, over half the range of the data"
-        elif ends and ends[1] > MAX_RATIO["coefficient"] * max(ends[0], 0.0):
-            why = f"its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}; quote y at a reference point instead"
+            if interval and interval[1] - interval[0] > 0.5 * np.ptp(e.y):
+                why = f"its 95 % interval is {interval[0]:.3g} to {interval[1]:.3g}, over half the range of the data"
+        elif interval and interval[1] > MAX_INTERVAL_RATIO["coefficient"] * max(interval[0], 0.0):
+            why = f"its 95 % interval is {interval[0]:.3g} to {interval[1]:.3g}; quote y at a reference point instead"
         identified[name] = why is None
         if why:
             warnings.append(Warn(f"{name.upper()}_NOT_PINNED", f"{name} is not pinned by these data: {why}."))
-        if ends and kind == "exponent" and (ends[0] <= c.limits[0] * 1.01 or ends[1] >= c.limits[1] * 0.99):
+        if interval and kind == "exponent" and (interval[0] <= c.limits[0] * 1.01 or interval[1] >= c.limits[1] * 0.99):
             warnings.append(
                 Warn("INTERVAL_UNBOUNDED", f"the 95 % interval of {name} runs to the bound of its search range.")
             )
@@ -125,10 +129,11 @@ def identify(e: Evidence) -> tuple[dict[str, bool], list[Warn]]:
 
 
 def _unbounded(e: Evidence, name: str, best: float) -> str | None:
-    """In words, whether the profile of a scale (R_D, x1 ...) stays within 5 % of the best to a factor 100 away."""
+    """In words, whether the profile of a scale (R_D, x1 ...) stays within 5 % of the best to a
+    factor 100 away."""
     value = e.params[name]
     grid = value * np.geomspace(1e-2, 1e2, 9)
-    inside = profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta) <= FLAT * best
+    inside = profile(e.bound, e.table, e.y, e.theta, name, grid, e.delta) <= MAX_OBJECTIVE_RATIO * best
     if inside[0] and inside[-1]:
         return f"any value from {grid[0]:.3g} to {grid[-1]:.3g} is within 5 % of the best objective"
     if inside[-1]:
@@ -139,7 +144,8 @@ def _unbounded(e: Evidence, name: str, best: float) -> str | None:
 
 
 def warn(e: Evidence) -> list[Warn]:
-    """Degrees of freedom, bounds, delta, correlation, influence; in the order in which a reader should meet them."""
+    """Degrees of freedom, bounds, delta, correlation, influence; in the order in which a reader
+    should meet them."""
     law, bound = e.bound.law, e.bound
     out: list[Warn] = []
     dof = bound.n - int(bound.free.sum())
@@ -179,7 +185,8 @@ def warn(e: Evidence) -> list[Warn]:
 
 
 def _delta_warning(e: Evidence, residual: Array) -> list[Warn]:
-    """An exponent that another usual delta moves by more than its standard error, or by a quarter of itself."""
+    """An exponent that another usual delta moves by more than its standard error, or by a quarter
+    of itself."""
     robust = robust_delta(residual)
     if robust <= 1e-9:
         return []
@@ -203,14 +210,14 @@ def _delta_warning(e: Evidence, residual: Array) -> list[Warn]:
 
 def exponents_at(bound: BoundLaw, theta: Array, delta: float) -> dict[str, float]:
     """The exponents refitted with another delta, from the optimum `theta`."""
-    other = minimise(bound, theta[None].copy(), bound.target, bound.weight, delta)
-    values = bound.external(other.theta)
+    refit = minimise(bound, theta[None].copy(), bound.target, bound.weight, delta)
+    values = bound.external(refit.theta)
     return {n: float(values[n][0]) for n in bound.law.exponents}
 
 
 def _influence(e: Evidence) -> list[Warn]:
-    """Refit without each block, without the top 2 % of losses, and without D/N < 2; warn where a pinned parameter
-    leaves its interval.
+    """Refit without each block, without the top 2 % of losses, and without D/N < 2; warn where a
+    pinned parameter leaves its interval.
     """
     watched = [
         n for n in (*e.bound.law.exponents, e.bound.law.floor) if n and n in e.interval and n not in e.bound.fixed
@@ -219,7 +226,7 @@ def _influence(e: Evidence) -> list[Warn]:
         return []
     cases: list[tuple[str, NDArray[np.bool_]]] = []
     blocks = int(e.block.max()) + 1
-    if blocks <= MANY_BLOCKS:
+    if blocks <= MAX_LEFT_OUT_BLOCKS:
         for b in range(blocks):
             rows = np.flatnonzero(e.block == b)
             place = ", ".join(f"{s}={float(np.asarray(e.table[s])[rows[0]]):.4g}" for s in e.bound.law.symbols)

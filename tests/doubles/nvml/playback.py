@@ -18,7 +18,7 @@ import pynvml
 from doubles.nvml import Script
 from harness.power import segment_file
 from harness.power.nvml import NvmlSource
-from harness.power.sampler import JITTER, LATE, STRIDE, Spec, header, look_line
+from harness.power.sampler import JITTER, MAX_POLL_PERIODS, PERIOD_SHARE, Spec, header, look_line
 from harness.power.series import Series
 
 
@@ -49,11 +49,11 @@ class Player:
         spec = Spec("nvml", "", period_s, os.getpid(), 1, 0, False)
         head = json.loads(json.dumps(header(spec, source, cards, True))) | {"origin_ns": 0}
         series = [Series(head, i) for i in range(len(cards))]
-        recorder = segment_file.Recorder(round(LATE * period_s * 1e9))
+        recorder = segment_file.Recorder(round(MAX_POLL_PERIODS * period_s * 1e9))
         next_look_s = 0.0
         chance = random.Random(seed)
-        for k in range(1, int(until_s / (period_s * STRIDE))):
-            t = period_s * STRIDE * (k + chance.uniform(-JITTER, JITTER))
+        for k in range(1, int(until_s / (period_s * PERIOD_SHARE))):
+            t = period_s * PERIOD_SHARE * (k + chance.uniform(-JITTER, JITTER))
             if skip(t):
                 continue
             self.library.scripted_set_time(t)
