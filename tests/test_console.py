@@ -1,7 +1,9 @@
-"""Text tables: plain and complete in a pipe, wrapped inside their columns on a terminal."""
+"""Text tables: plain and complete in a pipe, their last column wrapped on a terminal."""
 
 from __future__ import annotations
 
+import io
+import re
 import subprocess
 import sys
 
@@ -27,12 +29,29 @@ def test_a_pipe_gets_plain_text_without_rich() -> None:
     assert done.stdout == f"head [bold]\na  {'b' * 300}\n"
 
 
-def test_a_terminal_wraps_cells(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def forty_columns(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """The standard output as a terminal of forty columns."""
+    screen = io.StringIO()
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    return screen
+
+
+def test_a_terminal_wraps_the_last_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = forty_columns(monkeypatch)
     show(TABLE)
-    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    lines = re.sub(r"\x1b\[[0-9]*m", "", terminal.getvalue()).rstrip("\n").split("\n")
     assert max(map(len, lines)) <= 40
+    assert lines[0].split() == ["run", "steps", "reason"]
     assert " ".join(line[len("w16 s0  steps  ") :].strip() for line in lines[1:-1]) == LONG
     assert lines[-1].split() == ["w16", "s0", "2"]
+
+
+def test_a_table_too_wide_for_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run id in two pieces could not be copied."""
+    wide = Table([["0123456789ab", "x" * 30, LONG]], ["id", "name", "reason"])
+    terminal = forty_columns(monkeypatch)
+    show(wide, LONG)
+    assert re.sub(r"\x1b\[[0-9]*m", "", terminal.getvalue()) == f"{wide.text()}\n{LONG}\n"

@@ -21,13 +21,13 @@ from typing import Any
 from harness import records
 from harness.config import checks, identity
 from harness.config.schema import (
+    AttemptConfig,
     BudgetConfig,
     DeviceConfig,
     DeviceKind,
     FactsConfig,
     LlamaConfig,
     RunConfig,
-    RunControl,
     ScheduleConfig,
     WsdConfig,
 )
@@ -43,7 +43,7 @@ def config(
     steps: int = 48,
     cooldowns: list[float] | None = None,
     schedule: ScheduleConfig | None = None,
-    control: RunControl | None = None,
+    control: AttemptConfig | None = None,
     **changes: Any,
 ) -> RunConfig:
     """A run of `steps` updates on one thread; a model of width 8 and a few thousand parameters, about 3 ms an update."""
@@ -53,7 +53,7 @@ def config(
         budget=BudgetConfig(tokens=steps * BATCH, cooldowns=cooldowns or []),
         schedule=schedule or WsdConfig(decay_fraction=0.25),
         device=DeviceConfig(kind=DeviceKind.cpu, threads=1),
-        run=control or RunControl(),
+        attempt=control or AttemptConfig(),
         study="tiny",
     )
     run.schedule.warmup_tokens = WARMUP * BATCH

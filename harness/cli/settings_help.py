@@ -23,7 +23,7 @@ Your own ladders: DIR/ladder/NAME.yaml with --config-dir DIR, or conf/ladder/NAM
 
 Settings with their default, meaning and [unit or choices]:"""
 # Verb -> sections that change nothing for it. It accepts their settings, so that one command line serves all verbs
-UNUSED_SECTIONS = {"plan": ("tracker", "run", "ttc"), "run": ("ttc",), "ttc": ()}
+UNUSED_SECTIONS = {"plan": ("tracker", "attempt", "ttc"), "run": ("ttc",), "ttc": ()}
 
 
 def print_help(verb: str, description: str) -> None:

@@ -188,8 +188,14 @@ def check_run(run: RunConfig) -> list[str]:
         "device.tf32=true with model=pretrained: some versions of transformers compute rotary angles as a matrix product, which "
         "TF32 rounds by up to 0.3 rad. Leave device.tf32 out.",
     )
-    need(run.run.checkpoint_every_s > 0, f"run.checkpoint_every_s={run.run.checkpoint_every_s} must be above 0.")
-    need(run.run.diverged_above > 1, f"run.diverged_above={run.run.diverged_above} must be above 1 (times ln vocab).")
+    need(
+        run.attempt.checkpoint_every_s > 0,
+        f"attempt.checkpoint_every_s={run.attempt.checkpoint_every_s} must be above 0.",
+    )
+    need(
+        run.attempt.diverged_above > 1,
+        f"attempt.diverged_above={run.attempt.diverged_above} must be above 1 (times ln vocab).",
+    )
     need(
         bool(run.study) and run.study[0].isalnum() and all(ch.isalnum() or ch in "._-" for ch in run.study),
         f"study={run.study!r} names a folder: letters, digits, dot, dash and underscore only, a letter or digit first.",

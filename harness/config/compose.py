@@ -8,16 +8,28 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+from dataclasses import dataclass
+from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import schema
 from harness.config.checks import require
-from harness.config.schema import (
-    RunConfig,
-)
+from harness.config.schema import Retry, RunConfig
 from harness.errors import ConfigError
+
+FORMER_NAME = "run"  # the former name of the section `attempt`
+
+
+@dataclass
+class FormerRunSection:
+    """Settings of `attempt` by their former names; None where not set."""
+
+    retry: Retry | None = None
+    force: bool | None = None
+    checkpoint_every_s: float | None = None
+    diverged_above: float | None = None
 
 
 def register() -> None:
@@ -26,6 +38,8 @@ def register() -> None:
 
     store = ConfigStore.instance()
     root = OmegaConf.structured(RunConfig)
+    with open_dict(root):
+        root[FORMER_NAME] = FormerRunSection
     for family in schema.FAMILIES:
         root[family] = "???"  # the group decides; a default of one choice would refuse the fields of another
     store.store(group="_schema", name="run", node=root)
@@ -38,6 +52,12 @@ def load_run(config: DictConfig) -> RunConfig:
     """The typed config of one run. ConfigError lists unknown keys, wrong types, missing values and contradictions together."""
     if problems := _unknown_keys(config, ""):
         raise ConfigError(problems)
+    config = config.copy()
+    former = renamed_settings(config)
+    with open_dict(config):
+        config.pop(FORMER_NAME, None)
+    for key, value in former.items():
+        config.attempt[key] = value
     try:
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as e:
@@ -45,6 +65,12 @@ def load_run(config: DictConfig) -> RunConfig:
     assert isinstance(run, RunConfig)
     require(run)
     return run
+
+
+def renamed_settings(config: DictConfig) -> dict[str, Any]:
+    """Settings of `attempt` that a command line or a ladder sets by the section's former name, `run`."""
+    section = config.get(FORMER_NAME) or {}
+    return {str(key): section[key] for key in section if section[key] is not None}
 
 
 def _unknown_keys(node: DictConfig | ListConfig, path: str) -> list[str]:
@@ -58,6 +84,8 @@ def _unknown_keys(node: DictConfig | ListConfig, path: str) -> list[str]:
         return problems
     cls = OmegaConf.get_type(node)
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else None
+    if fields is not None and not path:
+        fields.add(FORMER_NAME)
     for key in node:
         where = f"{path}.{key}" if path else str(key)
         if fields is not None and key not in fields:

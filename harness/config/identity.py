@@ -31,7 +31,7 @@ from harness.records import Json, to_json
 
 _SECTIONS: dict[str, type] = {"budget": BudgetConfig, "device": DeviceConfig, "evaluation": EvalConfig}
 # What a run is called, where it writes and how it is run, not what it is
-_OUTSIDE_SECTIONS = ("tracker", "paths", "run", "ttc")
+_OUTSIDE_SECTIONS = ("tracker", "paths", "attempt", "ttc", "run")  # run: the name of `attempt` in older records
 # What all runs together may spend says nothing about one of them; the number of threads, devices or shares of one changes no result
 _OUTSIDE_FIELDS = {"budget": ("kwh",), "device": ("threads",)}
 # Settings that are hashed at their defaults too, because runs on disk were named so. Closed: a new setting does not belong here

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from harness.config.sections import (
+    AttemptConfig,
     BudgetConfig,
     DeviceConfig,
     EvalConfig,
     PathsConfig,
     Role,
-    RunControl,
     TrackerConfig,
     TtcConfig,
 )
@@ -286,7 +286,7 @@ class RunConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     power: PowerConfig = field(default_factory=UnmeteredConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    run: RunControl = field(default_factory=RunControl)
+    attempt: AttemptConfig = field(default_factory=AttemptConfig)
     ttc: TtcConfig = field(default_factory=TtcConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     study: str = setting("default", "name of the study: its runs are fitted together; also the W&B group")

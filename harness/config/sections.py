@@ -146,7 +146,7 @@ class Retry(Enum):
 
 
 @dataclass
-class RunControl:
+class AttemptConfig:
     """How a launch treats earlier attempts, and when a run stops or is saved."""
 
     retry: Retry = setting(

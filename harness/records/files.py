@@ -167,7 +167,7 @@ def read_json(path: Path) -> Json:
     except FileNotFoundError as e:
         raise RecordError(f"{path} does not exist") from e
     except (OSError, ValueError) as e:
-        raise RecordError(f"{path} cannot be read: {e}. Remove it, or run again with run.force=true.") from e
+        raise RecordError(f"{path} cannot be read: {e}. Remove it, or run again with attempt.force=true.") from e
     if not isinstance(value, dict):
         raise RecordError(f"{path}: expected a JSON object, found {type(value).__name__}")
     value = cast(Json, value)

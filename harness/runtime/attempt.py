@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records
-from harness.config.schema import Retry, RunControl
+from harness.config.schema import AttemptConfig, Retry
 from harness.errors import HarnessError, RecordError
 from harness.records import RunState
 from harness.runtime import lock
@@ -79,7 +79,7 @@ class Attempt:
         return state
 
 
-def make(folder: Path, name: str, control: RunControl, work: Callable[[Attempt], str | None]) -> RunState:
+def make(folder: Path, name: str, control: AttemptConfig, work: Callable[[Attempt], str | None]) -> RunState:
     """Do `work` in `folder` under its lock and return the state that it ended in; `work` returns a
     remark for a finished one.
 

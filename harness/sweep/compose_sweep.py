@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +55,15 @@ def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
             master = hydra_compose("train", overrides=[*single, *search], return_hydra_config=True)
             params = master.hydra.sweeper.params or {}
             multirun = sweeping or (master.hydra.mode is not None and master.hydra.mode.name == "MULTIRUN")
-            given = {o.key_or_group for o in parsed}
-            lines = [f"{k}={v}" for k, v in params.items() if str(k).lstrip("+~") not in given] if multirun else []
+            on_line = {o.key_or_group for o in parsed}
+            lines = [f"{k}={v}" for k, v in params.items() if str(k).lstrip("+~") not in on_line] if multirun else []
             jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*lines, *overrides]), None)[0]
-            planned, problems = [], []
+            planned, problems, former = [], [], set[str]()
             for job in jobs:
+                composed = hydra_compose("train", overrides=[*job, *search])
+                former |= compose.renamed_settings(composed).keys()
                 try:
-                    config = compose.load_run(hydra_compose("train", overrides=[*job, *search]))
+                    config = compose.load_run(composed)
                     planned.append(
                         Planned(
                             config,
@@ -77,6 +80,9 @@ def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
             raise ConfigError(f"a config file is not valid YAML: {' '.join(str(e).split())}. Mend it there.") from e
     if problems:
         raise ConfigError(problems)
+    if former:
+        names = ", ".join(f"{compose.FORMER_NAME}.{k} is attempt.{k}" for k in sorted(former))
+        print(f"deprecated: {names} now. The old name is still read.", file=sys.stderr)
     return planned, flags
 
 

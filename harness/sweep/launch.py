@@ -67,7 +67,7 @@ def _make_folders(planned: list[Planned]) -> None:
             raise ConfigError(
                 f"paths.runs={p.config.paths.runs}: cannot create {p.run_dir}: {e.strerror}. Choose a folder that can be written."
             ) from e
-        if not p.config.run.force:  # which discards whatever is there
+        if not p.config.attempt.force:  # which discards whatever is there
             records.load_state(p.run_dir)  # refuses a damaged one
 
 
@@ -96,8 +96,8 @@ def _tell(runs: list[tuple[str, Path]], planned: list[Planned], began_s: float) 
     if why := energy_budget.exhausted(planned[0].config.budget.kwh, planned[0].run_dir.parent):
         print(f"stopped: {why}. Raise budget.kwh and launch again to go on.")
     advice = {
-        "failed": "run.retry=failed takes failed runs up again",
-        "diverged": "a diverged run needs a lower optim.lr_scale (run.force=true starts it afresh)",
+        "failed": "attempt.retry=failed takes failed runs up again",
+        "diverged": "a diverged run needs a lower optim.lr_scale (attempt.force=true starts it afresh)",
         "interrupted": "launch again to go on with interrupted runs",
         "died": "launch again to resume runs whose process died",
         "not started": "launch again to start the rest",
@@ -109,7 +109,7 @@ def _tell(runs: list[tuple[str, Path]], planned: list[Planned], began_s: float) 
 
 def _finished(planned: Planned, rung: Rung) -> bool:
     """Whether nothing is left to do for a run, so that no worker need be started for it."""
-    if planned.config.run.force or describe(planned.run_dir)[0] != "done":
+    if planned.config.attempt.force or describe(planned.run_dir)[0] != "done":
         return False
     if not (planned.run_dir / "record.json").exists():
         return False  # it is written again from what the run's other files hold

@@ -73,13 +73,13 @@ def _check_text(planned: Planned, rung: Rung) -> None:
         return  # the embedded corpus has no end, and a dataset of the Hub is not read ahead for this
     corpus = open_corpus(config, tokens_needed=max(p.tokens for p in rung.points))
     path = planned.run_dir / "record.json"
-    if planned.config.run.force or not path.exists():
+    if planned.config.attempt.force or not path.exists():
         return
     trained_on = load_record(planned.run_dir).corpus.get("corpus_id")
     if trained_on != corpus.info["corpus_id"]:
         raise ConfigError(
             f"run {planned.run_id} was trained on corpus {trained_on} and this is {corpus.info['corpus_id']}: the text of {config.train} is "
-            "another one. Restore the file, give a study of its own with study=NAME, or train afresh with run.force=true."
+            "another one. Restore the file, give a study of its own with study=NAME, or train afresh with attempt.force=true."
         )
 
 

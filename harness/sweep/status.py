@@ -99,7 +99,7 @@ class Progress:
     def show(self) -> None:
         """Redraw the terminal, or write a line for each run that has news."""
         if self._live is not None:
-            self._live.update(console.renderable(*self._screen()), refresh=True)
+            self._live.update(console.renderable(self._live.console.width, *self._screen()), refresh=True)
             return
         for name, run_dir in self.runs:
             self._write_news(name, run_dir)

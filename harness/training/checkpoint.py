@@ -99,7 +99,9 @@ def restore(run_dir: Path, name: str, model: nn.Module, optimizers: list[torch.o
         weights = load_file(folder / "model.safetensors")
         moments = load_file(folder / "optim.safetensors")
     except (OSError, SafetensorError) as e:
-        raise RecordError(f"checkpoint {name} cannot be read: {e}. Start the run afresh with run.force=true.") from e
+        raise RecordError(
+            f"checkpoint {name} cannot be read: {e}. Start the run afresh with attempt.force=true."
+        ) from e
     with torch.no_grad():
         for key, p in model.named_parameters():
             p.copy_(weights[key if key in weights else _untied(key)])

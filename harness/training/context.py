@@ -137,7 +137,7 @@ def _device(plan: RunPlan, workers: int) -> devices.Device:
     if progress.device not in ("", device.label):
         raise DeviceError(
             f"run {identity.run_id(plan.config)} was started on {progress.device} and this is {device.label}: its joules, seconds and "
-            "rounding would not belong together. Resume it there, or start afresh with run.force=true."
+            "rounding would not belong together. Resume it there, or start afresh with attempt.force=true."
         )
     progress.device, progress.threads = device.label, device.threads
     return device

@@ -48,7 +48,7 @@ def train(config: RunConfig, *, overrides: Sequence[str] = (), workers: int = 1)
                 TrunkRunner(context, build_trainer(context)).train(plan.missing)
             return publish(context, overrides)
 
-    return attempt.make(identity.run_dir(config), identity.run_name(config), config.run, work)
+    return attempt.make(identity.run_dir(config), identity.run_name(config), config.attempt, work)
 
 
 def plan_run(config: RunConfig, this: Attempt) -> RunPlan:
@@ -67,7 +67,7 @@ def plan_run(config: RunConfig, this: Attempt) -> RunPlan:
         if progress.corpus_id != corpus_id:
             raise CorpusError(
                 f"run {this.folder.name} was started on corpus {progress.corpus_id} and this is {corpus_id}: its text or settings changed. "
-                "Restore the files, or start afresh with run.force=true."
+                "Restore the files, or start afresh with attempt.force=true."
             )
     this.state.attempt = progress.attempt
     return RunPlan(config, rung, corpus, progress, missing, resumed)

@@ -51,9 +51,9 @@ class TrunkRunner:
         self.config, self.rung, self.corpus, self.device = run.config, run.rung, run.corpus, run.device
         self.progress, self.ledger, self.folder = run.progress, run.ledger, run.attempt.folder
         self.position = Position("trunk", 0)
-        self._checkpoint_due_s = time.monotonic() + run.config.run.checkpoint_every_s
+        self._checkpoint_due_s = time.monotonic() + run.config.attempt.checkpoint_every_s
         self._mirror_due_s = 0.0
-        self._bound_nat = run.config.run.diverged_above * math.log(run.corpus.vocab)
+        self._bound_nat = run.config.attempt.diverged_above * math.log(run.corpus.vocab)
         self._remaining_steps = 0
         self._total_steps = 0
         self._eval_sequences = batch_sequences(
@@ -275,7 +275,7 @@ class TrunkRunner:
         if result.loss_nat > self._bound_nat:
             raise Diverged(
                 f"loss {result.loss_nat:.3f} nat at {row.branch} step {row.step} is above the bound {self._bound_nat:.3f} "
-                f"(run.diverged_above={self.config.run.diverged_above:g} x ln {self.corpus.vocab}). Try a lower optim.lr_scale."
+                f"(attempt.diverged_above={self.config.attempt.diverged_above:g} x ln {self.corpus.vocab}). Try a lower optim.lr_scale."
             )
 
     def _write(self, row: StepRow, force: bool = False) -> None:
@@ -344,7 +344,7 @@ class TrunkRunner:
         name = f"{self.position.branch}-{self.position.step:08d}"
         self._save(name)
         self._commit(name)
-        self._checkpoint_due_s = time.monotonic() + self.config.run.checkpoint_every_s
+        self._checkpoint_due_s = time.monotonic() + self.config.attempt.checkpoint_every_s
 
     def _commit(self, name: str) -> None:
         """From here on a resumed run starts at `name`; the one before it is kept until the next

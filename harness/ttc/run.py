@@ -47,7 +47,7 @@ def evaluate(config: RunConfig, *, workers: int = 1) -> RunState:
                 cells = evaluate_cells(context, plan, mirror)
             publish(context, plan, cells, mirror.status)
 
-    return attempt.make(identity.run_dir(config) / FOLDER, f"{identity.run_name(config)} ttc", config.run, work)
+    return attempt.make(identity.run_dir(config) / FOLDER, f"{identity.run_name(config)} ttc", config.attempt, work)
 
 
 def evaluate_cells(context: EvaluationContext, plan: EvaluationPlan, mirror: Mirror) -> list[TtcRecord]:

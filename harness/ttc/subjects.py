@@ -64,7 +64,7 @@ def _trained(config: RunConfig, run_dir: Path, device: Device) -> Iterator[Subje
         path = run_dir / "checkpoints" / (point.hf_checkpoint or "") / "model.safetensors"
         if point.hf_checkpoint is None or not path.exists():
             raise RecordError(
-                f"run {run_dir.name} has no weights of its point {point.branch}. Train it again with run.force=true."
+                f"run {run_dir.name} has no weights of its point {point.branch}. Train it again with attempt.force=true."
             )
         own = models.build(
             record.config["model"]["kind"], shape, record.seed, rope_theta=record.config["model"]["rope_theta"]

@@ -107,7 +107,7 @@ def read(file: Path) -> Arrays:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise DeviceError(
             f"samples in {file.parent.parent.name}/blocks/{file.name} cannot be read: {e}. Remove the file and launch again with "
-            "run.retry=failed; it alone is drawn again."
+            "attempt.retry=failed; it alone is drawn again."
         ) from e
 
 

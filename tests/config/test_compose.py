@@ -111,7 +111,7 @@ def test_traps_are_caught_in_words(argument: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "argument",
-    ["+budget.cooldowns.0.x=1", "+corpus.vocabb=3", "+run.forced=true", "+paths.runz=x", "+tracker.mod=online"],
+    ["+budget.cooldowns.0.x=1", "+corpus.vocabb=3", "+attempt.forced=true", "+paths.runz=x", "+tracker.mod=online"],
 )
 def test_the_guard_reaches_every_section(argument: str) -> None:
     assert problems(BUDGET, argument)
@@ -152,10 +152,10 @@ def test_clean_configs_raise_no_alarm() -> None:
 
 
 def test_underscores_enums_and_quotes() -> None:
-    (one,) = planned(BUDGET, "device.precision=bf16", 'study="1e9"', "run.retry=failed")
+    (one,) = planned(BUDGET, "device.precision=bf16", 'study="1e9"', "attempt.retry=failed")
     assert one.config.budget.tokens == 2_000_000
     assert one.config.device.precision is schema.Precision.bf16
-    assert one.config.run.retry is schema.Retry.failed
+    assert one.config.attempt.retry is schema.Retry.failed
     assert one.config.study == "1e9"
 
 
@@ -263,7 +263,7 @@ def changed(run: RunConfig, path: tuple[str, ...]) -> RunConfig:
 @pytest.mark.parametrize("path", leaves(BASE), ids=".".join)
 def test_identity_of_a_trunk(path: tuple[str, ...]) -> None:
     same = identity.run_id(changed(BASE, path)) == identity.run_id(BASE)
-    assert same == (path[0] in ("tracker", "paths", "run", "ttc", "budget") or path == ("device", "threads"))
+    assert same == (path[0] in ("tracker", "paths", "attempt", "ttc", "budget") or path == ("device", "threads"))
 
 
 @pytest.mark.parametrize("path", [p for p in leaves(BASE) if p[0] == "budget" and p[1] != "kwh"], ids=".".join)
@@ -299,3 +299,20 @@ def test_check_run_is_pure() -> None:
 def test_names_tell_runs_of_a_ladder_apart() -> None:
     names = [r.name for r in planned("+ladder=cpu", "seed=0,1")]
     assert len(set(names)) == len(names)
+
+
+def test_the_former_name_of_a_section_is_read_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (planned(BUDGET, f"{name}.retry=failed", f"{name}.force=true")[0] for name in ("run", "attempt"))
+    assert old.config == new.config
+    assert old.run_id == new.run_id
+    message = "deprecated: run.force is attempt.force, run.retry is attempt.retry now. The old name is still read.\n"
+    assert capsys.readouterr().err == message
+    with pytest.raises(ConfigError, match="retryy"):
+        planned(BUDGET, "run.retryy=failed")
+
+
+def test_a_ladder_file_with_the_former_name_of_a_section_is_read(tmp_path: Path) -> None:
+    (tmp_path / "ladder").mkdir()
+    (tmp_path / "ladder" / "old.yaml").write_text("# @package _global_\nrun:\n  checkpoint_every_s: 7\n")
+    (run,) = planned("+ladder=old", BUDGET, "--config-dir", str(tmp_path))
+    assert run.config.attempt.checkpoint_every_s == 7

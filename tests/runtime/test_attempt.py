@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from harness import records
-from harness.config.schema import Retry, RunControl
+from harness.config.schema import AttemptConfig, Retry
 from harness.errors import BusyError, ConfigError, CorpusError, RecordError
 from harness.records import RunState
 from harness.runtime import attempt, lock, signals
@@ -40,7 +40,7 @@ def done(this: Attempt) -> str | None:
 
 
 def made(folder: Path, work: Callable[[Attempt], str | None], **control: Any) -> RunState:
-    return attempt.make(folder, "a run", RunControl(**control), work)
+    return attempt.make(folder, "a run", AttemptConfig(**control), work)
 
 
 ENDS = [

@@ -24,7 +24,7 @@ TINY = [
         "schedule.warmup_tokens=840",
         "device.kind=cpu",
     ),
-    *("budget.tokens=50_400", "device.threads=1", "power=replay", "run.checkpoint_every_s=1"),
+    *("budget.tokens=50_400", "device.threads=1", "power=replay", "attempt.checkpoint_every_s=1"),
 ]
 
 
@@ -101,7 +101,7 @@ def test_a_run_in_progress_is_interrupted_at_the_budget_and_resumes_when_it_is_r
     given = [*TINY, f"power.path={_trace(tmp_path)}", f"paths.runs={tmp_path / 'runs'}"]
     planned, _ = enumerate_runs(given)
     first, second = (p.run_dir for p in planned)
-    assert cli.main(["run", *given, "run.checkpoint_every_s=0.02", "budget.kwh=1e-9"]) == 1
+    assert cli.main(["run", *given, "attempt.checkpoint_every_s=0.02", "budget.kwh=1e-9"]) == 1
     state = records.load_state(first)
     assert state is not None
     assert (state.state, state.attempt) == ("interrupted", 1)

@@ -78,14 +78,14 @@ def test_two_runs_side_by_side_one_of_which_fails(here: Path) -> None:
     assert re.search(rf"{good.name} +{good.run_id} +done +30/30 ", table)
     assert re.search(rf"{bad.name} +{bad.run_id} +failed .*progress\.json cannot be read", table)
     assert "1 of 2 runs done" in table
-    assert "run.retry=failed" in table
+    assert "attempt.retry=failed" in table
     record = records.load_record(good.run_dir)
     assert record.provenance["threads"] == 1
     assert record.overrides == ["model.width=8", *TWO[1:]]
 
     (bad.run_dir / "progress.json").unlink()
     written = (good.run_dir / "record.json").stat().st_mtime_ns
-    process = start(*TWO, *parallel, "run.retry=failed", cwd=here)
+    process = start(*TWO, *parallel, "attempt.retry=failed", cwd=here)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     assert "2 of 2 runs done" in text
@@ -155,7 +155,7 @@ def test_a_failed_run_stays_failed_and_says_what_to_do(here: Path, capsys: pytes
     assert code == 1
     assert "nowhere.csv" in text
     assert "0 of 1 runs done" in text
-    assert "run.retry=failed" in text
+    assert "attempt.retry=failed" in text
 
 
 def test_an_interrupted_run_keeps_those_behind_it_from_starting(
@@ -297,8 +297,8 @@ def test_a_damaged_state_is_shown_and_force_starts_afresh(here: Path, capsys: py
     assert cli.main(["status", "tiny"]) == 1
     assert re.search(r"damaged .*state\.json cannot be read", capsys.readouterr().out)
     assert cli.main(["run", *one]) == 2
-    assert "run.force=true" in capsys.readouterr().err
-    code, text = launch(capsys, *one, "run.force=true")
+    assert "attempt.force=true" in capsys.readouterr().err
+    code, text = launch(capsys, *one, "attempt.force=true")
     assert code == 0
     assert "1 of 1 runs done" in text
 

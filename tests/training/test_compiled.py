@@ -497,7 +497,7 @@ def test_a_nan_is_seen_within_32_updates(bad: int) -> None:
 @pytest.mark.parametrize("bad", [13, 20, 28])
 def test_a_nan_under_way_leaves_no_point_and_no_checkpoint_behind_it(tmp_path: Any, bad: int) -> None:
     run = tiny.config(tmp_path, steps=29, cooldowns=[])
-    run.run.checkpoint_every_s = 1e-9
+    run.attempt.checkpoint_every_s = 1e-9
     update, made = train_step.Trainer._step, 0
 
     def nan_at(self: train_step.Trainer, *step: Any) -> Any:

@@ -17,12 +17,12 @@ import tiny
 
 from harness import records
 from harness.config.schema import (
+    AttemptConfig,
     ConstantConfig,
     CosineConfig,
     GroupConfig,
     GroupFormat,
     MuonConfig,
-    RunControl,
     ScheduleConfig,
     WsdConfig,
 )
@@ -97,7 +97,7 @@ def test_stopped_every_few_updates(tmp_path: Path, whole: dict) -> None:
 
 
 def test_checkpoints_at_every_update_change_nothing(tmp_path: Path, whole: dict) -> None:
-    config = tiny.config(tmp_path, cooldowns=COOLDOWNS, control=RunControl(checkpoint_every_s=1e-9))
+    config = tiny.config(tmp_path, cooldowns=COOLDOWNS, control=AttemptConfig(checkpoint_every_s=1e-9))
     assert tiny.train(config).state == "done"
     assert tiny.outcome(tiny.run_dir(config)) == whole
 
@@ -252,7 +252,7 @@ def test_torn_last_lines_are_mended(tmp_path: Path, whole: dict) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_sigkill_at_random_moments(tmp_path: Path, whole: dict, server: tiny.Server, seed: int) -> None:
     rng = random.Random(seed)
-    config = tiny.config(tmp_path, cooldowns=COOLDOWNS, control=RunControl(checkpoint_every_s=0.02))
+    config = tiny.config(tmp_path, cooldowns=COOLDOWNS, control=AttemptConfig(checkpoint_every_s=0.02))
     folder, executed = tiny.run_dir(config), tmp_path / "executed"
     kills = 0
     while kills < 8:

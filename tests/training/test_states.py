@@ -19,7 +19,7 @@ import tiny
 import torch
 
 from harness import hardware, records
-from harness.config.schema import Retry, RunControl, Toggle
+from harness.config.schema import AttemptConfig, Retry, Toggle
 from harness.errors import BusyError, DeviceError, RecordError
 from harness.records import RunState
 from harness.runtime import attempt, lock
@@ -55,7 +55,7 @@ def test_a_failed_run_stays_failed_until_it_is_retried(tmp_path: Path) -> None:
     trained = next(r for r in tiny.spend(tiny.run_dir(calm)) if r.phase == "train")
     assert lost.flop / lost.tokens == pytest.approx(trained.flop / trained.tokens)
     assert tiny.train(config).state == "failed", "not taken up without being asked"
-    retry = tiny.config(tmp_path, cooldowns=[0.5], control=RunControl(retry=Retry.failed))
+    retry = tiny.config(tmp_path, cooldowns=[0.5], control=AttemptConfig(retry=Retry.failed))
     assert tiny.train(retry).state == "done"
     assert tiny.outcome(tiny.run_dir(config)) == tiny.outcome(tiny.run_dir(calm))
     assert records.load_record(tiny.run_dir(config)).spent["lost"]["tokens"] == lost.tokens, "and not once more"
@@ -78,7 +78,7 @@ def test_force_starts_afresh(tmp_path: Path) -> None:
     folder = tiny.run_dir(config)
     (folder / "left over").write_text("x")
     first = tiny.outcome(folder)
-    forced = tiny.config(tmp_path, steps=24, control=RunControl(force=True))
+    forced = tiny.config(tmp_path, steps=24, control=AttemptConfig(force=True))
     assert tiny.train(forced).state == "done"
     assert not (folder / "left over").exists()
     assert tiny.outcome(folder) == first, "force changes nothing about what a run is"
@@ -107,9 +107,9 @@ def test_another_device_is_refused(tmp_path: Path) -> None:
     path = tiny.run_dir(config) / "progress.json"
     value = json.loads(path.read_text())
     path.write_text(json.dumps({**value, "device": "cuda:NVIDIA H200:bf16"}))
-    state = tiny.train(tiny.config(tmp_path, control=RunControl(retry=Retry.failed)))
+    state = tiny.train(tiny.config(tmp_path, control=AttemptConfig(retry=Retry.failed)))
     assert state.state == "failed"
-    assert all(w in (state.reason or "") for w in ("NVIDIA H200", "cpu:", "run.force=true"))
+    assert all(w in (state.reason or "") for w in ("NVIDIA H200", "cpu:", "attempt.force=true"))
 
 
 @pytest.mark.parametrize("name", ["state.json", "progress.json"])
@@ -119,7 +119,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
         failing_step(patch, 30, DeviceError("x"))
         tiny.train(config)
     (tiny.run_dir(config) / name).write_text('{"state": "runn')
-    retry = tiny.config(tmp_path, control=RunControl(retry=Retry.failed))
+    retry = tiny.config(tmp_path, control=AttemptConfig(retry=Retry.failed))
     if name == "state.json":
         with pytest.raises(RecordError, match=r"state\.json cannot be read.*run\.force=true"):
             tiny.train(retry)
@@ -127,7 +127,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
         state = tiny.train(retry)
         assert state.state == "failed"
         assert "progress.json cannot be read" in (state.reason or "")
-    assert tiny.train(tiny.config(tmp_path, control=RunControl(force=True))).state == "done"
+    assert tiny.train(tiny.config(tmp_path, control=AttemptConfig(force=True))).state == "done"
 
 
 # --- locks ---------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
             with pytest.raises(BusyError, match=rf"run {folder.name} is being trained by another process.*{pid}"):
                 tiny.train(config)
             with pytest.raises(BusyError):
-                tiny.train(tiny.config(tmp_path, steps=400, control=RunControl(force=True)))
+                tiny.train(tiny.config(tmp_path, steps=400, control=AttemptConfig(force=True)))
             assert (folder / "steps.jsonl").read_bytes() == before
             assert describe(folder)[0] == "running"
         finally:
@@ -296,11 +296,11 @@ def test_divergence_is_an_end_of_its_own(tmp_path: Path, value: float, words: st
     folder = tiny.run_dir(config)
     assert [r.step for r in tiny.steps(folder)] == list(range(1, 9)), "the rows before it are kept"
     assert not (folder / "record.json").exists()
-    for control in (RunControl(), RunControl(retry=Retry.failed)):
+    for control in (AttemptConfig(), AttemptConfig(retry=Retry.failed)):
         assert tiny.train(tiny.config(tmp_path, control=control)).state == "diverged", "never taken up but by force"
     booked = sum(r.tokens for r in tiny.spend(folder) if r.phase == "train")
     assert booked == 9 * tiny.BATCH, "what a diverged run spent is not forgotten"
-    assert tiny.train(tiny.config(tmp_path, control=RunControl(force=True))).state == "done"
+    assert tiny.train(tiny.config(tmp_path, control=AttemptConfig(force=True))).state == "done"
 
 
 def test_a_rate_that_is_far_too_high_diverges_by_itself(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_no_room_for_a_row_fails_with_the_reason_and_resumes(tmp_path: Path) -> 
     assert written is not None
     assert (written.state, written.reason) == ("failed", state.reason)
     assert "No space left" in (state.reason or "")
-    assert tiny.train(tiny.config(tmp_path, control=RunControl(retry=Retry.failed))).state == "done"
+    assert tiny.train(tiny.config(tmp_path, control=AttemptConfig(retry=Retry.failed))).state == "done"
     assert tiny.outcome(tiny.run_dir(config)) == tiny.outcome(tiny.run_dir(calm))
 
 
@@ -387,7 +387,7 @@ def test_no_room_for_a_checkpoint_leaves_no_half_of_one(tmp_path: Path) -> None:
     assert state.state == "failed"
     assert all(w in (state.reason or "") for w in ("cannot write checkpoint", "No space left", "paths.runs", "resumes"))
     assert not list((tiny.run_dir(config) / "checkpoints").glob(".*"))
-    assert tiny.train(tiny.config(tmp_path, cooldowns=[0.5], control=RunControl(retry=Retry.failed))).state == "done"
+    assert tiny.train(tiny.config(tmp_path, cooldowns=[0.5], control=AttemptConfig(retry=Retry.failed))).state == "done"
     assert tiny.outcome(tiny.run_dir(config)) == tiny.outcome(tiny.run_dir(calm))
 
 
@@ -398,10 +398,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         tiny.train(config)
     (path,) = (tiny.run_dir(config) / "checkpoints").glob("trunk-*/model.safetensors")
     path.write_bytes(path.read_bytes()[:50])
-    state = tiny.train(tiny.config(tmp_path, control=RunControl(retry=Retry.failed)))
+    state = tiny.train(tiny.config(tmp_path, control=AttemptConfig(retry=Retry.failed)))
     assert state.state == "failed"
     assert f"checkpoint {path.parent.name} cannot be read" in (state.reason or "")
-    assert "run.force=true" in (state.reason or "")
+    assert "attempt.force=true" in (state.reason or "")
 
 
 def test_state_of_a_run_that_was_never_started(tmp_path: Path) -> None:

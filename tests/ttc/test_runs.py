@@ -156,7 +156,7 @@ def test_what_a_killed_attempt_spent_is_booked_though_the_next_one_fails_at_once
 
         patch.setattr("harness.ttc.context.open_subjects", refuse)
         assert small.evaluated(run).state == "failed"
-    run.run.retry = Retry.failed
+    run.attempt.retry = Retry.failed
     assert small.evaluated(run).state == "done"
     assert [r.flop for r in spend(run) if r.phase == "lost"] == [drawn]
 
@@ -187,7 +187,7 @@ def test_a_failed_block_is_failed_and_never_zeros(
     assert not small.found(run)
     assert not [k for k in small.block_files(run) if "sample" in k]
     assert small.evaluated(run).state == "failed", "as a failed run, it is taken up again when asked to"
-    run.run.retry = Retry.failed
+    run.attempt.retry = Retry.failed
     assert small.evaluated(run).state == "done"
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_block_is_named(trained: Path, tmp_path: Path) -> None:
     assert state.state == "failed"
     assert Path(name).name in (state.reason or "")
     (small.folder(run) / name).unlink()
-    run.run.retry = Retry.failed
+    run.attempt.retry = Retry.failed
     assert small.evaluated(run).state == "done"
 
 
