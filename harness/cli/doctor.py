@@ -122,10 +122,10 @@ def _sensors() -> list[tuple[str, str, str | None]]:
     from harness.power import nvml, rapl
 
     rows: list[tuple[str, str, str | None]] = []
-    found = nvml.probe()
-    if found["reason"]:
-        rows.append(("NVML", str(found["reason"]), None))  # the reason ends with what to do
-    for card in found["cards"]:
+    nvml_report = nvml.probe()
+    if nvml_report["reason"]:
+        rows.append(("NVML", str(nvml_report["reason"]), None))  # the reason ends with what to do
+    for card in nvml_report["cards"]:
         support = ", ".join(f"{k} {card[k]}" for k in ("counter", "instant", "average"))
         mig = (
             "power=nvml refuses a MIG slice; power.mig_whole_card=true labels the whole card's energy"
@@ -135,7 +135,7 @@ def _sensors() -> list[tuple[str, str, str | None]]:
         rows.append(
             (
                 f"GPU {card['index']}",
-                f"{card['name']} {card['uuid']}, limit {card['limit_w']} W, driver {found['driver']}; {support}",
+                f"{card['name']} {card['uuid']}, limit {card['limit_w']} W, driver {nvml_report['driver']}; {support}",
                 mig,
             )
         )

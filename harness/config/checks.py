@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from harness.config.schema import (
     Arm,
+    CorpusConfig,
     CountdownConfig,
     FactsConfig,
     GroupConfig,
@@ -102,20 +103,31 @@ def require(run: RunConfig) -> None:
 
 def check_run(run: RunConfig) -> list[str]:
     """Every contradiction within a config, at once. Pure: changes nothing, touches no disk."""
-    problems = _number_problems(run)
+    return [
+        *_number_problems(run),
+        *_budget_problems(run),
+        *_recipe_problems(run),
+        *_corpus_problems(run.corpus),
+        *_machine_problems(run),
+    ]
+
+
+def _budget_problems(run: RunConfig) -> list[str]:
+    """What the budget can get wrong, with the schedule and the meter that it needs."""
+    problems: list[str] = []
 
     def need(ok: bool, message: str) -> None:
         if not ok:
             problems.append(message)
 
     b = run.budget
-    given = [k for k in ("tokens", "flop", "tokens_per_param") if getattr(b, k) is not None]
+    chosen = [k for k in ("tokens", "flop", "tokens_per_param") if getattr(b, k) is not None]
     need(
-        len(given) == 1 or (not given and isinstance(run.model, PretrainedConfig)),
-        f"budget: {' and '.join(given) or 'none'} set, exactly one is needed. Use one of budget.tokens=2_000_000, budget.flop=1e12, "
+        len(chosen) == 1 or (not chosen and isinstance(run.model, PretrainedConfig)),
+        f"budget: {' and '.join(chosen) or 'none'} set, exactly one is needed. Use one of budget.tokens=2_000_000, budget.flop=1e12, "
         "budget.tokens_per_param=20 (unset the others with =null).",
     )
-    for key in given:
+    for key in chosen:
         need(getattr(b, key) > 0, f"budget.{key}={getattr(b, key)} must be above 0.")
     need(
         b.kwh is None or not isinstance(run.power, UnmeteredConfig),
@@ -136,6 +148,17 @@ def check_run(run: RunConfig) -> list[str]:
             0 < run.schedule.decay_fraction < 1,
             f"schedule.decay_fraction={run.schedule.decay_fraction} must lie between 0 and 1; 0.1 to 0.2 is usual.",
         )
+    return problems
+
+
+def _recipe_problems(run: RunConfig) -> list[str]:
+    """What the optimiser and the test-time settings can get wrong."""
+    problems: list[str] = []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
     o = run.optim
     need(o.lr is None or o.lr > 0, f"optim.lr={o.lr} must be above 0, or null for the rule.")
     need(o.lr_scale > 0, f"optim.lr_scale={o.lr_scale} must be above 0.")
@@ -147,9 +170,19 @@ def check_run(run: RunConfig) -> list[str]:
     need(o.grad_clip > 0, f"optim.grad_clip={o.grad_clip} must be above 0.")
     need(run.ttc.temperatures != [], "ttc.temperatures=[] asks for nothing. Name at least one, such as [1.0].")
     for name in ("temperatures", "strides", "max_states", "meter_samples"):
-        asked = getattr(run.ttc, name)
-        need(len(set(asked)) == len(asked), f"ttc.{name}={asked} names a value twice. Name each once.")
-    c = run.corpus
+        values = getattr(run.ttc, name)
+        need(len(set(values)) == len(values), f"ttc.{name}={values} names a value twice. Name each once.")
+    return problems
+
+
+def _corpus_problems(c: CorpusConfig) -> list[str]:
+    """What a corpus can get wrong before it is opened."""
+    problems: list[str] = []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
     if isinstance(c, TaskConfig):
         problems += _task_problems(c)
     else:
@@ -177,6 +210,17 @@ def check_run(run: RunConfig) -> list[str]:
             c.tokenizer in ("bytes", "bpe") or c.tokenizer.startswith("hub:") or "/" in c.tokenizer,
             f"corpus.tokenizer={c.tokenizer!r} is unknown. Use bytes, bpe, hub:NAME, or the path of a tokenizer's folder (./NAME).",
         )
+    return problems
+
+
+def _machine_problems(run: RunConfig) -> list[str]:
+    """What model, device, attempt, study and paths can get wrong."""
+    problems: list[str] = []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
     if isinstance(run.model, LlamaConfig):
         need(run.model.width >= 8, f"model.width={run.model.width} must be at least 8.")
     need(
