@@ -80,13 +80,13 @@ def _numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
         item, where = getattr(value, f.name), f"{path}{f.name}"
         if dataclasses.is_dataclass(item):
             yield from _numbers(item, f"{where}.")
-        for number in item if isinstance(item, list) else [item]:
+        for number in typing.cast(list[object], item) if isinstance(item, list) else [item]:
             if isinstance(number, (int, float)) and not isinstance(number, bool):
                 yield where, number
 
 
 def _number_problems(run: RunConfig) -> list[str]:
-    problems = []
+    problems: list[str] = []
     for key, value in _numbers(run):
         if not math.isfinite(value):
             problems.append(f"{key}={value} must be a finite number: records hold no other.")

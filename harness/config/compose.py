@@ -69,8 +69,8 @@ def load_run(config: DictConfig) -> RunConfig:
 
 def renamed_settings(config: DictConfig) -> dict[str, Any]:
     """Settings of `attempt` that a command line or a ladder sets by the section's former name, `run`."""
-    section = config.get(FORMER_NAME) or {}
-    return {str(key): section[key] for key in section if section[key] is not None}
+    section = typing.cast("dict[str, Any]", config.get(FORMER_NAME) or {})
+    return {key: section[key] for key in section if section[key] is not None}
 
 
 def _unknown_keys(node: DictConfig | ListConfig, path: str) -> list[str]:
@@ -78,9 +78,7 @@ def _unknown_keys(node: DictConfig | ListConfig, path: str) -> list[str]:
     problems: list[str] = []
     if isinstance(node, ListConfig):
         for i in range(len(node)):
-            child = node._get_node(i)
-            if isinstance(child, (DictConfig, ListConfig)) and not child._is_none() and not child._is_missing():
-                problems += _unknown_keys(child, f"{path}.{i}")
+            problems += _unknown_below(node, i, f"{path}.{i}")
         return problems
     cls = OmegaConf.get_type(node)
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else None
@@ -94,10 +92,13 @@ def _unknown_keys(node: DictConfig | ListConfig, path: str) -> list[str]:
             hint = f"did you mean {prefix}{near[0]}?" if near else f"its fields are {', '.join(sorted(fields))}."
             problems.append(f"{where} is not a field of {typing.cast(type, cls).__name__}; {hint}")
             continue
-        child = node._get_node(key)
-        if isinstance(child, (DictConfig, ListConfig)) and not child._is_none() and not child._is_missing():
-            problems += _unknown_keys(child, where)
+        problems += _unknown_below(node, key, where)
     return problems
+
+
+def _unknown_below(node: DictConfig | ListConfig, key: Any, where: str) -> list[str]:
+    child: Any = None if OmegaConf.is_missing(node, key) else node[key]
+    return _unknown_keys(child, where) if isinstance(child, (DictConfig, ListConfig)) else []
 
 
 def _missing(config: DictConfig) -> list[str]:

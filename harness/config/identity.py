@@ -94,7 +94,7 @@ def _hashed(section: str, settings: Json) -> Json:
         cls, key = _SECTIONS[section], section
     always = {"kind", *_ALWAYS.get(key, "").split()}
     defaults = {f.name: to_json(default_of(f)) for f in dataclasses.fields(cls)}
-    out = {}
+    out: Json = {}
     for name, item in settings.items():
         if name in _OUTSIDE_FIELDS.get(section, ()):
             continue

@@ -23,7 +23,7 @@ def shape(model: LlamaConfig, vocab: int, context: int) -> Shape:
     """The decoder that a Llama config means. ConfigError lists everything that does not fit together."""
     d = model.width
     head = model.head_dim or next((h for h in (64, 32, 16, 8) if d >= 2 * h), d)
-    problems = []
+    problems: list[str] = []
     if d < 8 or d % head:
         problems.append(
             f"model.width={d} cannot be split into heads of {head}. Use a multiple of {head}, or set model.head_dim to a divisor of {d}."
@@ -160,7 +160,7 @@ def resolve(run: RunConfig, vocab: int, context: int) -> Rung:
     wsd = isinstance(run.schedule, WsdConfig)
     phi = run.schedule.decay_fraction if isinstance(run.schedule, WsdConfig) else 0.0
     points: dict[str, PlannedPoint] = {}
-    problems = []
+    problems: list[str] = []
     for share in [*sorted(run.budget.cooldowns), 1.0]:
         steps = round(longest * share / hyper.batch_tokens)
         branch_step = steps - round(phi * steps)

@@ -151,7 +151,7 @@ def test_torn_json_is_refused_with_advice(tmp_path: Path, text: str) -> None:
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecordError, match=r"cannot be read.*run\.force=true"):
+    with pytest.raises(RecordError, match=r"cannot be read.*attempt\.force=true"):
         records.load_record(tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     (tiny.run_dir(config) / name).write_text('{"state": "runn')
     retry = tiny.config(tmp_path, control=AttemptConfig(retry=Retry.failed))
     if name == "state.json":
-        with pytest.raises(RecordError, match=r"state\.json cannot be read.*run\.force=true"):
+        with pytest.raises(RecordError, match=r"state\.json cannot be read.*attempt\.force=true"):
             tiny.train(retry)
     else:
         state = tiny.train(retry)
