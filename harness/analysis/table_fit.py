@@ -65,7 +65,8 @@ def fit_points(
 
     `columns`: symbol -> column; `sigma` and `cluster` are columns, `keep` and `hold_out` conditions
     of `row_filter`. Rows of one `run_id` are one cluster unless `cluster` says otherwise. The Fit
-    counts the rows that the filter removes. Each parameter is an option of `harness fit TABLE`.
+    counts the rows that the filter removes. Its 11 parameters are
+    the options of `harness fit TABLE`.
 
     Raises FitError for conditions, columns, units and designs that cannot be right.
     """

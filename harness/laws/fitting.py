@@ -5,6 +5,7 @@ held-out comparison.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from harness.laws.solver.trust import Evidence, exponents_at, identify, objectiv
 from harness.laws.table import Table, data_hash
 
 MAX_SIGMA_RATIO = 1e4
+MIN_DRAWS = 20  # fewer resamples that could be fitted give no intervals
 
 
 def fit(
@@ -42,7 +44,8 @@ def fit(
     method: str = "auto",
 ) -> Fit:
     """Fit `law` to `table`, whose columns are the law's symbols (N, D, C, J, t) and its y (`loss`,
-    `energy` ...).
+    `energy` ...). Its 14 parameters are the options of one public call, and its 71
+    lines fill the 22 fields of a Fit.
 
     law        a name in `catalogue.NAMES`, or a law of the caller's (`Law.from_function`). Of the
                latter the certificate says the same, from central differences; a file stores its
@@ -74,35 +77,21 @@ def fit(
     delta = form.delta if delta is None else delta
     check_resampling(bootstrap, seed)
     _check_arguments(form, fixed, delta, method)
-    data = form.read(table, with_y=True)
-    y_all = data.pop(form.y)
-    n_all = len(y_all)
-    for name, values in {**data, "cluster": cluster, "strata": strata, "sigma": sigma, "hold_out": hold_out}.items():
-        if values is not None and len(values) != n_all:
-            raise FitError(f"{name} has {len(values)} entries, {form.y} has {n_all}: one per row is needed.")
-    mask = np.zeros(n_all, dtype=bool) if hold_out is None else np.asarray(hold_out, dtype=bool)
-    refuse_rows(form, table)
-    rows = {s: x[~mask] for s, x in data.items()}
-    y = y_all[~mask]
-    refuse_design(form, rows, y, fixed)
-    weight = _weights(form, y, None if sigma is None else np.asarray(sigma, dtype=np.float64)[~mask])
-    trunk = None if cluster is None else np.asarray(cluster)[~mask]
-    rung = _rungs(form, rows, trunk) if strata is None else np.asarray(strata)[~mask]
-
+    per_row = {"cluster": cluster, "strata": strata, "sigma": sigma, "hold_out": hold_out}
+    sample = _sample(form, table, per_row, fixed)
+    rows, y, weight, trunk, rung = sample.rows, sample.y, sample.weight, sample.trunk, sample.rung
     bound = form.bind(rows, y, weight, fixed)
     theta, objective, certificate = multistart(bound, delta)
     external = bound.external(theta[None])
     params = {n: float(external[n][0]) for n in form.params}
     residual = bound.model(theta[None])[0] - bound.target
-    draws = _bootstrap(bound, theta, delta, bootstrap, seed, trunk, rung, method)
+    draws = resample(bound, theta, delta, bootstrap, seed, trunk, rung, method) if bootstrap else None
+    if draws is not None and len(draws.theta) < MIN_DRAWS:
+        draws = None
     drawn = bound.external(draws.theta) if draws else {}
     drawn = {n: v for n, v in drawn.items() if n not in fixed}
-    derived, derived_draws = derive(form, params), derive_many(form, {**external, **drawn} if drawn else {})
-    free = int(bound.free.sum())
-    robust = robust_delta(residual)
-    if robust > 1e-9 and form.residual == "log":
-        refit = exponents_at(bound, theta, robust)
-        derived |= {f"{n}_at_robust_delta": v for n, v in refit.items() if n not in fixed}
+    derived_draws = derive_many(form, {**external, **drawn} if drawn else {})
+    derived = derive(form, params) | _robust_exponents(form, bound, theta, residual, fixed)
     result = Fit(
         law=form.name,
         formula=form.formula,
@@ -132,13 +121,63 @@ def fit(
         bound, rows, y, theta, objective, delta, params, result.interval, drawn, certificate,
         labels(rung if rung is not None else trunk, len(y)),
     )  # fmt: skip
-    result.identified, unpinned = identify(evidence)
-    result.warnings = [*_row_warnings(rows, y, weight, free), *unpinned, *warn(evidence)]
-    result.warnings += _bootstrap_warnings(draws, bootstrap, free)
-    if mask.any():
-        result.held_out, worse = held_out(result, data, y_all, mask, hold_out_label)
+    _judge(result, evidence, sample, draws, bootstrap)
+    if sample.held_out.any():
+        result.held_out, worse = held_out(result, sample.data, sample.y_all, sample.held_out, hold_out_label)
         result.warnings += worse
     return result
+
+
+def _robust_exponents(
+    form: Law, bound: BoundLaw, theta: Array, residual: Array, fixed: Mapping[str, float]
+) -> dict[str, float]:
+    """The exponents at a delta that is robust for these residuals, for comparison."""
+    robust = robust_delta(residual)
+    if robust <= 1e-9 or form.residual != "log":
+        return {}
+    refit = exponents_at(bound, theta, robust)
+    return {f"{n}_at_robust_delta": v for n, v in refit.items() if n not in fixed}
+
+
+def _judge(result: Fit, evidence: Evidence, sample: _Sample, draws: Draws | None, requested: int) -> None:
+    """Say which parameters are identified, and warn of what the rows and the draws do not tell."""
+    free = int(evidence.bound.free.sum())
+    result.identified, unpinned = identify(evidence)
+    result.warnings = [*_row_warnings(sample.rows, sample.y, sample.weight, free), *unpinned, *warn(evidence)]
+    result.warnings += _bootstrap_warnings(draws, requested, free)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The rows of a table: all of them, and those that are fitted."""
+
+    data: dict[str, Array]  # all rows, by symbol
+    y_all: Array
+    held_out: np.ndarray  # bool, per row of `data`
+    rows: dict[str, Array]  # fitted rows, by symbol
+    y: Array
+    weight: Array
+    trunk: Column | None
+    rung: Column | None
+
+
+def _sample(form: Law, table: Table, per_row: Mapping[str, Column | None], fixed: Mapping[str, float]) -> _Sample:
+    """Read a table. FitError where a column is short, a row cannot be used or the design allows no fit."""
+    data = form.read(table, with_y=True)
+    y_all = data.pop(form.y)
+    count = len(y_all)
+    for name, values in {**data, **per_row}.items():
+        if values is not None and len(values) != count:
+            raise FitError(f"{name} has {len(values)} entries, {form.y} has {count}: one per row is needed.")
+    refuse_rows(form, table)
+    hold_out, sigma, cluster, strata = (per_row[k] for k in ("hold_out", "sigma", "cluster", "strata"))
+    mask = np.zeros(count, dtype=bool) if hold_out is None else np.asarray(hold_out, dtype=bool)
+    rows, y = {s: x[~mask] for s, x in data.items()}, y_all[~mask]
+    refuse_design(form, rows, y, fixed)
+    weight = _weights(form, y, None if sigma is None else np.asarray(sigma, dtype=np.float64)[~mask])
+    trunk = None if cluster is None else np.asarray(cluster)[~mask]
+    rung = _rungs(form, rows, trunk) if strata is None else np.asarray(strata)[~mask]
+    return _Sample(data, y_all, mask, rows, y, weight, trunk, rung)
 
 
 def evaluate(
@@ -252,22 +291,6 @@ def _span(rows: Mapping[str, Array]) -> dict[str, list[float]]:
     return {s: [float(x.min()), float(x.max())] for s, x in values.items()}
 
 
-def _bootstrap(
-    bound: BoundLaw,
-    theta: Array,
-    delta: float,
-    draws: int,
-    seed: int,
-    trunk: Column | None,
-    rung: Column | None,
-    method: str,
-) -> Draws | None:
-    if draws == 0:
-        return None
-    result = resample(bound, theta, delta, draws, seed, trunk, rung, method)
-    return result if len(result.theta) >= 20 else None
-
-
 def _row_warnings(rows: Mapping[str, Array], y: Array, weight: Array, free: int) -> list[Warn]:
     """Rows that say less than their number suggests: copies of one another, or outweighed by a
     few."""
@@ -298,7 +321,10 @@ def _bootstrap_warnings(draws: Draws | None, requested: int, free: int) -> list[
         return []
     if draws is None:
         return [
-            Warn("BOOTSTRAP_FAILED", f"fewer than 20 of {requested} resamples could be fitted: there are no intervals.")
+            Warn(
+                "BOOTSTRAP_FAILED",
+                f"fewer than {MIN_DRAWS} of {requested} resamples could be fitted: there are no intervals.",
+            )
         ]
     out: list[Warn] = []
     failed = draws.counts["failed"]

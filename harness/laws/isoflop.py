@@ -79,7 +79,7 @@ def fit(
     `sigma` is the error bar of each loss (nat); without it the noise is the scatter about each
     budget's parabola. Each refused budget is a warning BUDGET_REFUSED, and its rows are counted in
     `excluded` by reason. Raises FitError with fewer than four budgets in the table or fewer than
-    three that survive.
+    three that survive. Its 8 parameters are the choices of the method.
     """
     check_resampling(bootstrap, seed)
     points = optima(table, method=method, window=window, sigma=sigma, seed=seed)

@@ -113,7 +113,7 @@ class Law:
         `columns` maps each of `symbols` to an array. Written with numpy's arithmetic, the function
         also takes parameters as columns (R, 1) and is called once for many; where it does not, it
         is called once for each vector, which is slow. Raises FitError for definitions that
-        contradict themselves.
+        contradict themselves. Its 15 parameters are the fields of a law.
         """
         if not name or not name.replace("_", "").replace("-", "").isalnum():
             raise FitError(

@@ -200,9 +200,11 @@ def _from_trace(series: Series, start_s: float, end_s: float, out: CardWindow) -
     return out
 
 
-def _from_counter(series: Series, start_s: float, end_s: float, out: CardWindow, ended: bool) -> CardWindow:
+def _ticks_around(
+    series: Series, start_s: float, end_s: float, out: CardWindow, ended: bool
+) -> tuple[int, int] | CardWindow:
+    """The tick before the window and the one after it; the refused window where the counter was not read throughout."""
     tick_s = out.tick_period_s or DEFAULT_TICK_S
-    out.source = series.card.label
     n = len(series.hi_s)
     ka, kb = bisect_right(series.hi_s, start_s) - 1, bisect_left(series.hi_s, end_s)
     if ka + 1 < n and errorbar.tick(series, ka + 1, tick_s)[0] <= start_s:
@@ -225,7 +227,7 @@ def _from_counter(series: Series, start_s: float, end_s: float, out: CardWindow,
             code,
             f"{_BREAK_MESSAGES[code]} {when - start_s:.3g} s into the window; at least {rising_j(series, start_s, end_s):.4g} J were used",
         )
-    wide = series.energy_reads.inside(start_s - 2 * tick_s, end_s + 2 * tick_s, 5 * tick_s)
+    wide = _gaps(series, start_s, end_s, tick_s)
     at_edge = [g for g in wide if any(g[0] < e + 2 * tick_s and g[1] > e - 2 * tick_s for e in (start_s, end_s))]
     missing = sum(min(h, end_s) - max(g, start_s) for g, h in wide if h > start_s and g < end_s)
     if at_edge or missing > 0.05 * (end_s - start_s):
@@ -237,7 +239,21 @@ def _from_counter(series: Series, start_s: float, end_s: float, out: CardWindow,
             "SAMPLER_GAP",
             f"no counter readings {where}; at least {rising_j(series, start_s, end_s):.4g} J were used",
         )
+    return ka, kb
 
+
+def _gaps(series: Series, start_s: float, end_s: float, tick_s: float) -> list[tuple[float, float]]:
+    """Intervals in and around the window in which the counter was not read for five ticks."""
+    return series.energy_reads.inside(start_s - 2 * tick_s, end_s + 2 * tick_s, 5 * tick_s)
+
+
+def _from_counter(series: Series, start_s: float, end_s: float, out: CardWindow, ended: bool) -> CardWindow:
+    tick_s = out.tick_period_s or DEFAULT_TICK_S
+    out.source = series.card.label
+    around = _ticks_around(series, start_s, end_s, out, ended)
+    if isinstance(around, CardWindow):
+        return around
+    ka, kb = around
     (ea, sa, ka, xa), (eb, sb, kb, xb) = (
         errorbar.interpolate(series, ka, start_s, tick_s),
         errorbar.interpolate(series, kb - 1, end_s, tick_s),
@@ -263,7 +279,7 @@ def _from_counter(series: Series, start_s: float, end_s: float, out: CardWindow,
         )
     if series.points and energy <= 0:
         return _fail(out, "STUCK", "the energy counter did not move during the window")
-    if not wide:
+    if not _gaps(series, start_s, end_s, tick_s):
         plausibility.cross_check(series, start_s, end_s, tick_s, out)
     return out
 

@@ -114,7 +114,9 @@ def measure(
     settle_s: float = SETTLE_GIVE_UP_S,
 ) -> SensorCard:
     """Measure a card that is idle now. `seconds` of bare idle, as many with a context once its
-    power has settled, for which `settle_s` are given at most, and `steps` bursts of load."""
+    power has settled, for which `settle_s` are given at most, and `steps` bursts of load.
+    Its 8 parameters are the card, the load and the times of one measurement.
+    """
     c = cards[card]
     out = SensorCard(c.uuid, c.name, c.driver, round(time.time()))
     bare, costs = poll(source, cards, card, after(seconds))

@@ -55,6 +55,7 @@ class Mirror:
         tags: list[str],
         folder: Path,
     ) -> None:
+        """Nothing is started yet. Its 8 parameters are what W&B knows a run by."""
         self.config = config
         self.folder = folder.absolute() / "wandb"
         self.run_id = wandb_id(run_id)

@@ -100,7 +100,7 @@ def resample(
     """Refit `draws` resampled data sets from `theta` (p,), the optimum of the data (see `refit`).
 
     `cluster` names the trunk of each row (None: every row its own), `strata` the rung; see above
-    for `method`.
+    for `method`. Its 8 parameters are those of the fit that is repeated.
     """
     rng = np.random.default_rng(seed)
     trunk = labels(cluster, bound.n)
