@@ -45,9 +45,12 @@ pygments_style = "friendly"
 highlight_language = "text"  # of blocks that name no language
 
 
-# --- docstrings: plain text with `code` becomes reStructuredText -----------------------------------------------------
+# --- docstrings: plain text with `code` becomes reStructuredText ----------------------------------
 def plain_to_rst(lines: list[str]) -> list[str]:
-    """Docstrings here are plain text. A paragraph with an indented line or columns is shown as it is written."""
+    """Docstrings here are plain text.
+
+    A paragraph with an indented line or columns is shown as it is written.
+    """
     out: list[str] = []
     for paragraph in "\n".join(lines).split("\n\n"):
         rows = [r for r in paragraph.split("\n") if r.strip()]
@@ -75,7 +78,9 @@ def escape(text: str) -> str:
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    """Field -> the comment behind it or in the lines above it: where a dataclass of this project says what a field means."""
+    """Field -> the comment behind it or in the lines above it: where a dataclass of this project
+    says what a field means.
+    """
     try:
         source = inspect.cleandoc(inspect.getsource(cls))
         (definition,) = ast.parse(source).body
@@ -116,7 +121,9 @@ def field_line(f: dataclasses.Field, comment: str) -> str:
 
 
 def on_signature(app: Any, what: str, name: str, thing: Any, *_: Any) -> tuple[str, None] | None:
-    """The fields of a dataclass are listed one a line with their meaning, not in a signature too."""
+    """The fields of a dataclass are listed one a line with their meaning, not in a signature
+    too.
+    """
     return ("", None) if what == "class" and dataclasses.is_dataclass(thing) else None
 
 

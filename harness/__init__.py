@@ -1,4 +1,5 @@
-"""A scaling-experiment harness: loss, FLOP and joules of a ladder of small transformers in one ledger, and their laws.
+"""A scaling-experiment harness: loss, FLOP and joules of a ladder of small transformers in one
+ledger, and their laws.
 
     from harness import LlamaConfig, BudgetConfig, RunConfig, load_study, train
 
@@ -6,14 +7,17 @@
     study = load_study("runs/mine")
     study.points()
 
-Names are imported when they are first used, so that `import harness` is instant and torch is loaded for training alone. Reading order:
-`config.schema` (what a run may be), `config.ladder` (config to rung), `train.run` (START HERE for the path of one run), `records` (what
-a run leaves), `analysis.points` (records to arrays), `laws` (arrays to fits), `report` (fits to pages), `cli` (verbs).
+Names are imported when they are first used, so that `import harness` is instant and torch is loaded
+for training alone. Reading order: `config.schema` (what a run may be), `config.ladder` (config to
+rung), `training.run` (START HERE for the path of one run), `records` (what a run leaves),
+`analysis.points` (records to arrays), `laws` (arrays to fits), `report` (fits to pages), `cli`
+(verbs).
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # type checkers take it for true; importing `typing` would take half of this module's time
+# type checkers take it for true; importing `typing` would take half of this module's time
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -115,7 +119,10 @@ _MODULES: dict[str, tuple[str, ...]] = {
 
 
 def load_study(folder: str) -> Study:
-    """The study in a folder, such as runs/cpu: records, evaluations, fits and answers. RecordError for a folder that is none."""
+    """The study in a folder, such as runs/cpu: records, evaluations, fits and answers.
+
+    RecordError for a folder that is none.
+    """
     from harness.analysis.study import Study
 
     return Study.load(folder)

@@ -1,4 +1,6 @@
-"""Text tables on the standard output: aligned plain text in a pipe or a file, laid out by `rich` on a terminal."""
+"""Text tables on the standard output: aligned plain text in a pipe or a file, laid out by `rich` on
+a terminal.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Table:
         return self.align.ljust(len(self.widths()), "l")
 
     def text(self) -> str:
-        """The table as plain text of any width: two spaces between columns, no escape codes, nothing cut off."""
+        """The table as plain text of any width: two spaces between columns, no escape codes,
+        nothing cut off.
+        """
         widths, sides = self.widths(), self.sides()
 
         def padded(line: list[str]) -> str:
@@ -51,7 +55,10 @@ class Table:
 
 
 def show(*parts: Table | str) -> None:
-    """Print tables and lines. On a terminal, the last column of a table is wrapped where it does not fit."""
+    """Print tables and lines.
+
+    On a terminal, the last column of a table is wrapped where it does not fit.
+    """
     if not sys.stdout.isatty():
         print("\n".join(part.text() if isinstance(part, Table) else part for part in parts))
         return
@@ -71,7 +78,9 @@ def renderable(width: int, *parts: Table | str) -> RenderableType:
 
 
 def _grid(table: Table, width: int) -> RenderableType:
-    """The table with its last column wrapped; as plain text if little room is left for that column."""
+    """The table with its last column wrapped; as plain text if little room is left for that
+    column.
+    """
     import rich.table
     from rich.text import Text
 
@@ -89,7 +98,9 @@ def _grid(table: Table, width: int) -> RenderableType:
 
 
 def live(out: TextIO) -> Live:
-    """A display that is redrawn in place by `live.update(renderable(width, ...), refresh=True)`; `out` is a terminal."""
+    """A display that is redrawn in place by `live.update(renderable(width, ...), refresh=True)`;
+    `out` is a terminal.
+    """
     from rich.console import Console
     from rich.live import Live
 

@@ -1,4 +1,7 @@
-"""Options and fixtures that several test folders share. Published data and corpora are read where they lie, never copied."""
+"""Options and fixtures that several test folders share.
+
+Published data and corpora are read where they lie, never copied.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """RunRecords that obey a known law, for tests that must not wait for training.
 
-The surface is L = E + A / n_total^alpha + B / tokens^beta with log-normal noise per trunk and per point; energy, where
-asked for, is P0 t + e C. Nothing here is a measurement: every record says `device: synthetic`.
+The surface is L = E + A / n_total^alpha + B / tokens^beta with log-normal noise per trunk and per
+point; energy, where asked for, is P0 t + e C. Nothing here is a measurement: every record says
+`device: synthetic`.
 """
 
 from __future__ import annotations
@@ -172,7 +173,9 @@ def record(
 def ladder(
     *, widths: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128), seeds: int = 1, rates: bool = False, **kw: object
 ) -> list[RunRecord]:
-    """A ladder of trunks; `rates` adds the probes of a learning-rate check at the smallest and the largest rung."""
+    """A ladder of trunks; `rates` adds the probes of a learning-rate check at the smallest and the
+    largest rung.
+    """
     records = [record(w, seed=s, **kw) for w in widths for s in range(seeds)]  # type: ignore[arg-type]
     if rates:
         for w in (widths[0], widths[-1]):

@@ -1,4 +1,7 @@
-"""TtcRecords that obey a known law, for tests of what is fitted to them. Nothing here is a measurement."""
+"""TtcRecords that obey a known law, for tests of what is fitted to them.
+
+Nothing here is a measurement.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ def record(
     chance: float = 0.0,
     rows: list[TtcRow] | None = None,
 ) -> TtcRecord:
-    """`p` (P,): chance that one sample of each problem is right; wrong ones all differ, so that votes find the right one."""
+    """`p` (P,): chance that one sample of each problem is right; wrong ones all differ, so that
+    votes find the right one.
+    """
     rng = np.random.default_rng([seed, tokens, stride, round(decode)])
     right = rng.binomial(samples, p)
     wrong = [rng.multinomial(samples - c, np.full(20, 0.05)).tolist() for c in right]
@@ -55,7 +60,9 @@ def record(
 
 
 def exchange_ladder(g: float, *, seeds: int = 3, problems: int = 150, joules: bool = False) -> list[TtcRecord]:
-    """Accuracy = sigmoid(ln F_test/1e6 + g ln F_train/1e12), so that F_test ~ F_train^-g at equal accuracy."""
+    """Accuracy = sigmoid(ln F_test/1e6 + g ln F_train/1e12), so that F_test ~ F_train^-g at equal
+    accuracy.
+    """
     out = []
     for seed in range(seeds):
         for stride in (1, 2, 4):
@@ -82,9 +89,11 @@ def exchange_ladder(g: float, *, seeds: int = 3, problems: int = 150, joules: bo
 
 
 def lines_that_break_even(g: float, *, seed: int = 0, problems: int = 200, noisy: bool = False) -> list[TtcRecord]:
-    """Greedy accuracy = sigmoid(ln F_test/1e6 + g ln F_train/1e12) of three lines at test costs 1e6, 5e5 and 2.5e5 FLOP.
+    """Greedy accuracy = sigmoid(ln F_test/1e6 + g ln F_train/1e12) of three lines at test costs
+    1e6, 5e5 and 2.5e5 FLOP.
 
-    Exactly so unless `noisy`: then each problem is right by chance, the same draw of luck in every cell.
+    Exactly so unless `noisy`: then each problem is right by chance, the same draw of luck in every
+    cell.
     """
     out = []
     luck = np.random.default_rng([seed, 11]).random(problems) if noisy else (np.arange(problems) + 0.5) / problems
@@ -99,7 +108,9 @@ def lines_that_break_even(g: float, *, seed: int = 0, problems: int = 200, noisy
 
 
 def emergent(tokens_of_trace: int, *, bend: float = 0.0, chance: float = 0.1, jump: bool = False) -> list[TtcRecord]:
-    """Exact match = c + (1 - c) p_token^T; logit p_token is a line in ln FLOP, plus `bend` above the middle end point."""
+    """Exact match = c + (1 - c) p_token^T; logit p_token is a line in ln FLOP, plus `bend` above
+    the middle end point.
+    """
     out, rng = [], np.random.default_rng(3)
     for i in range(12):
         flop = 10.0 ** (10 + 0.25 * i)

@@ -1,4 +1,6 @@
-"""Every script under scripts/bench, and make_reference, starts, does a small piece of its work, and prints its figures."""
+"""Every script under scripts/bench, and make_reference, starts, does a small piece of its work, and
+prints its figures.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "scripts" / "bench"
-# Script -> arguments for a small piece of its work, and what one of its lines then looks like. The piece is too small for
-# the script's own targets, so `meter` may end with exit code 1.
+# Script -> arguments for a small piece of its work, and what one of its lines then looks like. The
+# piece is too small for the script's own targets, so `meter` may end with exit code 1.
 PIECES = {
     "chaos": ("--kills 1", r"^1 kills, 1 sweeps, seed 0: every run ended bitwise"),
     "coverage": ("--ladders 1 --draws 10", r"^independent points +[01]\.000 +[01]\.000"),
@@ -40,7 +42,8 @@ def test_a_benchmark_does_a_small_piece_of_its_work(name: str, request: pytest.F
     done = subprocess.run(
         [sys.executable, str(BENCH / name), *arguments.split()],
         cwd=ROOT,
-        env={**os.environ, "PIP_NO_INDEX": "1"},  # meter_peers installs its peers: here it says that it cannot
+        # meter_peers installs its peers: here it says that it cannot
+        env={**os.environ, "PIP_NO_INDEX": "1"},
         capture_output=True,
         text=True,
         timeout=300,

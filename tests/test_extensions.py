@@ -1,5 +1,6 @@
-"""The additions of docs/extending.md, kept as patches: each is applied to a copy of the tree, passes its family's tests there, and is used
-from the command line."""
+"""The additions of docs/extending.md, kept as patches: each is applied to a copy of the tree,
+passes its family's tests there, and is used from the command line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What `from harness import …` offers: one sorted list, imported late, with the checks behind it."""
+"""What `from harness import …` offers: one sorted list, imported late, with the checks behind
+it.
+"""
 
 from __future__ import annotations
 

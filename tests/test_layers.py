@@ -1,5 +1,7 @@
-"""Who may import whom, read from the syntax tree: one strict order of packages, no cycles, torch-free parts, and each outside library
-in its own files. The table of `docs/extending.md` is `layer_table()`."""
+"""Who may import whom, read from the syntax tree: one strict order of packages, no cycles,
+torch-free parts, and each outside library in its own files. The table of `docs/extending.md` is
+`layer_table()`.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ FILES = list(MODULES.values())
 
 @cache
 def imports(path: Path) -> list[tuple[str, bool]]:
-    """(module, whether a function does it) of every import, modules of ours without `harness.`; TYPE_CHECKING is left out."""
+    """(module, whether a function does it) of every import, modules of ours without `harness.`;
+    TYPE_CHECKING is left out.
+    """
     found: list[tuple[str, bool]] = []
 
     def own(module: str) -> str:
@@ -109,7 +113,9 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 
 def ours(module: str) -> Iterator[tuple[str, bool]]:
-    """Modules of this package that one of them imports; the front door `harness/__init__` is none of them."""
+    """Modules of this package that one of them imports; the front door `harness/__init__` is none
+    of them.
+    """
     return ((m, inside) for m, inside in imports(MODULES[module]) if m in MODULES and m)
 
 
@@ -185,7 +191,9 @@ def torch_free(module: str) -> bool:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m and torch_free(m)])
 def test_torch_free_parts(module: str) -> None:
-    """Neither a module nor anything that it imports at its top imports torch; functions do so only where LATE_TORCH says."""
+    """Neither a module nor anything that it imports at its top imports torch; functions do so only
+    where LATE_TORCH says.
+    """
     seen: set[str] = set()
 
     def visit(current: str, path: tuple[str, ...]) -> None:
@@ -242,7 +250,8 @@ def test_no_god_modules_and_no_swallowed_exceptions() -> None:
                 )
 
 
-# what a declared package brings under a name of its own, or together with a dependency that it cannot do without
+# what a declared package brings under a name of its own, or together with a dependency that it
+# cannot do without
 BROUGHT = {
     "transformers": {"tokenizers", "safetensors"},
     "hydra-core": {"hydra", "omegaconf", "yaml"},

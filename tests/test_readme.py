@@ -1,4 +1,6 @@
-"""What README.md and docs/ say exists, and their commands mean something: verbs and overrides compose, the cheap ones run."""
+"""What README.md and docs/ say exists, and their commands mean something: verbs and overrides
+compose, the cheap ones run.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +149,9 @@ def points_table() -> list[tuple[float, float, float]]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what the commands name: a text, the ladder printed in docs/extending.md, a table, a fit."""
+    """A working directory with what the commands name: a text, the ladder printed in
+    docs/extending.md, a table, a fit.
+    """
     table = points_table()
     lines = ["Model Size,Training FLOP,loss", *(",".join(map(repr, row)) for row in table)]
     (tmp_path / "points.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")

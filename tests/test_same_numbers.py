@@ -1,4 +1,6 @@
-"""`scripts/same_numbers`: two checkouts with equal numbers pass, and any number that differs is found and named."""
+"""`scripts/same_numbers`: two checkouts with equal numbers pass, and any number that differs is
+found and named.
+"""
 
 from __future__ import annotations
 

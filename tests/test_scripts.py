@@ -1,4 +1,7 @@
-"""The set-up scripts fail in one line with a non-zero exit code, and run what they promise. Nothing is installed here."""
+"""The set-up scripts fail in one line with a non-zero exit code, and run what they promise.
+
+Nothing is installed here.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,8 @@ def test_without_python(clone: Path, bin_dir: Path) -> None:
 
 
 def test_old_python(clone: Path, bin_dir: Path) -> None:
-    stub(bin_dir / "python3", "exit 1")  # what `sys.exit(sys.version_info < (3, 11))` does on an older one
+    # what `sys.exit(sys.version_info < (3, 11))` does on an older one
+    stub(bin_dir / "python3", "exit 1")
     refused(start(clone, bin_dir), "no Python 3.11 or newer")
 
 
@@ -129,7 +133,9 @@ def test_no_network(clone: Path, bin_dir: Path) -> None:
 
 
 def ready(clone: Path, harness: str, venv: str = ".venv") -> None:
-    """An environment that is up to date: a Python that is this one, its pip answered for, and a stand-in for `harness`."""
+    """An environment that is up to date: a Python that is this one, its pip answered for, and a
+    stand-in for `harness`.
+    """
     stub(
         clone / venv / "bin/python",
         f'case "$*" in "-m pip --version") exit 0;; "-m pip"*) echo "pip $*" >> {clone.parent}/pip; exit 0;; '

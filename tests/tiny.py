@@ -1,7 +1,9 @@
-"""Runs so small that a test can train, kill and resume them by the dozen, and what must be equal between two of them bit for bit.
+"""Runs so small that a test can train, kill and resume them by the dozen, and what must be equal
+between two of them bit for bit.
 
-`python tests/tiny.py` is a server that imports torch once and forks a process per run: real processes to kill, without paying for
-imports each time. Its standard input has one pickled request per line, see `Server`.
+`python tests/tiny.py` is a server that imports torch once and forks a process per run: real
+processes to kill, without paying for imports each time. Its standard input has one pickled request
+per line, see `Server`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from harness.records import RunState, SpendRow, StepRow
 
 BATCH = 84  # tokens per update: four sequences of 21
 WARMUP = 5  # updates
-MEASURED = {"wall_s", "tokens_per_s", "flop_per_s", "mfu", "energy", "energy_j"}  # never equal between two runs
+# never equal between two runs
+MEASURED = {"wall_s", "tokens_per_s", "flop_per_s", "mfu", "energy", "energy_j"}
 
 
 def config(
@@ -46,7 +49,9 @@ def config(
     control: AttemptConfig | None = None,
     **changes: Any,
 ) -> RunConfig:
-    """A run of `steps` updates on one thread; a model of width 8 and a few thousand parameters, about 3 ms an update."""
+    """A run of `steps` updates on one thread; a model of width 8 and a few thousand parameters,
+    about 3 ms an update.
+    """
     run = RunConfig(
         model=LlamaConfig(width=8, depth=1),
         corpus=FactsConfig(context=21, vocab=32, keys=200, val_tokens=630),
@@ -81,7 +86,7 @@ def train(run: RunConfig) -> RunState:
     return train_run.train(run)
 
 
-# --- what two runs must have in common -----------------------------------------------------------------------------------
+# --- what two runs must have in common ------------------------------------------------------------
 def steps(folder: Path) -> list[StepRow]:
     return list(records.read_rows(folder / "steps.jsonl", StepRow))
 
@@ -96,7 +101,9 @@ def unmeasured(row: Any) -> dict[str, Any]:
 
 
 def outcome(folder: Path, optimiser: bool = True) -> dict[str, Any]:
-    """Points, step rows in path order, and a hash of every tensor of the end points and branch points."""
+    """Points, step rows in path order, and a hash of every tensor of the end points and branch
+    points.
+    """
     return {
         "points": [unmeasured(p) for p in records.load_record(folder).points],
         "steps": sorted((unmeasured(r) for r in steps(folder)), key=lambda r: (r["branch"], r["step"])),
@@ -116,7 +123,7 @@ def tensors(folder: Path, optimiser: bool = True) -> dict[str, str]:
     }
 
 
-# --- real processes, forked from one that has imported torch -------------------------------------------------------------
+# --- real processes, forked from one that has imported torch --------------------------------------
 class Server:
     """Starts runs in processes of their own; `wait` gives the exit code, negative for a signal."""
 
@@ -127,7 +134,9 @@ class Server:
         assert self._read() == "ready"
 
     def start(self, run: RunConfig, executed: Path) -> int:
-        """Process id of a new process that trains `run`; each update it makes adds one byte to the file `executed`."""
+        """Process id of a new process that trains `run`; each update it makes adds one byte to the
+        file `executed`.
+        """
         self._write(("start", run, str(executed)))
         return int(self._read())
 

@@ -21,7 +21,8 @@ from harness.records import fits as fit_files
 from harness.units import duration, si
 
 PREFERRED = ("loss_nd", "loss_compute")  # of a study's fits
-QUESTIONS: dict[Question, str] = {"run": "N and D", "loss": "C"}  # of laws, best first: what they are laws of
+# of laws, best first: what they are laws of
+QUESTIONS: dict[Question, str] = {"run": "N and D", "loss": "C"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def ask(arguments: Sequence[str]) -> int:
-    """Answer from fits: the best run for a budget, the cheapest run for a loss, the runs to do next."""
+    """Answer from fits: the best run for a budget, the cheapest run for a loss, the runs to do
+    next.
+    """
     p = parser()
     args = p.parse_args(arguments)
     if args.flop is None and args.loss is None and args.next is None:
@@ -102,7 +105,9 @@ def _unpinned(fit: Fit) -> list[str]:
 
 
 def gather(paths: Sequence[str]) -> tuple[dict[str, Fit], Study | None]:
-    """All fits of the sources by name, and the study among the sources, whose records give costs."""
+    """All fits of the sources by name, and the study among the sources, whose records give
+    costs.
+    """
     fits: dict[str, Fit] = {}
     study: Study | None = None
     for source in paths:
@@ -174,7 +179,7 @@ def _costs(fit: Fit, study: Study | None) -> Costs:
     return of_study(study.records, n_column)
 
 
-# --- words ----------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 def _choice_lines(c: optimal.Choice) -> list[str]:
     lines = [c.question]
     if c.n is not None:

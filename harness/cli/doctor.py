@@ -147,7 +147,10 @@ def _sensors() -> list[tuple[str, str, str | None]]:
 
 
 def sensor_cards(seconds: float = 12.0) -> tuple[list[Table | str], bool]:
-    """Measure and keep the sensor of every GPU that CUDA shows. Returns what to print, and False if there is no GPU."""
+    """Measure and keep the sensor of every GPU that CUDA shows.
+
+    Returns what to print, and False if there is no GPU.
+    """
     from harness.power import sensor
     from harness.power.nvml import NvmlSource
     from harness.power.source import Refused
@@ -185,7 +188,8 @@ def gpu_actions(index: int) -> tuple[sensor.Actions | None, str]:
     device = torch.device("cuda", index)
 
     def burst(seconds: float) -> tuple[int, int]:
-        a, b = (torch.randn(4096, 4096, device=device, dtype=torch.bfloat16) for _ in range(2))  # zeros would draw less
+        # zeros would draw less
+        a, b = (torch.randn(4096, 4096, device=device, dtype=torch.bfloat16) for _ in range(2))
         torch.cuda.synchronize(device)
         begin = time.monotonic_ns()
         while time.monotonic_ns() - begin < seconds * 1e9:

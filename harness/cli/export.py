@@ -1,4 +1,6 @@
-"""`harness export`: a run's end point as a Hugging Face checkpoint, or a study as a parquet table."""
+"""`harness export`: a run's end point as a Hugging Face checkpoint, or a study as a parquet
+table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`harness fit`: every law of a study, or with `--law` one law of a table or of a study's points."""
+"""`harness fit`: every law of a study, or with `--law` one law of a table or of a study's
+points.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from harness.laws.fitting import check_resampling
 from harness.records import fits as fit_files
 from harness.records import write_text_atomic
 
-SYMBOLS = {"n": "N", "d": "D", "flop": "C", "loss": "loss", "time": "t"}  # option -> symbol of the laws
+# option -> symbol of the laws
+SYMBOLS = {"n": "N", "d": "D", "flop": "C", "loss": "loss", "time": "t"}
 FIGURE_SUFFIXES = (".png", ".svg")
 EPILOG = (
     "Columns that are not named are looked up by this project's names (n_total, tokens, train_flop, loss_nat, energy_j, "
@@ -30,7 +33,9 @@ EPILOG = (
 
 
 def parser() -> tuple[argparse.ArgumentParser, list[argparse.Action], list[argparse.Action]]:
-    """The parser, the options of a single law, and the options of a study; the last two are None where not given."""
+    """The parser, the options of a single law, and the options of a study; the last two are None
+    where not given.
+    """
     p = argparse.ArgumentParser(
         prog="harness fit",
         description="Fit L(N, D), the frontier L(C), the energy laws where energy was measured, and the laws of evaluations "
@@ -100,7 +105,9 @@ def _law_options(p: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def fit(arguments: Sequence[str]) -> int:
-    """Fit and print; exit code 0 also for a fit that did not converge, which its first line says."""
+    """Fit and print; exit code 0 also for a fit that did not converge, which its first line
+    says.
+    """
     p, law_options, study_options = parser()
     args = p.parse_args(arguments)
     is_table = args.source.endswith(tables.SUFFIXES)
@@ -121,14 +128,16 @@ def fit(arguments: Sequence[str]) -> int:
     return _compare(args, path) if args.law == COMPARE else _fit_law(args, path)
 
 
-# --- every law of a study ------------------------------------------------------------------------------------------------
+# --- every law of a study -------------------------------------------------------------------------
 def _fit_study(args: argparse.Namespace) -> int:
-    check_resampling(args.bootstrap, args.seed)  # each law would refuse them, and a refused law is only left out
+    # each law would refuse them, and a refused law is only left out
+    check_resampling(args.bootstrap, args.seed)
     study = Study.load(sources.find_or_fetch_study(args.source), args.out)
     study.fit(bootstrap=args.bootstrap, delta=args.delta, seed=args.seed)
     path = study.save()
     print_study(study, path)
-    if sources.is_wandb(args.source) and args.wandb is None:  # a project that was read is written to only when asked
+    if sources.is_wandb(args.source) and args.wandb is None:
+        # a project that was read is written to only when asked
         return 0
     from harness.analysis.wandb_study import mirror_study
 
@@ -138,7 +147,9 @@ def _fit_study(args: argparse.Namespace) -> int:
 
 
 def print_study(study: Study, path: Path) -> None:
-    """Print the laws of a study, and the reasons of those that are missing. `path`: its fits.json."""
+    """Print the laws of a study, and the reasons of those that are missing. `path`: its
+    fits.json.
+    """
     from harness.analysis import energy as study_energy
     from harness.analysis import points as study_points
     from harness.analysis.ttc import answers as ttc_answers
@@ -146,7 +157,8 @@ def print_study(study: Study, path: Path) -> None:
     for name, law_fit in study.fits.items():
         if law_fit.scope != "cell":
             print(f"{name}\n{laws.summary(law_fit)}\n")
-    if cells := sum(f.scope == "cell" for f in study.fits.values()):  # three laws per cell would bury the rest
+    if cells := sum(f.scope == "cell" for f in study.fits.values()):
+        # three laws per cell would bury the rest
         print(f"{cells} laws of single cells (voting, coverage, pass@k): in {path}")
     if study.answers is not None:
         print("\n".join(ttc_answers.lines(study.answers)))
@@ -159,7 +171,7 @@ def print_study(study: Study, path: Path) -> None:
     print(f"written: {path}")
 
 
-# --- one law ---------------------------------------------------------------------------------------------------------------
+# --- one law --------------------------------------------------------------------------------------
 def _fit_law(args: argparse.Namespace, path: Path) -> int:
     columns = _named_columns(args)
     if args.energy:

@@ -1,4 +1,8 @@
-"""The verbs. `plan`, `run` and `ttc` compose a config with Hydra; the others read files. Nothing here imports torch."""
+"""The verbs.
+
+`plan`, `run` and `ttc` compose a config with Hydra; the others read files. Nothing here imports
+torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from collections.abc import Callable
 from harness import __version__
 from harness.errors import HarnessError
 
-# Verb -> module that has the function of its name. Modules are imported late, so that help is instant
+# Verb -> module that has the function of its name. Modules are imported late, so that help is
+# instant
 MODULES = {
     "plan": "run",
     "run": "run",
@@ -45,7 +50,11 @@ usage: harness VERB [ARGUMENTS]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 the work was not finished or differs, 2 the user's mistake, 130 stopped by Ctrl-C."""
+    """Entry point.
+
+    Exit codes: 0 done, 1 the work was not finished or differs, 2 the user's mistake, 130 stopped by
+    Ctrl-C.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Run a ladder into a fresh folder and compare it with the committed reference; exit code 1 if they differ."""
+    """Run a ladder into a fresh folder and compare it with the committed reference; exit code 1 if
+    they differ.
+    """
     parser = argparse.ArgumentParser(
         prog="harness reproduce",
         description="Run a ladder into a fresh folder and compare its losses and accuracies with its committed reference.",

@@ -40,7 +40,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def ttc(arguments: Sequence[str]) -> int:
-    """Train a sweep of tasks where needed, evaluate every end point, fit and report; exit code 0 when all of it is done."""
+    """Train a sweep of tasks where needed, evaluate every end point, fit and report; exit code 0
+    when all of it is done.
+    """
     if _asks_for_help(arguments):
         return _help("ttc")
     from harness.cli.fit import fit

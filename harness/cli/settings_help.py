@@ -1,4 +1,7 @@
-"""`--help` of the verbs that compose a config: every setting that applies to the verb. No torch, no composition."""
+"""`--help` of the verbs that compose a config: every setting that applies to the verb.
+
+No torch, no composition.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ Choices: {choices}
 Your own ladders: DIR/ladder/NAME.yaml with --config-dir DIR, or conf/ladder/NAME.yaml in the working directory.
 
 Settings with their default, meaning and [unit or choices]:"""
-# Verb -> sections that change nothing for it. It accepts their settings, so that one command line serves all verbs
+# Verb -> sections that change nothing for it. It accepts their settings, so that one command line
+# serves all verbs
 UNUSED_SECTIONS = {"plan": ("tracker", "attempt", "ttc"), "run": ("ttc",), "ttc": ()}
 
 
@@ -35,7 +39,9 @@ def print_help(verb: str, description: str) -> None:
 
 
 def _rows(verb: str) -> Iterator[tuple[str, str]]:
-    """(setting=default, meaning [unit or choices]) in the order of the schema, each section under a row of its own."""
+    """(setting=default, meaning [unit or choices]) in the order of the schema, each section under a
+    row of its own.
+    """
     for section in fields(RunConfig):
         if section.name in UNUSED_SECTIONS[verb]:
             continue

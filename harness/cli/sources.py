@@ -15,8 +15,8 @@ PLACES = (Path(), Path("runs"), Path("results/reference"))
 def find_study(source: str) -> Path:
     """The folder of a study by its path, or by its name below ./runs or results/reference.
 
-    A folder that holds only results (fits of a committed reference in runs/<name>) gives way to one that holds runs.
-    Raises RecordError if there is no such folder.
+    A folder that holds only results (fits of a committed reference in runs/<name>) gives way to one
+    that holds runs. Raises RecordError if there is no such folder.
     """
     folders = [place / source for place in PLACES if (place / source).is_dir()]
     if not folders:
@@ -33,12 +33,16 @@ def is_wandb(source: str) -> bool:
 
 
 def find_or_fetch_study(source: str) -> Path:
-    """The folder of a study, or that of a W&B project (wandb:ENTITY/PROJECT), whose records are fetched into it."""
+    """The folder of a study, or that of a W&B project (wandb:ENTITY/PROJECT), whose records are
+    fetched into it.
+    """
     return fetch_study(source) if is_wandb(source) else find_study(source)
 
 
 def fetch_study(source: str) -> Path:
-    """Fetch the records of a W&B project (wandb:ENTITY/PROJECT) into a study folder of their own below ./runs."""
+    """Fetch the records of a W&B project (wandb:ENTITY/PROJECT) into a study folder of their own
+    below ./runs.
+    """
     project = source.removeprefix(WANDB)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", project):
         raise RecordError(f"study {source!r}: give wandb:ENTITY/PROJECT or wandb:PROJECT.")
@@ -50,6 +54,8 @@ def fetch_study(source: str) -> Path:
 
 
 def refuse_place(flag: str, path: Path) -> None:
-    """Raise FitError if `path` is a folder or lies in none, so that no file can be written there."""
+    """Raise FitError if `path` is a folder or lies in none, so that no file can be written
+    there.
+    """
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise FitError(f"{flag} {path}: there is no folder {path.parent}, or it is one itself. Choose another place.")

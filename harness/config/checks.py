@@ -1,5 +1,6 @@
-"""Whether a resolved config can be run: ranges of single numbers, and contradictions between settings. Pure and total: every problem
-is named, nothing is changed, nothing is read from disk."""
+"""Whether a resolved config can be run: ranges of single numbers, and contradictions between
+settings. Pure and total: every problem is named, nothing is changed, nothing is read from disk.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def _at_least(low: float) -> tuple[Callable[[float], bool], str]:
 
 _ABOVE_0: tuple[Callable[[float], bool], str] = (lambda v: v > 0, "above 0")
 _SHARE: tuple[Callable[[float], bool], str] = (lambda v: 0 <= v < 1, "at least 0 and below 1")
-# What one number alone can get wrong; None is never a problem. Contradictions between settings are in `check_run`.
+# What one number alone can get wrong; None is never a problem. Contradictions between settings are
+# in `check_run`.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2**63, "at least 0 and below 2^63"),
     "model.depth": _at_least(1),
@@ -75,7 +77,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def _numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a config by its key; None and booleans are left out, lists give their items."""
+    """Every number of a config by its key; None and booleans are left out, lists give their
+    items.
+    """
     for f in dataclasses.fields(typing.cast(typing.Any, value)):
         item, where = getattr(value, f.name), f"{path}{f.name}"
         if dataclasses.is_dataclass(item):

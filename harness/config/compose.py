@@ -1,6 +1,7 @@
 """DictConfig to RunConfig: the one door. Beyond it nobody sees a DictConfig.
 
-The guard exists because Hydra accepts `+typo=1` silently and hangs it on the object. All problems are reported in one message.
+The guard exists because Hydra accepts `+typo=1` silently and hangs it on the object. All problems
+are reported in one message.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class FormerRunSection:
 
 
 def register() -> None:
-    """Store every schema with Hydra under `_schema/…`, so that 'available options' lists only real choices."""
+    """Store every schema with Hydra under `_schema/…`, so that 'available options' lists only real
+    choices.
+    """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -41,7 +44,8 @@ def register() -> None:
     with open_dict(root):
         root[FORMER_NAME] = FormerRunSection
     for family in schema.FAMILIES:
-        root[family] = "???"  # the group decides; a default of one choice would refuse the fields of another
+        # the group decides; a default of one choice would refuse the fields of another
+        root[family] = "???"
     store.store(group="_schema", name="run", node=root)
     for family, choices in schema.FAMILIES.items():
         for name, cls in choices.items():
@@ -49,7 +53,10 @@ def register() -> None:
 
 
 def load_run(config: DictConfig) -> RunConfig:
-    """The typed config of one run. ConfigError lists unknown keys, wrong types, missing values and contradictions together."""
+    """The typed config of one run.
+
+    ConfigError lists unknown keys, wrong types, missing values and contradictions together.
+    """
     if problems := _unknown_keys(config, ""):
         raise ConfigError(problems)
     config = config.copy()
@@ -68,13 +75,17 @@ def load_run(config: DictConfig) -> RunConfig:
 
 
 def renamed_settings(config: DictConfig) -> dict[str, Any]:
-    """Settings of `attempt` that a command line or a ladder sets by the section's former name, `run`."""
+    """Settings of `attempt` that a command line or a ladder sets by the section's former name,
+    `run`.
+    """
     section = typing.cast("dict[str, Any]", config.get(FORMER_NAME) or {})
     return {key: section[key] for key in section if section[key] is not None}
 
 
 def _unknown_keys(node: DictConfig | ListConfig, path: str) -> list[str]:
-    """Keys that are no field of the node's dataclass, with the nearest real one; descends into lists, skips missing values."""
+    """Keys that are no field of the node's dataclass, with the nearest real one; descends into
+    lists, skips missing values.
+    """
     problems: list[str] = []
     if isinstance(node, ListConfig):
         for i in range(len(node)):

@@ -1,7 +1,8 @@
 """What a run is: the hash of its settings that names its folder, its records and its W&B run.
 
-Two runs with one id are one run: the second resumes or skips the first. So an id must not change when the harness gains a setting.
-A setting that no run on disk was named with enters the hash only where it differs from its default.
+Two runs with one id are one run: the second resumes or skips the first. So an id must not change
+when the harness gains a setting. A setting that no run on disk was named with enters the hash only
+where it differs from its default.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from harness.records import Json, to_json
 
 _SECTIONS: dict[str, type] = {"budget": BudgetConfig, "device": DeviceConfig, "evaluation": EvalConfig}
 # What a run is called, where it writes and how it is run, not what it is
-_OUTSIDE_SECTIONS = ("tracker", "paths", "attempt", "ttc", "run")  # run: the name of `attempt` in older records
-# What all runs together may spend says nothing about one of them; the number of threads, devices or shares of one changes no result
+# run: the name of `attempt` in older records
+_OUTSIDE_SECTIONS = ("tracker", "paths", "attempt", "ttc", "run")
+# What all runs together may spend says nothing about one of them; the number of threads, devices or
+# shares of one changes no result
 _OUTSIDE_FIELDS = {"budget": ("kwh",), "device": ("threads",)}
-# Settings that are hashed at their defaults too, because runs on disk were named so. Closed: a new setting does not belong here
+# Settings that are hashed at their defaults too, because runs on disk were named so. Closed: a new
+# setting does not belong here
 _ALWAYS: dict[str, str] = {
     "model.llama": "width depth head_dim kv_heads ffn tie_embeddings rope_theta",
     "model.pretrained": "path",
@@ -58,15 +62,17 @@ _ALWAYS: dict[str, str] = {
     "power.replay": "path",
     "power.unmetered": "reason",
 }
-# Values (now, then) that are hashed as what stood in their place when runs on disk were named, such as a changed default
+# Values (now, then) that are hashed as what stood in their place when runs on disk were named, such
+# as a changed default
 _HASHED_AS: dict[tuple[str, str], list[tuple[Any, Any]]] = {("evaluation", "batch_tokens"): [(None, 16_384)]}
 # New name of a field -> the name that it is hashed under
 _RENAMED: dict[tuple[str, str], str] = {}
 
 
 def run_id(run: RunConfig) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of the settings that say what the run is; without the budget where a trunk can be
-    branched."""
+    """Twelve hexadecimal digits of the SHA-256 of the settings that say what the run is; without
+    the budget where a trunk can be branched.
+    """
     return id_of(resolved(run))
 
 
@@ -87,7 +93,9 @@ def id_of(config: Json) -> str:
 
 
 def _hashed(section: str, settings: Json) -> Json:
-    """The settings of one section that are hashed, by the names and values that they are hashed under."""
+    """The settings of one section that are hashed, by the names and values that they are hashed
+    under.
+    """
     if section in FAMILIES:
         cls, key = FAMILIES[section][settings["kind"]], f"{section}.{settings['kind']}"
     else:
@@ -105,7 +113,9 @@ def _hashed(section: str, settings: Json) -> Json:
 
 
 def resolved(run: RunConfig) -> Json:
-    """The config as JSON, with `kind` beside each family's fields and paths cut to base names: records hold no local path."""
+    """The config as JSON, with `kind` beside each family's fields and paths cut to base names:
+    records hold no local path.
+    """
     value = to_json(run)
     for family in FAMILIES:
         config = getattr(run, family)
@@ -126,17 +136,24 @@ def resolved(run: RunConfig) -> Json:
 
 
 def model_name(path: str) -> str:
-    """A model as a record names it: a folder by its base name; a Hub name (`owner/name`, dots and all) as it is."""
+    """A model as a record names it: a folder by its base name; a Hub name (`owner/name`, dots and
+    all) as it is.
+    """
     return Path(path).name if path.startswith(("/", "~", ".")) or path.count("/") > 1 else path
 
 
 def _told_apart(path: str, name: str) -> str:
-    """A name with a hash of the path that it was cut from: two folders called `hf` are two models, and no path is told."""
+    """A name with a hash of the path that it was cut from: two folders called `hf` are two models,
+    and no path is told.
+    """
     return name if name == path else f"{name}#{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 def base_name(value: str) -> str:
-    """The last part of a local path; other text, such as a Hub name, as it is. Records hold no local path."""
+    """The last part of a local path; other text, such as a Hub name, as it is.
+
+    Records hold no local path.
+    """
     local = value.startswith(("/", "~", "./", "../")) or ("/" in value and bool(Path(value).suffix))
     return Path(value).name if local else value
 

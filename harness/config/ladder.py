@@ -1,7 +1,10 @@
-"""Config to rung: the shape rule, the hyperparameter rule, and which steps a run will take. Pure; touches nothing.
+"""Config to rung: the shape rule, the hyperparameter rule, and which steps a run will take.
 
-Shape rule (one dial, the width d): depth = max(2, round(d / 64)); heads of 64, narrower models take the largest head of 32, 16 or 8
-that leaves two heads; SwiGLU hidden size = 8/3 d rounded up to a multiple of 16. Every part can be set by hand.
+Pure; touches nothing.
+
+Shape rule (one dial, the width d): depth = max(2, round(d / 64)); heads of 64, narrower models take
+the largest head of 32, 16 or 8 that leaves two heads; SwiGLU hidden size = 8/3 d rounded up to a
+multiple of 16. Every part can be set by hand.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ MIN_STEPS = 20  # a point of fewer optimiser steps says nothing about the law
 
 
 def shape(model: LlamaConfig, vocab: int, context: int) -> Shape:
-    """The decoder that a Llama config means. ConfigError lists everything that does not fit together."""
+    """The decoder that a Llama config means.
+
+    ConfigError lists everything that does not fit together.
+    """
     d = model.width
     head = model.head_dim or next((h for h in (64, 32, 16, 8) if d >= 2 * h), d)
     problems: list[str] = []
@@ -47,7 +53,10 @@ def shape(model: LlamaConfig, vocab: int, context: int) -> Shape:
 
 @dataclass(frozen=True)
 class Hyper:
-    """What the rule, or the user, decided for a rung. Tokens and rates; `rule` says where they come from."""
+    """What the rule, or the user, decided for a rung.
+
+    Tokens and rates; `rule` says where they come from.
+    """
 
     lr: float
     batch_tokens: int
@@ -59,11 +68,13 @@ class Hyper:
 
 
 def hyperparameters(run: RunConfig, n: Counts, context: int) -> Hyper:
-    """Peak rate, batch and warm-up from N = n_head alone, so that a trunk does not depend on its budgets.
+    """Peak rate, batch and warm-up from N = n_head alone, so that a trunk does not depend on its
+    budgets.
 
-    Batch 160 (N/108M)^(2/3) sequences of 2048 tokens, rate 0.0047 (N/108M)^(-1/3), warm-up N tokens (arXiv:2406.19146); the rate is halved
-    for a constant-rate trunk (arXiv:2405.18392), and halved again below 5M parameters, where the rule extrapolates and our own sweep
-    decides (docs/LOG.md). A batch set by hand moves the rate with the square root of the batch, as in nanochat.
+    Batch 160 (N/108M)^(2/3) sequences of 2048 tokens, rate 0.0047 (N/108M)^(-1/3), warm-up N tokens
+    (arXiv:2406.19146); the rate is halved for a constant-rate trunk (arXiv:2405.18392), and halved
+    again below 5M parameters, where the rule extrapolates and our own sweep decides (docs/LOG.md).
+    A batch set by hand moves the rate with the square root of the batch, as in nanochat.
     """
     size = n.n_head
     rule_batch = 160 * 2048 * (size / 108e6) ** (2 / 3)
@@ -93,7 +104,9 @@ def hyperparameters(run: RunConfig, n: Counts, context: int) -> Hyper:
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """One end point: `steps` in all, of which those after `branch_step` are its cooldown (equal: none)."""
+    """One end point: `steps` in all, of which those after `branch_step` are its cooldown (equal:
+    none).
+    """
 
     branch: str
     steps: int
@@ -128,12 +141,16 @@ class Rung:
 
     @property
     def disk_bytes(self) -> int:
-        """Checkpoints at the peak: weights and two moments in fp32, for the last two, each branch point and each end point."""
+        """Checkpoints at the peak: weights and two moments in fp32, for the last two, each branch
+        point and each end point.
+        """
         return 4 * self.counts.n_total * (3 * (2 + len(self.points)) + len(self.points))
 
 
 def budget_tokens(run: RunConfig, n: Counts) -> float:
-    """Tokens of the longest point; exactly one of the three budgets is set (checked by `checks.check_run`)."""
+    """Tokens of the longest point; exactly one of the three budgets is set (checked by
+    `checks.check_run`).
+    """
     b = run.budget
     if b.tokens is not None:
         return float(b.tokens)
@@ -147,7 +164,9 @@ def budget_tokens(run: RunConfig, n: Counts) -> float:
 
 
 def resolve(run: RunConfig, vocab: int, context: int) -> Rung:
-    """The rung of a run on a corpus with `vocab` embedding rows and sequences of `context` positions. ConfigError when the budget buys too little."""
+    """The rung of a run on a corpus with `vocab` embedding rows and sequences of `context`
+    positions. ConfigError when the budget buys too little.
+    """
     if not isinstance(run.model, LlamaConfig):
         raise ConfigError(
             "model=pretrained cannot be trained from scratch. Use model=llama, or `harness ttc` to evaluate it."
@@ -188,5 +207,7 @@ def _too_short(form: Shape, n: Counts, hyper: Hyper, tokens: float, steps: int, 
 
 
 def run_is_annealed(run: RunConfig) -> bool:
-    """Whether a run's end points were decayed to a low rate, so that they may enter a fit of L(N, D)."""
+    """Whether a run's end points were decayed to a low rate, so that they may enter a fit of L(N,
+    D).
+    """
     return not isinstance(run.schedule, ConstantConfig)

@@ -1,9 +1,12 @@
-"""Every setting of a run, with its default, unit and meaning. Standard library only, so help answers at once.
+"""Every setting of a run, with its default, unit and meaning.
 
-YAML files hold named choices; types, defaults and documentation live here and in `sections`, and only there. A *family* (corpus,
-schedule, power …) is a base class with one subclass per choice; the choice is made by a config group (`corpus=facts`). Names that
-end in a unit carry it (`_s`, `_w`); counts of tokens and steps are `int`; FLOP and kWh budgets are `float`. `None` means "decided
-by the documented rule", and what was decided is stored in the record.
+Standard library only, so help answers at once.
+
+YAML files hold named choices; types, defaults and documentation live here and in `sections`, and
+only there. A *family* (corpus, schedule, power …) is a base class with one subclass per choice; the
+choice is made by a config group (`corpus=facts`). Names that end in a unit carry it (`_s`, `_w`);
+counts of tokens and steps are `int`; FLOP and kWh budgets are `float`. `None` means "decided by the
+documented rule", and what was decided is stored in the record.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from harness.config.sections import WandbMode as WandbMode
 from harness.config.setting import REQUIRED, setting
 
 
-# --- model -----------------------------------------------------------------------------------------------------------
+# --- model ----------------------------------------------------------------------------------------
 @dataclass
 class ModelConfig:
     """Base of the model family."""
@@ -38,7 +41,10 @@ class ModelConfig:
 
 @dataclass
 class LlamaConfig(ModelConfig):
-    """A Llama decoder (RMSNorm, RoPE, SwiGLU) built from config by `transformers`. Shape rule: `ladder.shape`."""
+    """A Llama decoder (RMSNorm, RoPE, SwiGLU) built from config by `transformers`.
+
+    Shape rule: `ladder.shape`.
+    """
 
     width: int = setting(64, "residual width d; the one size dial")
     depth: int | None = setting(None, "layers; null: max(2, round(width / 64))")
@@ -54,12 +60,14 @@ class LlamaConfig(ModelConfig):
 
 @dataclass
 class PretrainedConfig(ModelConfig):
-    """A causal LM loaded from a folder or the Hub, for evaluation and test-time compute; never trained from scratch."""
+    """A causal LM loaded from a folder or the Hub, for evaluation and test-time compute; never
+    trained from scratch.
+    """
 
     path: str = setting(REQUIRED, "folder or Hub name")
 
 
-# --- corpus ----------------------------------------------------------------------------------------------------------
+# --- corpus ---------------------------------------------------------------------------------------
 @dataclass
 class CorpusConfig:
     """Base of the corpus family."""
@@ -70,7 +78,9 @@ class CorpusConfig:
 
 @dataclass
 class FactsConfig(CorpusConfig):
-    """Key-key-value triplets with Zipf keys and a fixed random value per key; the entropy is known in closed form."""
+    """Key-key-value triplets with Zipf keys and a fixed random value per key; the entropy is known
+    in closed form.
+    """
 
     vocab: int = setting(256, "tokens of the vocabulary")
     keys: int = setting(65_536, "keys, at most vocab squared")
@@ -102,7 +112,7 @@ class TextConfig(CorpusConfig):
     )
 
 
-# --- tasks: corpora to train on that are also tests ------------------------------------------------------------------
+# --- tasks: corpora to train on that are also tests -----------------------------------------------
 class Arm(Enum):
     """What stands between a problem and its answer."""
 
@@ -113,7 +123,9 @@ class Arm(Enum):
 
 @dataclass
 class TaskConfig(CorpusConfig):
-    """Base of the tasks: unlimited fresh problems to train on, distinct test problems held out by a hash."""
+    """Base of the tasks: unlimited fresh problems to train on, distinct test problems held out by a
+    hash.
+    """
 
     context: int = setting(0, "not to be set: the task's format decides the positions of a row", unit="tokens")
     val_tokens: int = setting(16_384, "scored validation tokens", unit="tokens")
@@ -130,7 +142,9 @@ class GroupFormat(Enum):
 
 @dataclass
 class GroupConfig(TaskConfig):
-    """Word problem of a finite group: the product of `steps` operators; the chain of thought is the running products."""
+    """Word problem of a finite group: the product of `steps` operators; the chain of thought is the
+    running products.
+    """
 
     group: str = setting("A5", "S3, S4, S5, A4, A5, or Z<n>")
     operators: list[int] = setting(
@@ -147,7 +161,9 @@ class GroupConfig(TaskConfig):
 
 @dataclass
 class CountdownConfig(TaskConfig):
-    """Reach a target from a few numbers with + - *; many answers are right, and a verifier knows all of them."""
+    """Reach a target from a few numbers with + - *; many answers are right, and a verifier knows
+    all of them.
+    """
 
     numbers: int = setting(3, "numbers of a problem")
     low: int = setting(1, "smallest number")
@@ -157,14 +173,18 @@ class CountdownConfig(TaskConfig):
 
 @dataclass
 class MultiplyConfig(TaskConfig):
-    """Product of two numbers; the chain of thought is the partial products and their running sums."""
+    """Product of two numbers; the chain of thought is the partial products and their running
+    sums.
+    """
 
     digits: int = setting(4, "digits of each factor")
 
 
 @dataclass
 class QaConfig(TaskConfig):
-    """Questions in text with a final answer, for pretrained checkpoints: GSM8K by its Hub name or local .jsonl files."""
+    """Questions in text with a final answer, for pretrained checkpoints: GSM8K by its Hub name or
+    local .jsonl files.
+    """
 
     test: str = setting(
         "openai/gsm8k",
@@ -177,17 +197,23 @@ class QaConfig(TaskConfig):
     shots_seed: int = setting(0, "seed of the choice of exemplars")
 
 
-# --- schedule, optimiser ---------------------------------------------------------------------------------------------
+# --- schedule, optimiser --------------------------------------------------------------------------
 @dataclass
 class ScheduleConfig:
-    """Base of the schedule family. The warm-up is never a function of the budget: one trunk serves all its budgets."""
+    """Base of the schedule family.
+
+    The warm-up is never a function of the budget: one trunk serves all its budgets.
+    """
 
     warmup_tokens: int | None = setting(None, "warm-up; null: n_head tokens (arXiv:2406.19146)", unit="tokens")
 
 
 @dataclass
 class WsdConfig(ScheduleConfig):
-    """Warm-up, stable trunk, cooldown branches. One trunk run gives a point per token budget (arXiv:2405.18392)."""
+    """Warm-up, stable trunk, cooldown branches.
+
+    One trunk run gives a point per token budget (arXiv:2405.18392).
+    """
 
     decay_fraction: float = setting(0.2, "share of a point's tokens in its cooldown; its shape is 1 - sqrt(progress)")
 
@@ -201,7 +227,9 @@ class CosineConfig(ScheduleConfig):
 
 @dataclass
 class ConstantConfig(ScheduleConfig):
-    """Constant rate after the warm-up; its points are marked un-annealed and never enter a fit of L(N, D)."""
+    """Constant rate after the warm-up; its points are marked un-annealed and never enter a fit of
+    L(N, D).
+    """
 
 
 @dataclass
@@ -235,7 +263,7 @@ class MuonConfig(OptimConfig):
     adamw_lr_ratio: float = setting(1.0, "learning rate of the AdamW part as a multiple of Muon's")
 
 
-# --- power -----------------------------------------------------------------------------------------------------------
+# --- power ----------------------------------------------------------------------------------------
 @dataclass
 class PowerConfig:
     """Base of the power family. A field that names a local file or folder says `path=True`."""
@@ -243,7 +271,9 @@ class PowerConfig:
 
 @dataclass
 class NvmlConfig(PowerConfig):
-    """NVIDIA GPUs through NVML: energy counter as the value, instant and average power as cross-checks."""
+    """NVIDIA GPUs through NVML: energy counter as the value, instant and average power as
+    cross-checks.
+    """
 
     period_s: float = setting(0.01, "polling period of the sampler process", unit="s")
     tolerance: float = setting(0.03, "a window whose 95 % interval is wider than this share of its value is refused")
@@ -272,7 +302,7 @@ class UnmeteredConfig(PowerConfig):
     reason: str = setting("no meter: power=unmetered", "why no energy is measured; recorded")
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 @dataclass
 class RunConfig:
     """What to do: one run, that is one trunk of one rung with its cooldown branches."""
@@ -314,7 +344,9 @@ FAMILIES: dict[str, dict[str, type]] = {
 
 
 def choice(family: str, config: object) -> str:
-    """The name of a config among the choices of its family; raises TypeError where it is none of them."""
+    """The name of a config among the choices of its family; raises TypeError where it is none of
+    them.
+    """
     for name, cls in FAMILIES[family].items():
         if type(config) is cls:
             return name

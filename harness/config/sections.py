@@ -1,4 +1,6 @@
-"""Sections of a run's config that have no choices: budget, device, evaluation, tracker, test-time compute, attempt, paths."""
+"""Sections of a run's config that have no choices: budget, device, evaluation, tracker, test-time
+compute, attempt, paths.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from harness.config.setting import setting
 
 @dataclass
 class BudgetConfig:
-    """How long to train: exactly one of tokens, flop and tokens_per_param; and where else to branch a cooldown."""
+    """How long to train: exactly one of tokens, flop and tokens_per_param; and where else to branch
+    a cooldown.
+    """
 
     tokens: int | None = setting(None, "training tokens of the longest point", unit="tokens")
     flop: float | None = setting(None, "training FLOP (causal count) of the longest point", unit="FLOP")
@@ -28,7 +32,7 @@ class BudgetConfig:
     )
 
 
-# --- where and how a run trains --------------------------------------------------------------------------------------
+# --- where and how a run trains -------------------------------------------------------------------
 class DeviceKind(Enum):
     auto = "auto"
     cpu = "cpu"
@@ -107,7 +111,7 @@ class TrackerConfig:
     finish_timeout_s: float = setting(30.0, "wait for W&B to take the last rows at the end of a run", unit="s")
 
 
-# --- test-time compute -----------------------------------------------------------------------------------------------
+# --- test-time compute ----------------------------------------------------------------------------
 class TtcPoints(Enum):
     all = "all"
     longest = "longest"
@@ -115,7 +119,9 @@ class TtcPoints(Enum):
 
 @dataclass
 class TtcConfig:
-    """How `harness ttc` evaluates a task at the end points of a run. Not part of a run's identity."""
+    """How `harness ttc` evaluates a task at the end points of a run. Not part of a run's
+    identity.
+    """
 
     problems: int = setting(256, "distinct held-out problems")
     samples: int = setting(16, "samples drawn per problem, once; every smaller n is derived from them")
@@ -139,7 +145,7 @@ class TtcConfig:
     seed: int = setting(0, "seed of the problems and samples")
 
 
-# --- attempts and folders --------------------------------------------------------------------------------------------
+# --- attempts and folders -------------------------------------------------------------------------
 class Retry(Enum):
     nothing = "nothing"
     failed = "failed"

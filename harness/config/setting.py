@@ -1,4 +1,7 @@
-"""A field of a config with its default, meaning and unit. Standard library only, so that help answers at once."""
+"""A field of a config with its default, meaning and unit.
+
+Standard library only, so that help answers at once.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ def default_of(definition: Field[Any]) -> Any:
 
 
 def local_paths(config: Any) -> dict[str, str]:
-    """Path fields of a config (name -> value) that differ from their default, which is the same on every machine."""
+    """Path fields of a config (name -> value) that differ from their default, which is the same on
+    every machine.
+    """
     values = {f.name: (getattr(config, f.name), f.default) for f in fields(config) if f.metadata.get("path")}
     return {name: value for name, (value, default) in values.items() if value not in (None, default)}

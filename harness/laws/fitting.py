@@ -162,7 +162,10 @@ class _Sample:
 
 
 def _sample(form: Law, table: Table, per_row: Mapping[str, Column | None], fixed: Mapping[str, float]) -> _Sample:
-    """Read a table. FitError where a column is short, a row cannot be used or the design allows no fit."""
+    """Read a table.
+
+    FitError where a column is short, a row cannot be used or the design allows no fit.
+    """
     data = form.read(table, with_y=True)
     y_all = data.pop(form.y)
     count = len(y_all)

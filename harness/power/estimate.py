@@ -203,7 +203,9 @@ def _from_trace(series: Series, start_s: float, end_s: float, out: CardWindow) -
 def _ticks_around(
     series: Series, start_s: float, end_s: float, out: CardWindow, ended: bool
 ) -> tuple[int, int] | CardWindow:
-    """The tick before the window and the one after it; the refused window where the counter was not read throughout."""
+    """The tick before the window and the one after it; the refused window where the counter was not
+    read throughout.
+    """
     tick_s = out.tick_period_s or DEFAULT_TICK_S
     n = len(series.hi_s)
     ka, kb = bisect_right(series.hi_s, start_s) - 1, bisect_left(series.hi_s, end_s)

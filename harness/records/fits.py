@@ -37,7 +37,9 @@ class FitsFile:
 
     @staticmethod
     def upgraded(value: Any) -> Any:
-        """The JSON value with the scope of each fit; older files tell it by the fit's name alone."""
+        """The JSON value with the scope of each fit; older files tell it by the fit's name
+        alone.
+        """
         fits = cast(records.Json, value).get("fits") if isinstance(value, dict) else None
         for name, fit in cast(records.Json, fits).items() if isinstance(fits, dict) else ():
             if isinstance(fit, dict) and name.startswith("ttc/"):

@@ -157,7 +157,9 @@ class TtcRecord:
 
     @staticmethod
     def upgraded(value: Any) -> Any:
-        """The JSON value with the names that fields have now: the order of a row was once its `arm`."""
+        """The JSON value with the names that fields have now: the order of a row was once its
+        `arm`.
+        """
         rows: Any = cast(Json, value).get("rows") if isinstance(value, dict) else None
         if isinstance(rows, list):
             value["rows"] = renamed(cast(list[Json], rows), "arm", "order")

@@ -1,4 +1,6 @@
-"""From a command line to the runs that it means: composed with Hydra, and all of them checked before the first one starts."""
+"""From a command line to the runs that it means: composed with Hydra, and all of them checked
+before the first one starts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from harness.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 if not CONF.is_dir():
-    CONF = Path(__file__).resolve().parents[1] / "conf"  # an installed wheel carries the YAML files inside the package
+    # an installed wheel carries the YAML files inside the package
+    CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class Planned:
 
 
 def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
-    """All runs that a command line means, and Hydra flags among the arguments. ConfigError when any of them is wrong."""
+    """All runs that a command line means, and Hydra flags among the arguments.
+
+    ConfigError when any of them is wrong.
+    """
     import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -74,7 +80,8 @@ def enumerate_runs(arguments: list[str]) -> tuple[list[Planned], list[str]]:
                     )
                 except ConfigError as e:
                     problems += [p for p in e.problems if p not in problems]
-        except (HydraException, OmegaConfBaseException, ValueError) as e:  # a group set to null is a bare ValueError
+        except (HydraException, OmegaConfBaseException, ValueError) as e:
+            # a group set to null is a bare ValueError
             raise ConfigError(_explain(e)) from e
         except yaml.YAMLError as e:
             raise ConfigError(f"a config file is not valid YAML: {' '.join(str(e).split())}. Mend it there.") from e
@@ -116,7 +123,9 @@ def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def user_conf_dir(flags: list[str]) -> Path | None:
-    """The user's own configs: --config-dir DIR, else ./conf of the working directory where that is not ours."""
+    """The user's own configs: --config-dir DIR, else ./conf of the working directory where that is
+    not ours.
+    """
     if "--config-dir" in flags:
         folder = Path(flags[flags.index("--config-dir") + 1]).resolve()
         if not folder.is_dir():
@@ -127,7 +136,9 @@ def user_conf_dir(flags: list[str]) -> Path | None:
 
 
 def _explain(error: Exception) -> str:
-    """Hydra's message on one or two lines, without its advice to append unknown keys, and with the nearest real key."""
+    """Hydra's message on one or two lines, without its advice to append unknown keys, and with the
+    nearest real key.
+    """
     cause: BaseException = error
     text = str(error)
     while cause.__cause__ is not None:

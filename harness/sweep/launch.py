@@ -1,7 +1,7 @@
 """Launch a sweep that is composed and checked, and say how each run ended.
 
-Hydra sweeps and launches; success is read from the runs' own state files, never from Hydra's return values, because its launchers
-swallow failures.
+Hydra sweeps and launches; success is read from the runs' own state files, never from Hydra's return
+values, because its launchers swallow failures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def launch_tests(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> int:
-    """Train and evaluate a sweep, unless all of it is done, and print its table. Exit code as `launch`.
+    """Train and evaluate a sweep, unless all of it is done, and print its table.
+
+    Exit code as `launch`.
 
     `rungs` is empty for pretrained models, which are only evaluated.
     """
@@ -72,7 +74,10 @@ def _make_folders(planned: list[Planned]) -> None:
 
 
 def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> int:
-    """Run a sweep, unless all of it is done, and print its table. Exit code 0 when every run is done, else 1."""
+    """Run a sweep, unless all of it is done, and print its table.
+
+    Exit code 0 when every run is done, else 1.
+    """
     _make_folders(planned)
     runs = [(p.name, p.run_dir) for p in planned]
     began_s = time.monotonic()
@@ -118,7 +123,9 @@ def _finished(planned: Planned, rung: Rung) -> bool:
 
 
 def _launch_hydra(arguments: list[str], runs: int, task: Callable[[DictConfig], str]) -> None:
-    """Hand the command line to Hydra, whose launcher calls `task` once per run, in whatever process it chooses."""
+    """Hand the command line to Hydra, whose launcher calls `task` once per run, in whatever process
+    it chooses.
+    """
     import hydra
 
     flags, overrides = split_flags(arguments)
@@ -126,7 +133,8 @@ def _launch_hydra(arguments: list[str], runs: int, task: Callable[[DictConfig], 
     if extra := user_conf_dir(flags):
         sys.argv += ["--config-dir", str(extra)]
     if runs > 1:
-        sys.argv.append("--multirun")  # a ladder sets the mode itself, a list of values on the command line does not
+        # a ladder sets the mode itself, a list of values on the command line does not
+        sys.argv.append("--multirun")
     try:
         with signals.forwarding():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()

@@ -27,7 +27,10 @@ ALIGN = "llrrrrrlrrrlr"
 
 
 def check_rungs(planned: list[Planned]) -> list[Rung]:
-    """The rungs of a sweep. ConfigError lists every budget, shape or text that cannot be trained, before anything is spent."""
+    """The rungs of a sweep.
+
+    ConfigError lists every budget, shape or text that cannot be trained, before anything is spent.
+    """
     rungs, problems = [], []
     for p in planned:
         try:
@@ -41,7 +44,10 @@ def check_rungs(planned: list[Planned]) -> list[Rung]:
 
 
 def check_tests(planned: list[Planned]) -> list[Rung]:
-    """The rungs of a sweep that `harness ttc` trains, none where the models are pretrained. ConfigError lists all that cannot be tested."""
+    """The rungs of a sweep that `harness ttc` trains, none where the models are pretrained.
+
+    ConfigError lists all that cannot be tested.
+    """
     problems = []
     for p in planned:
         corpus, ttc = p.config.corpus, p.config.ttc
@@ -52,7 +58,8 @@ def check_tests(planned: list[Planned]) -> list[Rung]:
             )
         else:
             try:
-                if isinstance(corpus, QaConfig):  # its tokenizer comes with the model, which is not loaded here
+                if isinstance(corpus, QaConfig):
+                    # its tokenizer comes with the model, which is not loaded here
                     check_controls(corpus, ttc, ttc.max_new_tokens)
                 else:
                     open_task(corpus).controls(ttc)
@@ -67,10 +74,13 @@ def check_tests(planned: list[Planned]) -> list[Rung]:
 
 
 def _check_text(planned: Planned, rung: Rung) -> None:
-    """That a local text is long enough, and that a finished run was trained on it: an id knows a file by its base name only."""
+    """That a local text is long enough, and that a finished run was trained on it: an id knows a
+    file by its base name only.
+    """
     config = planned.config.corpus
     if not isinstance(config, TextConfig) or not Path(config.train).expanduser().exists():
-        return  # the embedded corpus has no end, and a dataset of the Hub is not read ahead for this
+        # the embedded corpus has no end, and a dataset of the Hub is not read ahead for this
+        return
     corpus = open_corpus(config, tokens_needed=max(p.tokens for p in rung.points))
     path = planned.run_dir / "record.json"
     if planned.config.attempt.force or not path.exists():
@@ -95,7 +105,10 @@ def device_name(kind: DeviceKind) -> str:
 
 
 def plan_table(planned: list[Planned]) -> list[Table | str]:
-    """A table with one row per run, then lines of totals. Costs come from earlier runs on this device, else "unknown"."""
+    """A table with one row per run, then lines of totals.
+
+    Costs come from earlier runs on this device, else "unknown".
+    """
     rungs = check_rungs(planned)
     config = planned[0].config
     device = device_name(config.device.kind)

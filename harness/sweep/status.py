@@ -1,4 +1,7 @@
-"""How the runs of a study stand: the table of states, and the live display of a sweep. Reads files only, imports no torch."""
+"""How the runs of a study stand: the table of states, and the live display of a sweep.
+
+Reads files only, imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ REPEAT_S = 30.0  # between two lines of one running run, where there is no termi
 
 
 def describe(run_dir: Path) -> tuple[str, RunState | None]:
-    """State of a run as its files say: a `running` one whose lock nobody holds has died; `damaged`: state.json cannot be read."""
+    """State of a run as its files say: a `running` one whose lock nobody holds has died; `damaged`:
+    state.json cannot be read.
+    """
     try:
         state = records.load_state(run_dir) if run_dir.exists() else None
     except RecordError as e:
@@ -35,7 +40,9 @@ def describe(run_dir: Path) -> tuple[str, RunState | None]:
 
 
 def folder_table(folder: Path) -> tuple[Table, bool]:
-    """The table of every run and evaluation below a study folder, and whether all of them are done."""
+    """The table of every run and evaluation below a study folder, and whether all of them are
+    done.
+    """
     run_dirs = sorted(p.parent for pattern in ("*/state.json", "*/ttc/state.json") for p in folder.glob(pattern))
     if not run_dirs:
         raise RecordError(f"{folder} holds no runs. A study folder has one folder per run, such as runs/cpu.")
@@ -66,7 +73,9 @@ def _numbers(state: RunState) -> list[str | None]:
 
 
 class Progress:
-    """A thread that shows the runs (name, folder): redrawn in place on a terminal, else a plain line per change and every half minute."""
+    """A thread that shows the runs (name, folder): redrawn in place on a terminal, else a plain
+    line per change and every half minute.
+    """
 
     def __init__(
         self, runs: list[tuple[str, Path]], flop: list[float], out: TextIO, clock: Callable[[], float] = time.monotonic
@@ -76,7 +85,8 @@ class Progress:
         self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
         self._live = console.live(out) if out.isatty() else None
         self._shown: dict[Path, tuple[str, float]] = {}  # folder -> state and time of its last line
-        self._pace_from: tuple[float, float] | None = None  # time and share when training was first seen to go on
+        # time and share when training was first seen to go on
+        self._pace_from: tuple[float, float] | None = None
         self._share_before = self._share_done()
 
     def __enter__(self) -> Progress:
@@ -128,7 +138,9 @@ class Progress:
         return done / sum(self.flop)
 
     def _left_s(self) -> float | None:
-        """Seconds left for the sweep at the pace since its first updates; unknown before: starting workers says nothing of it."""
+        """Seconds left for the sweep at the pace since its first updates; unknown before: starting
+        workers says nothing of it.
+        """
         share, now_s = self._share_done(), self.clock()
         if self._pace_from is None and share > self._share_before:
             self._pace_from = now_s, share

@@ -23,7 +23,9 @@ def train_job(config: DictConfig) -> str:
 
 
 def train_and_evaluate_job(config: DictConfig) -> str:
-    """Train the run, unless it is done or pretrained, then evaluate it in the same worker; returns the state of the last of both."""
+    """Train the run, unless it is done or pretrained, then evaluate it in the same worker; returns
+    the state of the last of both.
+    """
     run = compose.load_run(config)
     if not isinstance(run.model, PretrainedConfig) and (trained := _train(run)) != "done":
         return trained
@@ -42,7 +44,9 @@ def _train(run: RunConfig) -> str:
 
 
 def _state(run: RunConfig, work: Callable[[], RunState]) -> str:
-    """The state that `work` ends in; it is not begun behind a run that was stopped, nor once the study's energy is spent."""
+    """The state that `work` ends in; it is not begun behind a run that was stopped, nor once the
+    study's energy is spent.
+    """
     signals.install()
     if signals.reason() is not None:
         return "not started"

@@ -1,4 +1,6 @@
-"""References and their comparison on records with a known law; the summary run of a study in W&B."""
+"""References and their comparison on records with a known law; the summary run of a study in
+W&B.
+"""
 
 from __future__ import annotations
 

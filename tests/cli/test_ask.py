@@ -1,4 +1,6 @@
-"""`harness ask`: answers are minima found independently, intervals are the draws', joules come from records or are unknown."""
+"""`harness ask`: answers are minima found independently, intervals are the draws', joules come from
+records or are unknown.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- minima ---------------------------------------------------------------------------------------------------------------
+# --- minima ---------------------------------------------------------------------------------------
 def test_cheapest_run_is_the_frontier_read_backwards(fit: Fit) -> None:
     """In closed form L* = E + c C^-g at 6ND; and the budget found there has the same best run."""
     one = optimal.cheapest_for_loss(fit, PLAIN, 2.6)[0]
@@ -65,7 +67,9 @@ def test_cheapest_run_is_the_frontier_read_backwards(fit: Fit) -> None:
 
 @pytest.mark.parametrize("slope", [0.0, -0.3, 0.4])
 def test_cheapest_under_any_price(fit: Fit, slope: float) -> None:
-    """Price per FLOP ~ N^slope: the optimum solves alpha A N^-alpha / (1 + slope) = beta B D^-beta on the contour."""
+    """Price per FLOP ~ N^slope: the optimum solves alpha A N^-alpha / (1 + slope) = beta B D^-beta
+    on the contour.
+    """
     params = {k: np.array([v]) for k, v in TRUE.items()}
     n, d = optimal.cheapest(fit, params, 2.5, lambda n, d: 6 * n * d * n**slope)
     assert law(n, d)[0] == pytest.approx(2.5, rel=1e-10)
@@ -128,7 +132,7 @@ def test_an_unconverged_fit_answers_nothing(fit: Fit) -> None:
             ask()
 
 
-# --- costs ----------------------------------------------------------------------------------------------------------------
+# --- costs ----------------------------------------------------------------------------------------
 def test_costs_are_those_of_the_measured_rungs() -> None:
     found = synthetic.ladder(energy=True)
     p = costs.of_study(found, "n_total")
@@ -157,7 +161,9 @@ def test_what_was_not_measured_has_no_price() -> None:
 
 
 def test_cheapest_joules_are_not_cheapest_compute(study: Path) -> None:
-    """Narrow rungs use more joules per FLOP here, so that the joules-optimal run is larger and costs more FLOP."""
+    """Narrow rungs use more joules per FLOP here, so that the joules-optimal run is larger and
+    costs more FLOP.
+    """
     found, _ = records.load(study)
     fit = fit_files.load_fits(study)["loss_nd"]
     p = costs.of_study(found, "n_total")
@@ -191,12 +197,15 @@ def test_a_price_that_some_draws_lack_has_no_interval(study: Path) -> None:
     assert edge.joules == pytest.approx(one.joules)
     assert "joules" not in edge.interval
     assert "no interval of joules" in edge.notes[0]
-    assert edge.interval["seconds"] == pytest.approx(one.interval["seconds"], rel=1e-9)  # one.n is rounded once more
+    # one.n is rounded once more
+    assert edge.interval["seconds"] == pytest.approx(one.interval["seconds"], rel=1e-9)
 
 
-# --- next runs ------------------------------------------------------------------------------------------------------------
+# --- next runs ------------------------------------------------------------------------------------
 def test_variance_is_that_of_the_guides_formula(fit: Fit) -> None:
-    """With draws from a narrow normal, the shrunken variance is g'(H + h h'/sigma^2)^-1 g, computed from gradients."""
+    """With draws from a narrow normal, the shrunken variance is g'(H + h h'/sigma^2)^-1 g, computed
+    from gradients.
+    """
     names = list(TRUE)
     rng = np.random.default_rng(1)
     mixing = rng.normal(size=(5, 5)) * 1e-4
@@ -230,7 +239,9 @@ def test_variance_is_that_of_the_guides_formula(fit: Fit) -> None:
 
 
 def spread(table: dict[str, np.ndarray], target: next_runs.Target, noise: float, replicates: int) -> float:
-    """Standard deviation of ln L at the target over refits of replicated noise: what an interval should tell."""
+    """Standard deviation of ln L at the target over refits of replicated noise: what an interval
+    should tell.
+    """
     form = LAWS["chinchilla"]
     y = law(table["N"], table["D"])
     bound = form.bind(table, y, np.ones(len(y)), {})
@@ -243,7 +254,9 @@ def spread(table: dict[str, np.ndarray], target: next_runs.Target, noise: float,
 
 
 def test_the_strongest_run_narrows_as_much_as_said() -> None:
-    """Refits of 400 replicates with and without the proposed run: the spread of the prediction falls as announced."""
+    """Refits of 400 replicates with and without the proposed run: the spread of the prediction
+    falls as announced.
+    """
     table = grid(0.003)
     smooth = laws.fit("chinchilla", table, bootstrap=1000, delta=0.1)
     target = next_runs.target_at(smooth, PLAIN, 1e22)
@@ -253,7 +266,8 @@ def test_the_strongest_run_narrows_as_much_as_said() -> None:
     added = {"N": np.append(table["N"], strongest.n), "D": np.append(table["D"], strongest.d)}
     found = 1 - spread(added, target, 0.003, 400) / before
     assert found == pytest.approx(strongest.shrink, abs=0.04)
-    poor = {"N": np.append(table["N"], 2e8), "D": np.append(table["D"], 3e9)}  # the middle of the grid
+    # the middle of the grid
+    poor = {"N": np.append(table["N"], 2e8), "D": np.append(table["D"], 3e9)}
     assert 1 - spread(poor, target, 0.003, 400) / before < found / 2
 
 
@@ -278,7 +292,7 @@ def test_planning_needs_draws_and_a_law_of_n_and_d(fit: Fit) -> None:
         next_runs.target_at(other, PLAIN, 1e20)
 
 
-# --- the verb -------------------------------------------------------------------------------------------------------------
+# --- the verb -------------------------------------------------------------------------------------
 def test_ask_a_metered_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.json"
     assert cli.main(["ask", str(study), "--flop", "1e13", "--out", str(out)]) == 0
@@ -311,7 +325,9 @@ def test_ask_a_metered_study(study: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_ask_files_of_fits(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without records joules are unknown, and said to be; a file with an energy law gives them through FLOP."""
+    """Without records joules are unknown, and said to be; a file with an energy law gives them
+    through FLOP.
+    """
     fit_files.write_fit(tmp_path / "f.json", fit)
     assert cli.main(["ask", str(tmp_path / "f.json"), "--flop", "1e20"]) == 0
     text = capsys.readouterr().out
@@ -362,7 +378,7 @@ def test_ask_a_law_of_compute_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "says nothing about N and D" in capsys.readouterr().out
 
 
-# --- files and places that cannot serve ---------------------------------------------------------------------------------
+# --- files and places that cannot serve -----------------------------------------------------------
 def test_half_a_fit_answers_nothing(fit: Fit, tmp_path: Path) -> None:
     whole = records.to_json(fit)
     cut = {k: v[: 7 if k == "A" else None] for k, v in whole["draws"].items()}

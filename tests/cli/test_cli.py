@@ -1,4 +1,6 @@
-"""The command line as a stranger meets it: help without torch, and one message, exit code 2 and no traceback for every mistake."""
+"""The command line as a stranger meets it: help without torch, and one message, exit code 2 and no
+traceback for every mistake.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,7 @@ def test_help_of_reading_verbs(verb: str, capsys: pytest.CaptureFixture[str]) ->
     assert f"usage: harness {verb}" in capsys.readouterr().out
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 SMALL = ["budget.tokens=2_000_000"]
 
 
@@ -232,7 +234,7 @@ def test_exit_codes_of_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         cli.main(["run"])
 
 
-# --- plan --------------------------------------------------------------------------------------------------------------------
+# --- plan -----------------------------------------------------------------------------------------
 def test_plan_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from harness.config import ladder
     from harness.data.corpora import sizes
@@ -281,7 +283,7 @@ def test_plan_predicts_from_what_was_measured_here(
     assert "\n1 run, 1 point of " in text
 
 
-# --- status ------------------------------------------------------------------------------------------------------------------
+# --- status ---------------------------------------------------------------------------------------
 def test_status_says_how_each_run_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

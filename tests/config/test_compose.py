@@ -1,4 +1,6 @@
-"""The one door from a command line to a RunConfig: every YAML composes, every known trap is caught, and the run id means identity."""
+"""The one door from a command line to a RunConfig: every YAML composes, every known trap is caught,
+and the run id means identity.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def test_tf32_never_meets_a_forward_pass_that_is_not_ours() -> None:
     assert problem.startswith("device.tf32=true with model=pretrained")
 
 
-# --- everything that is shipped composes ---------------------------------------------------------------------------------
+# --- everything that is shipped composes ----------------------------------------------------------
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_choice_has_a_yaml_and_composes(family: str) -> None:
     names = {p.stem for p in (CONF / family).glob("*.yaml")}
@@ -71,7 +73,7 @@ def test_defaults_are_those_of_the_schema() -> None:
     assert one.config == RunConfig(budget=BudgetConfig(tokens=2_000_000))
 
 
-# --- traps, tried one by one (ecosystem guide, section 3) ------------------------------------------------------------------
+# --- traps, tried one by one (ecosystem guide, section 3) -----------------------------------------
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
@@ -166,7 +168,7 @@ def test_a_sweep_on_the_command_line_replaces_the_ladders_list() -> None:
     assert [r.config.model.width for r in planned("+ladder=cpu", "model.width=16")] == [16]  # type: ignore[attr-defined]
 
 
-# --- numbers that would blow up later ------------------------------------------------------------------------------------
+# --- numbers that would blow up later -------------------------------------------------------------
 def numbers() -> list[tuple[str, type]]:
     """Every int and float setting of the default config."""
     found = []
@@ -220,7 +222,7 @@ def test_a_bad_number_on_the_command_line() -> None:
     ]
 
 
-# --- identity -------------------------------------------------------------------------------------------------------------
+# --- identity -------------------------------------------------------------------------------------
 BASE = RunConfig(budget=BudgetConfig(tokens=2_000_000))
 
 

@@ -1,4 +1,6 @@
-"""What a run is called: ids of runs on disk never change, whatever settings the harness gains, renames or gives another default."""
+"""What a run is called: ids of runs on disk never change, whatever settings the harness gains,
+renames or gives another default.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Config to rung: shapes, hyperparameters, and which updates a run makes; what does not fit is refused in words."""
+"""Config to rung: shapes, hyperparameters, and which updates a run makes; what does not fit is
+refused in words.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from harness.errors import ConfigError
 from harness.models.flops import Shape, counts
 
 
-# --- shape -------------------------------------------------------------------------------------------------------------
+# --- shape ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("width", "depth", "heads", "head_dim", "ffn"),
     [
@@ -72,7 +74,7 @@ def test_all_problems_of_a_shape_at_once() -> None:
     assert "model.depth=0 must be at least 1" in text
 
 
-# --- hyperparameters ---------------------------------------------------------------------------------------------------
+# --- hyperparameters ------------------------------------------------------------------------------
 def rung_of(width: int = 768, vocab: int = 50304, context: int = 1024, **changes) -> tuple[ladder.Hyper, int]:
     run = RunConfig(model=LlamaConfig(width=width))
     for key, value in changes.items():
@@ -82,7 +84,9 @@ def rung_of(width: int = 768, vocab: int = 50304, context: int = 1024, **changes
 
 
 def test_the_published_rule_is_kept_above_five_million() -> None:
-    """arXiv:2406.19146: 0.0047 (N/108M)^(-1/3), 160 (N/108M)^(2/3) sequences of 2048, warm-up of N tokens."""
+    """arXiv:2406.19146: 0.0047 (N/108M)^(-1/3), 160 (N/108M)^(2/3) sequences of 2048, warm-up of N
+    tokens.
+    """
     h, n = rung_of(schedule=CosineConfig())
     assert n > ladder.SMALL_N
     assert h.lr == pytest.approx(0.0047 * (n / 108e6) ** (-1 / 3))
@@ -130,7 +134,7 @@ def test_small_rungs_have_a_rate_that_falls_with_size(width: int) -> None:
     assert small.batch_tokens >= 63
 
 
-# --- points ------------------------------------------------------------------------------------------------------------
+# --- points ---------------------------------------------------------------------------------------
 def run_config(**budget) -> RunConfig:
     run = RunConfig(model=LlamaConfig(width=16), budget=BudgetConfig(**budget))
     run.optim.batch_tokens = 630

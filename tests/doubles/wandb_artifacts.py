@@ -1,6 +1,8 @@
-"""Answers of the W&B double to the queries of `wandb.Api` that list and download artifacts: shapes alone, no state.
+"""Answers of the W&B double to the queries of `wandb.Api` that list and download artifacts: shapes
+alone, no state.
 
-`found` is the artifact asked for; field names and required fields are those of the client's own response models (0.31).
+`found` is the artifact asked for; field names and required fields are those of the client's own
+response models (0.31).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """A W&B server on the loopback interface that the real client talks to, with faults on demand.
 
-It keeps what it received (`runs`, `artifacts`, `requests`), so a test asserts exact rows and file contents. Answers have the
-shapes that the client of wandb 0.31 insists on; everything else is answered `{"data": {}}`.
+It keeps what it received (`runs`, `artifacts`, `requests`), so a test asserts exact rows and file
+contents. Answers have the shapes that the client of wandb 0.31 insists on; everything else is
+answered `{"data": {}}`.
 
     with WandbServer() as server:
         server.env()            # WANDB_BASE_URL, WANDB_API_KEY
-        server.fault = "500"    # ok | 500 | 401 | slow | malformed; `vanish()` closes the port for good
+        server.fault = "500"    # ok | 500 | 401 | slow | malformed; `vanish()` closes the port for
+                                # good
         server.runs["id"].rows  # list of dicts
 
     python tests/doubles/wandb_server.py --port 8080
@@ -39,7 +41,10 @@ FAULTS = ("ok", "500", "401", "slow", "malformed")
 
 @dataclass
 class Run:
-    """What the server knows of a run. `rows` are history lines by offset, as the real server keeps them."""
+    """What the server knows of a run.
+
+    `rows` are history lines by offset, as the real server keeps them.
+    """
 
     run_id: str
     project: str = ""
@@ -112,7 +117,7 @@ class WandbServer:
     def run(self, run_id: str) -> Run:
         return self.runs.setdefault(run_id, Run(run_id))
 
-    # --- GraphQL ---------------------------------------------------------------------------------------------------------
+    # --- GraphQL ----------------------------------------------------------------------------------
     def graphql(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
         """The `data` of an answer to one operation with variables `v`."""
         v = v.get("input") or v
@@ -220,7 +225,7 @@ class WandbServer:
         artifact = self._by_id(key)
         return json.dumps(artifact.manifest).encode() if kind == "manifest" else artifact.files[name[0]]
 
-    # --- file stream and uploads -----------------------------------------------------------------------------------------
+    # --- file stream and uploads ------------------------------------------------------------------
     def file_stream(self, run_id: str, body: dict[str, Any]) -> None:
         run = self.run(run_id)
         files = body.get("files") or {}
@@ -260,7 +265,8 @@ class _Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        for request in list(self.open):  # kept-alive connections would answer on after the port is closed
+        for request in list(self.open):
+            # kept-alive connections would answer on after the port is closed
             try:
                 request.shutdown(socket.SHUT_RDWR)
             except OSError:  # the client closed it first

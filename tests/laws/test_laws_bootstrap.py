@@ -1,5 +1,6 @@
-"""Refits of resampled data: the short way (shared expansion, warm start, cold starts where there is doubt) ends where the
-long one (every draw warm and cold) does."""
+"""Refits of resampled data: the short way (shared expansion, warm start, cold starts where there is
+doubt) ends where the long one (every draw warm and cold) does.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +40,10 @@ def counts_of(n: int, draws: int) -> Array:
 
 
 def test_published_draws_end_where_two_starts_each_end(published: Path) -> None:
-    """All 4000 draws of the published bootstrap: no objective above the long way's, the same ends of every interval.
-    Draw 3178 has two optima, and only a cold start finds the lower one (B 17777, not 8489)."""
+    """All 4000 draws of the published bootstrap: no objective above the long way's, the same ends
+    of every interval. Draw 3178 has two optima, and only a cold start finds the lower one (B 17777,
+    not 8489).
+    """
     table = besiroglu(published)
     bound = bound_to(table)
     theta, _, _ = multistart(bound, DELTA)
@@ -95,7 +98,9 @@ def test_new_losses_around_the_law(fixed: dict[str, float]) -> None:
 
 
 def test_one_better_cold_start_in_the_audit_gives_all_draws_one(published: Path) -> None:
-    """A floor that nothing pins: some draws have two valleys, the audit meets one, and then no draw is taken on trust."""
+    """A floor that nothing pins: some draws have two valleys, the audit meets one, and then no draw
+    is taken on trust.
+    """
     table = olmo(published, "c4_loss_avg5")
     bound = bound_to(table)
     theta, _, _ = multistart(bound, DELTA)
@@ -110,7 +115,9 @@ def test_one_better_cold_start_in_the_audit_gives_all_draws_one(published: Path)
 
 @pytest.mark.parametrize("law", ["chinchilla", "energy_idle", "over_training"])
 def test_gradient_and_hessian_from_factors_are_those_of_the_objective(law: str) -> None:
-    """Differences of the objective (residuals clear of delta, so that it is smooth), and J'WJ written out."""
+    """Differences of the objective (residuals clear of delta, so that it is smooth), and J'WJ
+    written out.
+    """
     bound = bound_to(ladder()[0]) if law == "chinchilla" else noisy(law, 0.003)
     theta = multistart(bound, DELTA)[0] + 0.05 * np.random.default_rng(0).normal(size=(6, len(bound.lower)))
     lny, weight, delta = (

@@ -61,7 +61,9 @@ def porian(published: Path, experiment: str) -> dict[str, np.ndarray]:
 
 
 def test_published_runs_give_two_answers(published: Path) -> None:
-    """Long warm-up: 0.70 by approaches 1 and 2, 0.56 by approach 3, on the same runs; one parabola beyond intervals."""
+    """Long warm-up: 0.70 by approaches 1 and 2, 0.56 by approach 3, on the same runs; one parabola
+    beyond intervals.
+    """
     found = approaches(porian(published, "rw/base/long/kaplan/standard/val"), bootstrap=100)
     by_name = {r.name: r.a for r in found.rows}
     assert by_name["1 envelope"] == pytest.approx(0.70, abs=0.02)
@@ -75,7 +77,9 @@ def test_published_runs_give_two_answers(published: Path) -> None:
 
 
 def test_roll_out_on_published_runs_loses_to_the_line(published: Path) -> None:
-    """M16: without the top budget the five parameters miss it by 6.7 %, the line through the two below it by 0.2 %."""
+    """M16: without the top budget the five parameters miss it by 6.7 %, the line through the two
+    below it by 0.2 %.
+    """
     table = porian(published, "rw/tuned/short/const/standard/val")
     rows = rollout("chinchilla", table, by="C")
     assert rows[1].top_error == pytest.approx(0.067, abs=0.001)
@@ -106,7 +110,9 @@ def test_roll_out_shows_every_coefficient_and_the_miss_at_the_top() -> None:
 
 
 def test_roll_out_catches_a_floor_that_few_budgets_do_not_hold() -> None:
-    """M16, M22: a saturating law on low budgets bends too early; its floor drifts as budgets are added."""
+    """M16, M22: a saturating law on low budgets bends too early; its floor drifts as budgets are
+    added.
+    """
     c = np.geomspace(1e16, 1e20, 9)
     loss = 1.6 + 40 * c**-0.09 + 900 * c**-0.25
     rows = rollout("loss_compute", {"C": c, "loss": loss * np.exp(0.004 * np.random.default_rng(4).normal(size=9))})

@@ -1,4 +1,6 @@
-"""Laws that are no sums of terms: exact recovery, derivatives, refusals, the published over-training and repetition data."""
+"""Laws that are no sums of terms: exact recovery, derivatives, refusals, the published
+over-training and repetition data.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,7 @@ def test_every_law_says_what_it_is(name: str) -> None:
     assert all(p in lines["bounds"] for p in (CURVES[name].params if name in CURVES else []))
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("law", "table", "said"),
     [
@@ -138,7 +140,7 @@ def test_refusals(law: str, table: dict, said: str) -> None:
         fit(law, table, bootstrap=0)
 
 
-# --- broken ------------------------------------------------------------------------------------------------------------
+# --- broken ---------------------------------------------------------------------------------------
 def test_a_broken_law_is_offered_where_the_data_break_and_not_elsewhere() -> None:
     _, table = truth_table("broken")
     noise = np.exp(0.001 * np.random.default_rng(0).normal(size=len(C)))
@@ -161,7 +163,7 @@ def test_a_broken_law_is_not_extrapolated_beyond_a_decade() -> None:
         predict(f, {"C": np.array([2e22])})
 
 
-# --- accuracy ----------------------------------------------------------------------------------------------------------
+# --- accuracy -------------------------------------------------------------------------------------
 def test_two_steps_carry_the_uncertainty_of_the_first() -> None:
     rng = np.random.default_rng(0)
     table = {"N": N, "D": D}
@@ -196,7 +198,8 @@ def test_beta_binomial_recovers_its_truth_and_forecasts() -> None:
     want = CURVES["pass_at_k"].value({"a": 1.05, "b": 31.9}, {"k": np.array([128.0])})
     assert low[0] < want[0] < high[0]
     assert "pass_at_k" in summary(f)
-    # The curve exp(-a k^-b), fitted to 16 samples' worth of coverage, forecasts worse: the guide's finding
+    # The curve exp(-a k^-b), fitted to 16 samples' worth of coverage, forecasts worse: the guide's
+    # finding
     k = np.array([1.0, 2, 4, 8, 16])
     curve = fit("coverage", {"k": k, "coverage": predict(f, {"k": k})}, bootstrap=0)
     miss = abs(predict(curve, {"k": np.array([128.0])})[0] - want[0])
@@ -231,7 +234,7 @@ def test_beta_binomial_stays_finite_without_a_success_and_says_who_decides() -> 
         fit_counts(np.array([1, 5] + [0] * 8), np.full(10, 4))
 
 
-# --- published ---------------------------------------------------------------------------------------------------------
+# --- published ------------------------------------------------------------------------------------
 SMALL = ["d=96_l=8_h=4", "d=512_l=8_h=4", "d=576_l=24_h=8", "d=1024_l=24_h=8"]
 
 
@@ -261,7 +264,8 @@ def test_gadre(published: Path, case_id: str) -> None:
     assert f.certificate.passed
     found = {
         "sse": 2 * f.objective,
-        "alpha": f.params["p"] * 6 ** -f.params["eta"],  # the source's symbols: E + alpha N^c + beta 6^(c/2) (M N)^c
+        # the source's symbols: E + alpha N^c + beta 6^(c/2) (M N)^c
+        "alpha": f.params["p"] * 6 ** -f.params["eta"],
         "beta": f.params["r"],
         "c": -2 * f.params["eta"],
         "E": f.params["E"],
@@ -295,7 +299,9 @@ def test_gadre_error_from_loss(published: Path) -> None:
 
 
 def test_muennighoff(published: Path) -> None:
-    """M6: the published pair is a local minimum 0.13 % above the best; the data bound R_D from below only."""
+    """M6: the published pair is a local minimum 0.13 % above the best; the data bound R_D from
+    below only.
+    """
     case = case_of(published, "muennighoff-182")
     with (published / "muennighoff" / "fit_points_182.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))

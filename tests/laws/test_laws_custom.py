@@ -173,7 +173,8 @@ def test_a_sum_of_terms_fits_the_loss_itself_as_a_choice_of_the_law() -> None:
     noisy = exact + 0.01 * np.random.default_rng(0).normal(size=14)
     f = laws.fit(plain, {"C": c, "loss": noisy}, bootstrap=100)
     slopes = np.stack([np.ones(14), c ** -f.params["g"], -f.params["A"] * np.log(c) * c ** -f.params["g"]])
-    assert slopes @ f.residuals == pytest.approx(np.zeros(3), abs=1e-8)  # least squares of y: residuals without a slope
+    # least squares of y: residuals without a slope
+    assert slopes @ f.residuals == pytest.approx(np.zeros(3), abs=1e-8)
     assert all(low < f.params[n] < high for n, (low, high) in f.interval.items())
     assert "half the sum of squares" in laws.summary(f)
 

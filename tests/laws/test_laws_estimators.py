@@ -1,4 +1,6 @@
-"""Estimates from repeated samples against brute force over every subset, and their undefined cases."""
+"""Estimates from repeated samples against brute force over every subset, and their undefined
+cases.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def test_best_of_is_the_mean_over_subsets_with_shared_ties(drawn: list[tuple[boo
 
 
 def test_majority_is_the_mean_over_subsets_with_shared_ties_and_never_elects_the_unread() -> None:
-    answers = np.array([0, 0, 0, 1, 1, 2, -1, -1])  # three right, two and one wrong, two that could not be read
+    # three right, two and one wrong, two that could not be read
+    answers = np.array([0, 0, 0, 1, 1, 2, -1, -1])
 
     def elected(s: tuple[int, ...]) -> float:
         votes = np.bincount(answers[list(s)][answers[list(s)] >= 0], minlength=3)

@@ -1,4 +1,6 @@
-"""`fit` on tables of known truth: exact recovery, invariances, refusals, warnings, weights, held-out rows, storage."""
+"""`fit` on tables of known truth: exact recovery, invariances, refusals, warnings, weights,
+held-out rows, storage.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ def codes(f: Fit) -> list[str]:
     return [w.code for w in f.warnings]
 
 
-# --- recovery and invariance -----------------------------------------------------------------------------------------
+# --- recovery and invariance ----------------------------------------------------------------------
 def test_noise_free_surface_is_recovered_to_1e_8() -> None:
     f = fit("chinchilla", surface(), bootstrap=0)
     assert f.certificate.passed
@@ -110,7 +112,7 @@ def test_fixed_parameters_stay_exactly_as_given() -> None:
     assert whole.params["alpha"] == pytest.approx(0.45, rel=1e-8)
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 def test_doubling_an_error_bar_reduces_the_rows_influence() -> None:
     """M12: sigma is an error bar, not a weight."""
     table = surface()
@@ -133,7 +135,7 @@ def test_a_common_factor_on_all_error_bars_changes_nothing() -> None:
     assert plain.objective == pytest.approx(one.objective, rel=1e-9)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 def grid_with(**changes: np.ndarray) -> dict[str, np.ndarray]:
     return {**surface(), **changes}
 
@@ -227,7 +229,7 @@ def test_collinear_energy_is_fitted_once_the_baseline_is_given() -> None:
     assert f.params["e"] == pytest.approx(2e-11, rel=1e-8)
 
 
-# --- warnings --------------------------------------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------------------
 FACTS = {
     8272: [2.7649, 2.2506, 1.8560],
     28832: [2.4249, 2.0180, 1.7259],
@@ -294,7 +296,7 @@ def test_a_few_rows_that_outweigh_the_others_are_called_out() -> None:
     )
 
 
-# --- held out, storage, text -----------------------------------------------------------------------------------------
+# --- held out, storage, text ----------------------------------------------------------------------
 def test_held_out_rung_is_predicted_beside_the_naive_line() -> None:
     table = surface(sizes=6, noise=0.002)
     largest = table["N"] > 9e5
@@ -363,13 +365,15 @@ def test_summary_prints_warnings_before_numbers_and_the_held_out_rows() -> None:
     assert "(line " in text
 
 
-# --- rows that decide ------------------------------------------------------------------------------------------------
+# --- rows that decide -----------------------------------------------------------------------------
 def decided(f: Fit) -> list[str]:
     return [w.message for w in f.warnings if w.code == "INFLUENTIAL"]
 
 
 def narrow(extra: list[tuple[float, float, float]], n_to: float, d_from: float) -> dict[str, np.ndarray]:
-    """A 10 x 10 grid up to `n_to` and from `d_from`, 0.1 % noise, and rows (N, D, factor on the true loss) far outside it."""
+    """A 10 x 10 grid up to `n_to` and from `d_from`, 0.1 % noise, and rows (N, D, factor on the
+    true loss) far outside it.
+    """
     n, d = (m.ravel() for m in np.meshgrid(np.geomspace(8e3, n_to, 10), np.geomspace(d_from, 8.4e6, 10)))
     n, d = np.r_[n, [row[0] for row in extra]], np.r_[d, [row[1] for row in extra]]
     factor = np.r_[np.exp(0.001 * np.random.default_rng(0).normal(size=100)), [row[2] for row in extra]]
@@ -384,7 +388,9 @@ def test_one_run_that_moves_a_parameter_out_of_its_interval_is_named(factor: flo
 
 
 def test_the_highest_losses_are_named_where_they_decide() -> None:
-    """The only two runs on little data, half as bad again; in a grid that reaches as far everywhere they do not decide."""
+    """The only two runs on little data, half as bad again; in a grid that reaches as far everywhere
+    they do not decide.
+    """
     lone = narrow([(8e3, 2e4, 1.5), (9e3, 2e4, 1.5)], 1e6, 2e6)
     assert any("top 2 %" in m for m in decided(fit("chinchilla", lone, bootstrap=80, method="residual")))
     grid = surface(sizes=10, budgets=10, noise=0.001)

@@ -20,8 +20,9 @@ EXPONENT = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
 
 
 def grid(drift: float, width: float, sizes: int, noise: float = 0.0, budgets: int = 5) -> dict[str, np.ndarray]:
-    """isoFLOP runs of the exact law over four decades of C: sizes from centre/width to centre x width, where the centre
-    moves from N*/drift at the first budget to N* x drift at the last."""
+    """isoFLOP runs of the exact law over four decades of C: sizes from centre/width to centre x
+    width, where the centre moves from N*/drift at the first budget to N* x drift at the last.
+    """
     c = np.geomspace(1e18, 1e22, budgets)
     best = (TRUTH["alpha"] * TRUTH["A"] / (TRUTH["beta"] * TRUTH["B"])) ** (1 / (TRUTH["alpha"] + TRUTH["beta"]))
     centre = best * (c / 6) ** EXPONENT * np.geomspace(1 / drift, drift, budgets)
@@ -32,9 +33,11 @@ def grid(drift: float, width: float, sizes: int, noise: float = 0.0, budgets: in
     return {"C": flop, "N": n, "D": d, "loss": loss * np.exp(noise * np.random.default_rng(3).normal(size=len(n)))}
 
 
-# --- bias --------------------------------------------------------------------------------------------------------------
+# --- bias -----------------------------------------------------------------------------------------
 def test_a_parabola_off_centre_is_biased_without_noise_and_approach_3_is_not() -> None:
-    """M10: sizes within x2, centre drifting x1/3 to x3: a 0.5139 reads 0.523 from the loss, 0.5143 from its logarithm."""
+    """M10: sizes within x2, centre drifting x1/3 to x3: a 0.5139 reads 0.523 from the loss, 0.5143
+    from its logarithm.
+    """
     off = grid(drift=3, width=2, sizes=7)
 
     def parabola(table: dict[str, np.ndarray], log_loss: bool) -> float:
@@ -50,7 +53,9 @@ def test_a_parabola_off_centre_is_biased_without_noise_and_approach_3_is_not() -
 
 
 def test_the_guards_refuse_the_budgets_that_carry_the_bias() -> None:
-    """Guarded, the same grid loses the two budgets whose minimum was never run, and most of the bias with them."""
+    """Guarded, the same grid loses the two budgets whose minimum was never run, and most of the
+    bias with them.
+    """
     f = isoflop.fit(grid(drift=3, width=2, sizes=7), bootstrap=0)
     assert f.n_points == 3
     assert f.excluded == {"isoFLOP budgets refused: the lowest run is the smallest or largest size": 14}
@@ -59,7 +64,7 @@ def test_the_guards_refuse_the_budgets_that_carry_the_bias() -> None:
         isoflop.fit(grid(drift=30, width=2, sizes=7), bootstrap=0)
 
 
-# --- guards ------------------------------------------------------------------------------------------------------------
+# --- guards ---------------------------------------------------------------------------------------
 X = np.geomspace(1e6, 64e6, 7)
 
 
@@ -117,7 +122,9 @@ def test_seeds_enter_with_their_mean_and_budgets_with_small_differences_are_one(
 
 
 def test_a_continuous_range_of_compute_is_not_one_budget() -> None:
-    """Steps of 4 % over three decades: each budget holds at most 5 % of C, so no curve mixes runs of different C."""
+    """Steps of 4 % over three decades: each budget holds at most 5 % of C, so no curve mixes runs
+    of different C.
+    """
     c = np.geomspace(1e17, 1e20, 180)
     groups = isoflop.budgets(c)
     assert max(c[g].max() / c[g].min() for g in groups) < 1.06
@@ -157,7 +164,7 @@ def test_a_refused_budget_is_a_warning_and_a_count() -> None:
     assert f.certificate.passed
 
 
-# --- published ---------------------------------------------------------------------------------------------------------
+# --- published ------------------------------------------------------------------------------------
 def case_of(published: Path, name: str) -> list[dict]:
     return next(c["checks"] for c in json.loads((published / "truth.json").read_text())["cases"] if c["id"] == name)
 
@@ -234,7 +241,9 @@ def test_porian_parabola_guards(published: Path) -> None:
 
 
 def test_all_guards_on_published_grids(published: Path) -> None:
-    """Defaults (7 sizes, ln loss, all guards): every surviving budget has an interior optimum, every other a reason."""
+    """Defaults (7 sizes, ln loss, all guards): every surviving budget has an interior optimum,
+    every other a reason.
+    """
     for experiment, rows in porian(published, "isoflop_points.csv").items():
         table = points(rows)
         for p, at in zip(optima(table), np.unique(table["C"]), strict=True):

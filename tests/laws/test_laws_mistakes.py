@@ -1,7 +1,9 @@
-"""The field's known mistakes in fitting scaling laws, row by row of the guide's table, and which of our tests holds us to better.
+"""The field's known mistakes in fitting scaling laws, row by row of the guide's table, and which of
+our tests holds us to better.
 
-`ROWS` names at least one test per mistake, anywhere under `tests/`; a row or a test that goes missing fails here. Tests that
-exist for no other reason stand below: each takes the wrong way, shows what it costs, and takes ours beside it.
+`ROWS` names at least one test per mistake, anywhere under `tests/`; a row or a test that goes
+missing fails here. Tests that exist for no other reason stand below: each takes the wrong way,
+shows what it costs, and takes ours beside it.
 """
 
 from __future__ import annotations
@@ -136,7 +138,9 @@ def surface(noise: float | np.ndarray = 0.0, seed: int = 0) -> dict[str, np.ndar
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_start_of_a_general_solver_reports_success_far_above_the_optimum(seed: int) -> None:
-    """M2, M5: from zero, and from the coefficients of another paper, L-BFGS-B ends at over 100 times the best objective."""
+    """M2, M5: from zero, and from the coefficients of another paper, L-BFGS-B ends at over 100
+    times the best objective.
+    """
     n, d = (m.ravel() for m in np.meshgrid(np.geomspace(1.9e8, 3e9, 4), np.geomspace(4e9, 6e11, 4)))
     table = {"N": n, "D": d}
     exact = LAWS["chinchilla"].value({"A": 120.0, "alpha": 0.3, "B": 900.0, "beta": 0.32, "E": 0.6}, table)
@@ -172,7 +176,9 @@ def _huber_sum(table: dict[str, np.ndarray], delta: float = 1e-3):
 
 
 def test_rounded_coefficients_allocate_otherwise_and_a_stored_fit_does_not() -> None:
-    """M3: Hoffmann's own fit puts D/N at 58.9 for 5.76e23 FLOP; its printed coefficients at 92.6."""
+    """M3: Hoffmann's own fit puts D/N at 58.9 for 5.76e23 FLOP; its printed coefficients at
+    92.6.
+    """
 
     def ratio(a: float, b: float, alpha: float, beta: float) -> float:
         n = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (5.76e23 / 6) ** (beta / (alpha + beta))
@@ -188,9 +194,11 @@ def test_rounded_coefficients_allocate_otherwise_and_a_stored_fit_does_not() -> 
 
 
 def test_a_wide_grid_biases_a_parabola_and_a_quartic_does_better() -> None:
-    """M10: alpha .5, beta .3, sizes from N*/16 to 16 N*, centred, noise-free: N* reads 22 % high; approach 3 is exact.
+    """M10: alpha .5, beta .3, sizes from N*/16 to 16 N*, centred, noise-free: N* reads 22 % high;
+    approach 3 is exact.
 
-    On the drifting grid of sizes within x2, a quartic on 9 sizes brings the bias of a from 0.009 to below 0.001.
+    On the drifting grid of sizes within x2, a quartic on 9 sizes brings the bias of a from 0.009 to
+    below 0.001.
     """
     skewed = {"A": 477.826, "B": 2143.417, "E": 1.8, "alpha": 0.5, "beta": 0.3}
     table, star = budgets(skewed, width=16, sizes=7, drift=1)
@@ -212,7 +220,9 @@ def test_a_wide_grid_biases_a_parabola_and_a_quartic_does_better() -> None:
 def budgets(
     truth: dict[str, float], width: float, sizes: int, drift: float
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Five noise-free isoFLOP budgets with sizes within x `width` of a centre that drifts around N*; and N* itself."""
+    """Five noise-free isoFLOP budgets with sizes within x `width` of a centre that drifts around
+    N*; and N* itself.
+    """
     c = np.geomspace(1e18, 1e22, 5)
     whole = truth["alpha"] + truth["beta"]
     star = (truth["alpha"] * truth["A"] / (truth["beta"] * truth["B"])) ** (1 / whole) * (c / 6) ** (
@@ -225,7 +235,9 @@ def budgets(
 
 
 def _polynomial_exponent(table: dict[str, np.ndarray], degree: int) -> float:
-    """Slope of ln N* in ln C, N* the minimum of a polynomial of the loss in ln N nearest the middle of the sizes."""
+    """Slope of ln N* in ln C, N* the minimum of a polynomial of the loss in ln N nearest the middle
+    of the sizes.
+    """
     at = []
     for c in np.unique(table["C"]):
         x, y = np.log(table["N"][table["C"] == c]), table["loss"][table["C"] == c]
@@ -236,7 +248,9 @@ def _polynomial_exponent(table: dict[str, np.ndarray], degree: int) -> float:
 
 
 def test_a_weight_given_as_an_error_bar_is_wrong_and_refused(tmp_path: Path) -> None:
-    """M12: 1/sd^2 where sd belongs makes the noisiest rows the heaviest; as a column it exceeds what it belongs to."""
+    """M12: 1/sd^2 where sd belongs makes the noisiest rows the heaviest; as a column it exceeds
+    what it belongs to.
+    """
     noise = np.where(np.arange(25) % 2, 0.05, 0.001)
     misses = []
     for seed in range(5):
@@ -254,7 +268,9 @@ def test_a_weight_given_as_an_error_bar_is_wrong_and_refused(tmp_path: Path) -> 
 
 
 def test_checkpoints_before_their_cooldown_bend_the_law_and_are_refused() -> None:
-    """M17: five checkpoints 0.06 nat too high move a noise-free floor by 0.1 nat, without any other warning."""
+    """M17: five checkpoints 0.06 nat too high move a noise-free floor by 0.1 nat, without any other
+    warning.
+    """
     table = surface()
     late = table["N"] > 9e5
     table["loss"] = table["loss"] + 0.06 * late
@@ -270,7 +286,9 @@ def test_checkpoints_before_their_cooldown_bend_the_law_and_are_refused() -> Non
 
 
 def test_the_best_of_several_rates_per_point_bends_the_law_and_probes_are_never_fitted() -> None:
-    """M18: ten equally good rates at the smallest size, the best kept per point: 1.5 sd of luck moves alpha by 0.027."""
+    """M18: ten equally good rates at the smallest size, the best kept per point: 1.5 sd of luck
+    moves alpha by 0.027.
+    """
     exact = surface()
     found = []
     for seed in range(10):
@@ -313,7 +331,9 @@ def test_a_loss_is_averaged_over_tokens_not_over_batches(monkeypatch: pytest.Mon
 
 
 def test_every_number_of_a_report_follows_the_fit() -> None:
-    """M21: no constant of the prose outlives a change of the object, and no ratio is set beside another quantity."""
+    """M21: no constant of the prose outlives a change of the object, and no ratio is set beside
+    another quantity.
+    """
     fit = laws.fit("chinchilla", surface(0.004), bootstrap=100)
     marked = replace(
         fit,

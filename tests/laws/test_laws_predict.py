@@ -44,7 +44,7 @@ def exact() -> Fit:
     return fit("chinchilla", table, bootstrap=0)
 
 
-# --- prediction ------------------------------------------------------------------------------------------------------
+# --- prediction -----------------------------------------------------------------------------------
 def test_prediction_interval_holds_the_prediction_and_widens_away_from_the_data(fitted: Fit) -> None:
     inside = {"N": np.array([9e4]), "D": np.array([1.5e6])}
     outside = {"N": np.array([1e7]), "D": np.array([5e7])}
@@ -86,7 +86,7 @@ def test_prediction_needs_the_columns_of_its_law_and_draws_for_an_interval(fitte
         predict_interval(exact(), {"N": np.array([1e5]), "D": np.array([1e6])})
 
 
-# --- frontier --------------------------------------------------------------------------------------------------------
+# --- frontier -------------------------------------------------------------------------------------
 def test_frontier_is_the_minimum_along_its_budget_and_has_the_derived_exponents() -> None:
     f = exact()
     budgets = np.geomspace(1e11, 1e14, 7)
@@ -134,7 +134,7 @@ def test_frontier_interval_and_refusals(fitted: Fit) -> None:
         frontier(fitted, [1e20])
 
 
-# --- resampling ------------------------------------------------------------------------------------------------------
+# --- resampling -----------------------------------------------------------------------------------
 def test_same_seed_same_draws_and_another_seed_others() -> None:
     table, trunk = ladder()
     one, same, other = (fit("chinchilla", table, cluster=trunk, bootstrap=60, seed=s) for s in (3, 3, 4))
@@ -145,7 +145,9 @@ def test_same_seed_same_draws_and_another_seed_others() -> None:
 
 
 def test_residual_draws_keep_the_trunks_shared_noise() -> None:
-    """Noise that is almost all shared by trunks comes back as noise shared by trunks, of the right size."""
+    """Noise that is almost all shared by trunks comes back as noise shared by trunks, of the right
+    size.
+    """
     table, trunk = ladder(point=0.0005, trunk=0.005, rungs=12, seed=2)
     bound = bound_to(table)
     theta, _, _ = multistart(bound, 1e-3)
@@ -154,7 +156,8 @@ def test_residual_draws_keep_the_trunks_shared_noise() -> None:
     means = np.stack([noise[:, trunk == t].mean(1) for t in range(12)], axis=1)
     within = noise - means[:, trunk]
     assert dof is not None
-    assert 8 < dof < 10  # 12 trunks less the about three directions (E, A, alpha) that the fit absorbs
+    # 12 trunks less the about three directions (E, A, alpha) that the fit absorbs
+    assert 8 < dof < 10
     assert np.median(means.std(1)) == pytest.approx(0.005, rel=0.5)
     assert np.median(within.std(1)) == pytest.approx(0.0005, rel=0.3)
 
@@ -224,7 +227,9 @@ def test_golden_section_finds_the_minimum_of_each_row() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("trunk_noise", [0.0, 0.003])
 def test_intervals_hold_the_truth_as_often_as_they_claim(trunk_noise: float) -> None:
-    """40 simulated six-rung ladders: 95 % intervals hold the truth in at least 34 (three standard errors below 38)."""
+    """40 simulated six-rung ladders: 95 % intervals hold the truth in at least 34 (three standard
+    errors below 38).
+    """
     held = np.zeros(3)
     for s in range(40):
         table, trunk = ladder(point=0.005, trunk=trunk_noise, seed=100 + s)

@@ -1,4 +1,6 @@
-"""Published tables re-fitted: every case of truth.json that these laws cover, within the file's tolerances."""
+"""Published tables re-fitted: every case of truth.json that these laws cover, within the file's
+tolerances.
+"""
 
 from __future__ import annotations
 
@@ -159,13 +161,16 @@ WHERE = {
 
 
 def test_every_published_case_has_its_test(cases: dict[str, Case]) -> None:
-    """A case added to truth.json fails here until a test is named for it; a test that names it must mention its id."""
+    """A case added to truth.json fails here until a test is named for it; a test that names it must
+    mention its id.
+    """
     assert sorted(cases) == sorted(WHERE), f"without a test: {sorted(set(cases) - set(WHERE))}"
     for case_id, place in WHERE.items():
         file, test = place.split("::")
         source = (Path(__file__).parent / f"test_laws_{file}.py").read_text()
         assert f"def {test}(" in source, f"{case_id}: no {test} in test_laws_{file}.py"
-        pieces = (case_id, case_id.removesuffix(case_id.rsplit("-", 1)[1]))  # built from a parameter in some tests
+        # built from a parameter in some tests
+        pieces = (case_id, case_id.removesuffix(case_id.rsplit("-", 1)[1]))
         assert any(piece in source.replace(f'"{case_id}": ', "") for piece in pieces), case_id
 
 
@@ -213,7 +218,9 @@ def test_a_region_that_decides_the_exponent_is_called_out(published: Path) -> No
 
 @pytest.mark.parametrize("which", ["tex", "mean", "published"])
 def test_points_that_are_no_optimum_are_rejected(published: Path, cases: dict[str, Case], which: str) -> None:
-    """M1, M2: a mean objective, default stopping rules and rounded coefficients end 0.5 % to 21 % above the optimum."""
+    """M1, M2: a mean objective, default stopping rules and rounded coefficients end 0.5 % to 21 %
+    above the optimum.
+    """
     case = cases[f"besiroglu-240-not-converged-{which}"]
     theta = case["theta"]
     params = {k: theta.get(k, np.exp(theta.get(f"ln{k}", 0.0))) for k in ("A", "B", "E", "alpha", "beta")}
@@ -240,9 +247,11 @@ def test_variable_projection_and_one_polish_reach_the_optimum(published: Path, c
 
 @pytest.mark.slow
 def test_published_bootstrap_is_reproduced_draw_by_draw(published: Path, cases: dict[str, Case]) -> None:
-    """4000 draws of the published generator, one warm start each: standard errors and intervals to the printed digits.
+    """4000 draws of the published generator, one warm start each: standard errors and intervals to
+    the printed digits.
 
-    Our second, cold start finds a lower optimum for one draw (3178: B 17777, not 8489), a higher one for none.
+    Our second, cold start finds a lower optimum for one draw (3178: B 17777, not 8489), a higher
+    one for none.
     """
     table = besiroglu(published)
     f = fit("chinchilla", table, bootstrap=0)
@@ -317,7 +326,10 @@ def test_porian_points_give_two_answers_in_two_windows(published: Path, cases: d
 
 
 def test_porian_saturating_law_misses_what_was_held_out(published: Path, cases: dict[str, Case]) -> None:
-    """M16. Least squares of the log residual is delta = 1: the sum of squares is twice the objective."""
+    """M16.
+
+    Least squares of the log residual is delta = 1: the sum of squares is twice the objective.
+    """
     rows = rows_of(published / "porian" / "optimal_pairs.csv")
     fits: dict[str, Fit] = {}
     for check in cases["porian-saturating-law"]["checks"]:
@@ -341,7 +353,9 @@ def test_porian_saturating_law_misses_what_was_held_out(published: Path, cases: 
 
 
 def test_a_general_solver_on_the_mean_stops_early_and_is_caught(published: Path) -> None:
-    """M1, M2, run for real: L-BFGS-B on the mean reports success 15 % above the optimum; the certificate refuses it."""
+    """M1, M2, run for real: L-BFGS-B on the mean reports success 15 % above the optimum; the
+    certificate refuses it.
+    """
     table = besiroglu(published)
     b = LAWS["chinchilla"].bind(table, table["loss"], np.ones(240), {})
     log_n, log_d, log_l = (np.log(table[k]) for k in ("N", "D", "loss"))

@@ -53,9 +53,11 @@ Sampled = Callable[..., list[Series]]
 
 @pytest.fixture
 def sampled(player: Player, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sampled]:
-    """`sampled(script, until_s)`: what the real source and recorder make of a script on a virtual clock, as Series.
+    """`sampled(script, until_s)`: what the real source and recorder make of a script on a virtual
+    clock, as Series.
 
-    Polls come at jittered deadlines; those for which `skip(t)` holds do not happen. Second 0 of the script is time 0.
+    Polls come at jittered deadlines; those for which `skip(t)` holds do not happen. Second 0 of the
+    script is time 0.
     """
     monkeypatch.setattr(pynvml, "nvmlLib", pynvml.nvmlLib)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})

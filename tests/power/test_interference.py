@@ -1,4 +1,6 @@
-"""What one look a second says about a window: each code raised at its threshold, and not raised below it."""
+"""What one look a second says about a window: each code raised at its threshold, and not raised
+below it.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,11 @@ def judged(sampled: Sampled, one: Card, faults: list[Fault] | None = None) -> es
         ("FOREIGN_PROCESS", [(8.0, "pid", INIT), (9.5, "pid", -INIT)]),
         ("FOREIGN_UNKNOWN", [(8.0, "pid", 2**22 - 3)]),  # no such process here: another namespace
         ("HW_THROTTLE", [(8.0, "mask", 0x8), (10.5, "mask", 0)]),
-        ("HW_THROTTLE", [(8.2, "mask", 0x40), (8.3, "mask", 0)]),  # between two looks: only the accumulated time tells
+        # between two looks: only the accumulated time tells
+        ("HW_THROTTLE", [(8.2, "mask", 0x40), (8.3, "mask", 0)]),
         ("HW_THROTTLE", [(8.2, "mask", 0x80), (8.3, "mask", 0)]),
-        ("SW_THERMAL", [(8.1, "mask", 0x20), (8.3, "mask", 0)]),  # 2.5 % of the window, between two looks
+        # 2.5 % of the window, between two looks
+        ("SW_THERMAL", [(8.1, "mask", 0x20), (8.3, "mask", 0)]),
         ("POWER_CAPPED", [(0.0, "mask", 0x4)]),
         ("POWER_LIMIT_CHANGED", [(8.0, "limit_w", 500.0)]),
         ("CLOCKS_CHANGED", [(8.0, "clock", 1400)]),
@@ -104,13 +108,15 @@ def test_owners_are_told_by_their_ancestors(tmp_path: Path) -> None:
     assert interference.owners([], 10, tmp_path) == ([], 0)
 
 
-# --- phase lock and drift --------------------------------------------------------------------------------------------
+# --- phase lock and drift -------------------------------------------------------------------------
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 10])
 @pytest.mark.parametrize("phase", [0.0, 0.031, 0.077])
 def test_a_load_locked_to_the_sensor_is_measured_within_two_per_cent_and_said(
     sampled: Sampled, k: int, phase: float
 ) -> None:
-    """Step = sensor period x k: every instant reading sees the same part of the step, the counter sees all of it."""
+    """Step = sensor period x k: every instant reading sees the same part of the step, the counter
+    sees all of it.
+    """
     load = square(120, 680, 0.1 * k, 0.3, 34, -3)
     (s,) = sampled(Script([Card(load, phase_s=phase)]), 32.0)
     chance = random.Random(k)
@@ -155,7 +161,7 @@ def test_power_that_drifts_is_not_stationary(sampled: Sampled, end_w: float, rai
     assert bool(out.notes) == raised
 
 
-# --- looks that are missing ----------------------------------------------------------------------------------------------
+# --- looks that are missing -----------------------------------------------------------------------
 def look(t: float, limit_w: float | None = 700.0) -> interference.Look:
     return interference.Look(t, limit_w, None, None, 0, [None] * 5, None, None, [], 0)
 

@@ -1,4 +1,6 @@
-"""The GPU campaign on a CPU: both stages end to end on the scripted NVML, cut short and killed, on a box that lacks packages."""
+"""The GPU campaign on a CPU: both stages end to end on the scripted NVML, cut short and killed, on
+a box that lacks packages.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Absent
 
 @pytest.fixture
 def box(nvml_library: Path, tmp_path: Path) -> dict[str, str]:
-    """The environment of a GPU box: a card that ticks every 100 ms under a load that comes and goes, and few packages."""
+    """The environment of a GPU box: a card that ticks every 100 ms under a load that comes and
+    goes, and few packages.
+    """
     (tmp_path / "box").mkdir()
     (tmp_path / "box" / "sitecustomize.py").write_text(NOT_ON_THE_BOX)
     card = Card(square(90, 500, 0.737, 0.4, 2000, -5))
@@ -164,7 +168,7 @@ def test_the_ladder_is_cut_short_goes_on_and_is_fitted_elsewhere(box: dict[str, 
     assert fits["energy_compute"]["n_points"] == len(metered)
 
 
-# --- one call and its parts ----------------------------------------------------------------------------------------------
+# --- one call and its parts -----------------------------------------------------------------------
 FAKE_CHECK = """
 import os, time
 def set_up(rehearse): return "a box"
@@ -291,7 +295,7 @@ def test_without_a_card_one_message_and_exit_code_2(tmp_path: Path) -> None:
         assert "--rehearse takes the same path without one" in done.stderr
 
 
-# --- packages ------------------------------------------------------------------------------------------------------------
+# --- packages -------------------------------------------------------------------------------------
 def wheel(folder: Path, name: str, body: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-99.0-py3-none-any.whl", "w") as out:
         out.writestr(f"{name}.py", body)

@@ -131,7 +131,9 @@ def test_late_polls_are_covered(sampled: Sampled) -> None:
 def test_readings_that_show_no_level_inside_a_tick_widen_the_interval(
     sampled: Sampled, window_s: float, faults: list[Fault]
 ) -> None:
-    """Ada and GA10x read the mean of each update, which is what the counter says: steps shorter than a tick are not seen by either."""
+    """Ada and GA10x read the mean of each update, which is what the counter says: steps shorter
+    than a tick are not seen by either.
+    """
     for step_s in (0.237, 0.041):
         trace = square(250, 650, step_s, 0.71, 24, -3)
         (s,) = sampled(Script([Card(trace, window_s=window_s, phase_s=0.03)], faults), 20.0)
@@ -147,7 +149,9 @@ def test_readings_that_show_no_level_inside_a_tick_widen_the_interval(
 
 
 def test_the_sum_of_many_cold_windows_is_inside_its_interval(sampled: Sampled) -> None:
-    """Each reads low at both edges: an error of one sign, which does not shrink as windows are added."""
+    """Each reads low at both edges: an error of one sign, which does not shrink as windows are
+    added.
+    """
     chance, t, trace, windows = random.Random(1), 3.0, [(-5.0, 120.0)], []
     for _ in range(60):
         length = chance.uniform(0.9, 1.1)
@@ -165,7 +169,9 @@ def test_the_sum_of_many_cold_windows_is_inside_its_interval(sampled: Sampled) -
 
 
 def test_no_window_has_negative_joules(sampled: Sampled) -> None:
-    """Pulses at random times: readings at both ends of a tick far above its mean bend the line between no further than level."""
+    """Pulses at random times: readings at both ends of a tick far above its mean bend the line
+    between no further than level.
+    """
     chance, t, trace = random.Random(0), -3.0, [(-3.0, 30.0)]
     while t < 12:
         t, length = t + chance.expovariate(3), chance.choice([0.02, 0.03, 0.05, 0.4, 0.8])
@@ -176,7 +182,7 @@ def test_no_window_has_negative_joules(sampled: Sampled) -> None:
     assert min(p for p in parts if p is not None) >= 0
 
 
-# --- no counter, disagreeing sources -----------------------------------------------------------------------------------
+# --- no counter, disagreeing sources --------------------------------------------------------------
 def test_without_a_counter_the_average_is_integrated(sampled: Sampled) -> None:
     trace = [(0.0, 120.0), (4.0, 120.0), (4.0, 600.0), (12.0, 600.0), (12.0, 120.0)]
     (s,) = sampled(Script([Card(trace)], [Fault(ENERGY, 3)]), 16.0)
@@ -220,7 +226,8 @@ def test_sources_that_disagree_are_suspect_and_agreeing_ones_are_not(sampled: Sa
     script = Script([Card([(0, 300)])])
     (s,) = sampled(script, 8.0)
     assert "SOURCES_DISAGREE" not in estimate.card_window(s, 1.0, 7.0).codes
-    for held in (s.average, s.instant):  # power reads 75 % more than the counter says, as in zeus#181
+    for held in (s.average, s.instant):
+        # power reads 75 % more than the counter says, as in zeus#181
         for i in range(len(held.w)):
             held.w[i] *= 1.75
             held.joule[i] *= 1.75
@@ -272,12 +279,15 @@ def test_edges_of_the_window_definition(sampled: Sampled) -> None:
     assert backwards.energy_j is None
     assert "0.5 s before it begins" in (backwards.reason or "")
     parts = [estimate.card_window(s, 1.0 + 0.1 * k, 1.1 + 0.1 * k).energy_j or 0 for k in range(20)]
-    assert sum(parts) == pytest.approx(estimate.card_window(s, 1.0, 3.0).energy_j, rel=1e-9)  # windows that meet add up
+    # windows that meet add up
+    assert sum(parts) == pytest.approx(estimate.card_window(s, 1.0, 3.0).energy_j, rel=1e-9)
 
 
 @pytest.mark.parametrize("phase_s", [0.0354, 0.01, 0.08])
 def test_the_tick_after_a_late_poll_is_not_taken_for_the_next_one(sampled: Sampled, phase_s: float) -> None:
-    """A hole shorter than SAMPLER_GAP's ends a hair before a tick: two teeth of the comb fit the late poll's bracket."""
+    """A hole shorter than SAMPLER_GAP's ends a hair before a tick: two teeth of the comb fit the
+    late poll's bracket.
+    """
     (s,) = sampled(Script([Card([(0.0, 300.0)], phase_s=phase_s)]), 8.0, skip=lambda t: 4.8281 < t < 5.1281)
     for b in (4.9, 5.0, 5.05, 5.1, 5.2):
         out = estimate.card_window(s, 2.0, b)
@@ -329,7 +339,9 @@ def stories(draw: st.DrawFn) -> Story:
 
 
 def test_random_faults_never_give_wrong_joules_without_a_code(sampled: Sampled) -> None:
-    """Resets, freezes, holes, failing fields, lost cards, strangers: the truth within the interval, or a code and a reason."""
+    """Resets, freezes, holes, failing fields, lost cards, strangers: the truth within the interval,
+    or a code and a reason.
+    """
     seen = Counter[str]()
 
     @settings(max_examples=EXAMPLES, derandomize=True)
@@ -358,7 +370,7 @@ def test_random_faults_never_give_wrong_joules_without_a_code(sampled: Sampled) 
     assert seen["shared"] > 10
 
 
-# --- sums ------------------------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------------
 def part(
     energy: float | None,
     se: float | None = 1.0,

@@ -1,4 +1,6 @@
-"""The real path: open_meter -> sampler process -> real pynvml -> scripted libnvidia-ml.so.1, in real time."""
+"""The real path: open_meter -> sampler process -> real pynvml -> scripted libnvidia-ml.so.1, in
+real time.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def sampler_pid(meter: Meter) -> int:
     return process.pid
 
 
-# --- joules ----------------------------------------------------------------------------------------------------------
+# --- joules ---------------------------------------------------------------------------------------
 def test_known_joules_within_the_stated_interval_and_files_left(metered: Callable[..., Meter], tmp_path: Path) -> None:
     script = Script([Card(square(250, 650, 0.237, 0.71, 60, -5))])
     meter = metered(script)
@@ -128,7 +130,7 @@ def test_a_counter_that_is_not_supported_falls_to_the_average(metered: Callable[
     assert meter.total_j() is not None
 
 
-# --- faults ----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 def test_a_counter_reset_is_no_energy_and_the_next_window_is_measured(
     metered: Callable[..., Meter], tmp_path: Path
 ) -> None:
@@ -159,7 +161,8 @@ def test_a_lost_gpu_is_no_energy_and_the_run_goes_on(metered: Callable[..., Mete
     assert lost.energy_j is None
     assert "GPU_LOST" in lost.codes
     assert meter.total_j() is None
-    assert_within(meter.energy(*before, WAIT_S), script.truth_j(*before))  # data up to the loss are kept
+    # data up to the loss are kept
+    assert_within(meter.energy(*before, WAIT_S), script.truth_j(*before))
 
 
 @pytest.mark.parametrize("symbol", ["nvmlDeviceGetFieldValues", ENERGY, INSTANT, AVERAGE])
@@ -222,7 +225,7 @@ def test_a_sampler_that_was_stopped_leaves_a_gap(metered: Callable[..., Meter]) 
     assert "SAMPLER_GAP" in gap.codes
 
 
-# --- no measurement --------------------------------------------------------------------------------------------------
+# --- no measurement -------------------------------------------------------------------------------
 def assert_unmeasured(meter: Meter, code: str, *words: str) -> None:
     assert meter.reason is not None
     for word in words:
@@ -325,7 +328,7 @@ def test_a_bug_of_the_meter_does_not_end_the_run(
     assert "Traceback" in caplog.text
 
 
-# --- kill and resume -------------------------------------------------------------------------------------------------
+# --- kill and resume ------------------------------------------------------------------------------
 TRAINER = """
 import os, sys, time, pathlib
 from harness.config import schema
@@ -390,7 +393,9 @@ def test_the_sampler_ends_with_a_killed_trainer_and_its_joules_are_recovered(
 
 
 def test_requests_to_stop_are_not_for_the_sampler_while_its_trainer_lives(metered: Callable[..., Meter]) -> None:
-    """Terminals and batch systems signal every process of a job; the trainer still has a block of updates to end."""
+    """Terminals and batch systems signal every process of a job; the trainer still has a block of
+    updates to end.
+    """
     script = Script([Card([(0, 500)])])
     meter = metered(script)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):

@@ -1,7 +1,8 @@
-"""What other energy meters get wrong, row by row of the guide's table, and which of our tests holds us to better.
+"""What other energy meters get wrong, row by row of the guide's table, and which of our tests holds
+us to better.
 
-`ROWS` names at least one test per row; a row or a test that goes missing fails here. Tests that exist for no other reason
-stand below.
+`ROWS` names at least one test per row; a row or a test that goes missing fails here. Tests that
+exist for no other reason stand below.
 """
 
 from __future__ import annotations
@@ -83,14 +84,16 @@ def test_a_driver_reload_is_no_energy_and_keeps_a_lower_bound(sampled: Sampled) 
     (s,) = sampled(Script([Card([(-5.0, 500.0)], reset_at_s=4.0)]), 9.0)
     w = estimate.card_window(s, 2.0, 6.0)
     assert (w.energy_j, "COUNTER_RESET" in w.codes) == (None, True)
-    # Half a tick is lost at each edge on average; around the reset, what was gathered since the tick before and until the one after
+    # Half a tick is lost at each edge on average; around the reset, what was gathered since the
+    # tick before and until the one after
     assert 2000 - 4 * 50 <= estimate.rising_j(s, 2.0, 6.0) + 1e-6 <= 2000
     assert "at least" in (w.reason or "")
 
 
 def test_power_times_time_is_no_better_where_the_counter_fails(sampled: Sampled) -> None:
     (s,) = sampled(Script([Card([(-5.0, 500.0)], reset_at_s=4.0)]), 9.0)
-    assert s.average.integral(2.0, 6.0) == pytest.approx(2000, rel=0.002)  # readings are kept through the reload
+    # readings are kept through the reload
+    assert s.average.integral(2.0, 6.0) == pytest.approx(2000, rel=0.002)
     assert s.instant.integral(2.0, 6.0) == pytest.approx(2000, rel=0.002)
     (s,) = sampled(Script([Card([(-5.0, 500.0)])], [Fault(ENERGY, 3)]), 9.0)
     assert estimate.card_window(s, 2.0, 7.0).energy_j == pytest.approx(2500, rel=0.002)
@@ -107,7 +110,9 @@ def test_a_plateau_of_unchanged_readings_is_data(sampled: Sampled) -> None:
 
 
 def test_a_step_of_the_wall_clock_moves_no_window(tmp_path: Path) -> None:
-    """The wall clock jumps by 5 s: an event is written, and rows are on the monotonic clock alone."""
+    """The wall clock jumps by 5 s: an event is written, and rows are on the monotonic clock
+    alone.
+    """
     trace = tmp_path / "trace.csv"
     trace.write_text("t_s,power_w\n0,300\n100,300\n")
     origin = time.monotonic_ns()
@@ -145,7 +150,9 @@ def test_a_trainer_that_holds_the_gil_does_not_starve_the_sampler(
 
 
 def test_a_cold_run_of_five_seconds(sampled: Sampled) -> None:
-    """Idle, then load for 5 s, then idle: the value is the counter's, whatever the 1 s mean makes of the rise."""
+    """Idle, then load for 5 s, then idle: the value is the counter's, whatever the 1 s mean makes
+    of the rise.
+    """
     load = square(250, 650, 0.237, 0.71, 5.0, 0.0)[:-1]
     trace = [(-5.0, 120.0), (3.0, 120.0), *((t + 3.0, w) for t, w in load), (3.0 + load[-1][0], 120.0)]
     for phase in range(10):

@@ -28,7 +28,7 @@ from harness.power.source import READ_FAILED, Reading
 RANGE_UJ = 262_143_328_850
 
 
-# --- RAPL --------------------------------------------------------------------------------------------------------------
+# --- RAPL -----------------------------------------------------------------------------------------
 ZONES = {
     "intel-rapl:0": ("package-0", 40),
     "intel-rapl:0:0": ("core", 30),
@@ -39,7 +39,9 @@ ZONES = {
 
 
 class Tree:
-    """A powercap tree whose counters a thread advances: package 40 W, its core 30 W, dram 5 W, psys, an mmio twin."""
+    """A powercap tree whose counters a thread advances: package 40 W, its core 30 W, dram 5 W,
+    psys, an mmio twin.
+    """
 
     def __init__(self, root: Path, start_uj: int) -> None:
         self.root, self.start_uj = root, start_uj
@@ -82,7 +84,8 @@ def tree(tmp_path: Path) -> Iterator[Callable[[int], Tree]]:
         t.stop()
 
 
-@pytest.mark.parametrize("start_uj", [5_000_000, RANGE_UJ - 20_000_000])  # the second wraps within the window
+# the second wraps within the window
+@pytest.mark.parametrize("start_uj", [5_000_000, RANGE_UJ - 20_000_000])
 def test_package_and_dram_are_counted_once_and_a_wrap_is_followed(
     tree: Callable[[int], Tree], tmp_path: Path, start_uj: int
 ) -> None:
@@ -100,7 +103,8 @@ def test_package_and_dram_are_counted_once_and_a_wrap_is_followed(
     assert measured.energy_se_j is not None
     truth = 45 * (b - a) * 1e-9
     assert measured.source == "rapl"
-    assert abs(measured.energy_j - truth) < 3 * measured.energy_se_j + 0.05 * truth  # 2 ms steps of the fake counter
+    # 2 ms steps of the fake counter
+    assert abs(measured.energy_j - truth) < 3 * measured.energy_se_j + 0.05 * truth
     assert measured.energy_j == pytest.approx(truth, rel=0.2)
     meter.close()
     zones = [c["name"] for c in meter.describe()["cards"]]
@@ -164,7 +168,8 @@ def test_rapl_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Tree(tmp_path / "a", 0)
     real = Path.read_text
 
-    def denied(self: Path, *args: str, **kw: str) -> str:  # root may read anything, so the test takes it away here
+    def denied(self: Path, *args: str, **kw: str) -> str:
+        # root may read anything, so the test takes it away here
         if self.name == "energy_uj":
             raise PermissionError(13, "Permission denied")
         return real(self, *args, **kw)
@@ -175,7 +180,7 @@ def test_rapl_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "sudo chmod a+r" in out["reason"]
 
 
-# --- replay ------------------------------------------------------------------------------------------------------------
+# --- replay ---------------------------------------------------------------------------------------
 def csv(path: Path, rows: list[tuple[float, float]]) -> Path:
     path.write_text("t_s,power_w\n" + "".join(f"{t!r},{w!r}\n" for t, w in rows))
     return path
@@ -193,7 +198,8 @@ def test_a_replayed_trace_gives_its_exact_integral(tmp_path: Path) -> None:
     trace = replay.load(path)
     assert measured.energy_j == pytest.approx(trace.energy_to(10.0 + (b - origin) * 1e-9), rel=1e-9)
     assert (measured.energy_se_j, measured.source, measured.verdict) == (0.0, "replay", "valid")
-    assert meter.energy(origin, origin + 1_000_000_000).energy_j == pytest.approx(187.5)  # 100 + 87.5
+    # 100 + 87.5
+    assert meter.energy(origin, origin + 1_000_000_000).energy_j == pytest.approx(187.5)
     assert meter.total_j() is not None
     assert (meter.power_w() or 0) > 0
     over = meter.energy(origin, origin + 61 * 10**9)
@@ -203,7 +209,8 @@ def test_a_replayed_trace_gives_its_exact_integral(tmp_path: Path) -> None:
     next_attempt = open_meter(schema.ReplayConfig(path=str(path)), tmp_path / "power", attempt=2, cuda_visible=None)
     lost = next_attempt.recover(1, origin)
     assert lost.energy_j == pytest.approx(meter.total_j(), rel=1e-6)
-    assert next_attempt.recover(1, 0).energy_j == pytest.approx(lost.energy_j)  # nothing was booked: all of it
+    # nothing was booked: all of it
+    assert next_attempt.recover(1, 0).energy_j == pytest.approx(lost.energy_j)
 
 
 @given(
@@ -245,7 +252,7 @@ def test_bad_traces_are_refused(tmp_path: Path, text: str, message: str) -> None
         replay.load(tmp_path / "t.csv")
 
 
-# --- doctor ------------------------------------------------------------------------------------------------------------
+# --- doctor ---------------------------------------------------------------------------------------
 def probe(environment: dict[str, str]) -> dict:
     code = "import json; from harness.power import nvml; print(json.dumps(nvml.probe()))"
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""A training run metered by `power=nvml`: real pynvml, own-process sampler, scripted library; truth from the trace alone."""
+"""A training run metered by `power=nvml`: real pynvml, own-process sampler, scripted library; truth
+from the trace alone.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ def test_a_run_carries_the_joules_of_its_own_windows(
     assert {"train", "eval", "checkpoint"} <= {r.phase for r in spend}
     assert record.meter["cards"][0]["uuid"].startswith("GPU-")
     assert record.meter["samples"] > 0
-    assert any("not its joules" in e for e in record.events)  # a GPU's joules beside training on the CPU
+    # a GPU's joules beside training on the CPU
+    assert any("not its joules" in e for e in record.events)
 
 
 STOPPED = """
@@ -136,7 +139,8 @@ def test_a_counter_reset_leaves_no_joules_but_a_reason(
     hit = [r for r in spend if "COUNTER_RESET" in r.energy.codes]
     assert hit
     assert {r.branch for r in hit if r.phase == "train"} == {"trunk"}
-    for point in record.points:  # every point of the trunk rests on the window that the reset fell into
+    for point in record.points:
+        # every point of the trunk rests on the window that the reset fell into
         assert point.energy.energy_j is None
         assert "COUNTER_RESET" in point.energy.codes
         assert point.energy.reason

@@ -1,4 +1,6 @@
-"""Segment files: which polls become rows, torn and damaged lines, and the fold into ticks, gaps and resets."""
+"""Segment files: which polls become rows, torn and damaged lines, and the fold into ticks, gaps and
+resets.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ def polls(until: float, watts: float = 100.0, start: float = 0.0) -> list[tuple[
     return [(t, reading(counter(t, watts), watts * 1000)) for t in times]
 
 
-# --- recorder and files ----------------------------------------------------------------------------------------------
+# --- recorder and files ---------------------------------------------------------------------------
 def test_only_changes_heartbeats_and_late_polls_are_written() -> None:
     recorder = Recorder(late_ns=20 * MS, heartbeat_ns=100 * MS)
 
@@ -135,7 +137,7 @@ def test_segments_are_found_in_order(tmp_path: Path) -> None:
     assert [p.name for p in find(tmp_path, 2)] == ["a002.s0.jsonl"]
 
 
-# --- fold ------------------------------------------------------------------------------------------------------------
+# --- fold -----------------------------------------------------------------------------------------
 def test_ticks_and_their_period() -> None:
     s = fold(polls(3.0))
     assert len(s.hi_s) == 29
@@ -166,7 +168,8 @@ def test_two_low_reads_are_a_reset() -> None:
     assert w.energy_j is None
     assert "COUNTER_RESET" in w.codes
     assert w.reason is not None
-    assert "at least 1" in w.reason  # the pieces on both sides, a lower bound of 200 J less what the reset hides
+    # the pieces on both sides, a lower bound of 200 J less what the reset hides
+    assert "at least 1" in w.reason
     assert 150 <= estimate.rising_j(s, 0.5, 2.5) <= 200
     for a, b in ((0.3, 1.3), (1.8, 2.8)):  # on either side nothing happened
         assert estimate.card_window(s, a, b).energy_j == pytest.approx(100, abs=2)
@@ -216,7 +219,8 @@ def test_a_failing_counter_is_a_gap_and_a_lost_card_is_said() -> None:
         w = estimate.card_window(s, 0.5, 2.5)
         assert w.energy_j is None
         assert code in w.codes, rc
-        assert estimate.card_window(s, 2.05, 2.85).energy_j == pytest.approx(80, abs=2)  # a while after it came back
+        # a while after it came back
+        assert estimate.card_window(s, 2.05, 2.85).energy_j == pytest.approx(80, abs=2)
 
 
 def test_a_window_outside_the_readings_has_no_energy() -> None:
@@ -256,7 +260,7 @@ def test_a_lost_row_does_not_move_a_tick() -> None:
     assert abs(a.energy_j - b.energy_j) < 2 * b.se_j
 
 
-# --- one field fails while the others are read -------------------------------------------------------------------------
+# --- one field fails while the others are read ----------------------------------------------------
 def field_fails(t: float, average_w: float, since: float, until: float, energy: float | None = None) -> Reading:
     dead = since <= t < until
     average = None if dead else 1000 * average_w
@@ -264,7 +268,10 @@ def field_fails(t: float, average_w: float, since: float, until: float, energy: 
 
 
 def test_an_average_that_fails_alone_is_a_gap_and_not_its_last_value() -> None:
-    """Without a counter. Instant power is read all the while; the load doubles unseen by the average."""
+    """Without a counter.
+
+    Instant power is read all the while; the load doubles unseen by the average.
+    """
     head = {**HEAD, "cards": [{**CARD, "support": {"energy": 3, "instant": 0, "average": 0}}]}
     times = [0.01 * k for k in range(500)]
     s = fold([(t, field_fails(t, 200 if t < 1.5 else 400, 1.0, 3.0)) for t in times], head)

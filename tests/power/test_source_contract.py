@@ -1,4 +1,6 @@
-"""What every power source keeps to: it says what it is, and the real sampler and estimator make joules of it under its own label."""
+"""What every power source keeps to: it says what it is, and the real sampler and estimator make
+joules of it under its own label.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def watts(t: float) -> float:
 
 
 class FileSource:
-    """Watts of a file that somebody else writes, as hwmon gives them: no energy counter, no power limit, nothing to watch."""
+    """Watts of a file that somebody else writes, as hwmon gives them: no energy counter, no power
+    limit, nothing to watch.
+    """
 
     energy_unit_j = 1.0
     power_unit_w = 1.0
@@ -75,7 +79,7 @@ class FileConfig(schema.PowerConfig):
     period_s: float = 0.01
 
 
-# --- the family ----------------------------------------------------------------------------------------------------------
+# --- the family -----------------------------------------------------------------------------------
 Member = tuple[Source, str, str]  # a source, its label, its counter
 
 
@@ -222,7 +226,10 @@ def test_a_source_says_what_it_is_and_its_joules_are_right(name: str, stage: Sta
 
 
 def test_the_meter_hands_a_source_its_settings_and_cuts_its_path(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the front door, with settings of its own. The sampler's process would not know this source, so no joules here."""
+    """By the front door, with settings of its own.
+
+    The sampler's process would not know this source, so no joules here.
+    """
     source = stage.file()
     monkeypatch.setitem(schema.FAMILIES["power"], "file", FileConfig)
     monkeypatch.setattr("harness.power.meter.make_source", lambda spec: FileSource(**spec.settings))
@@ -251,7 +258,7 @@ def test_a_source_keeps_its_local_path_out_of_records(tmp_path: Path, monkeypatc
     assert identity.resolved(run)["power"]["root"] == "powercap"
 
 
-# --- what older samplers wrote -------------------------------------------------------------------------------------------
+# --- what older samplers wrote --------------------------------------------------------------------
 GPU: dict[str, Any] = {
     "index": 0,
     "uuid": "GPU-x",

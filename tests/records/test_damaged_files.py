@@ -1,4 +1,6 @@
-"""A damaged file gives its values or one RecordError that names the field, and never another exception."""
+"""A damaged file gives its values or one RecordError that names the field, and never another
+exception.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ FILES: dict[type, Callable[[], Any]] = {
 
 
 def paths(value: Any, path: FieldPath = ()) -> Iterator[FieldPath]:
-    """Every field of a JSON value; of a list its first item alone, and of a mapping of numbers all keys."""
+    """Every field of a JSON value; of a list its first item alone, and of a mapping of numbers all
+    keys.
+    """
     if path:
         yield path
     if isinstance(value, dict):

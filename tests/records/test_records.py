@@ -1,4 +1,6 @@
-"""Records: what is written is read back equal, and what is torn, foreign, newer or not a number is refused with its reason."""
+"""Records: what is written is read back equal, and what is torn, foreign, newer or not a number is
+refused with its reason.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ def step_row(step: int = 1, **changes: Any) -> StepRow:
     return dataclasses.replace(row, **changes)
 
 
-# --- refused -----------------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "wrap", [lambda x: x, lambda x: [x], lambda x: {"a": {"b": [x]}}, lambda x: step_row(loss_nat=x)]
@@ -160,7 +162,7 @@ def test_a_missing_record_is_named(tmp_path: Path) -> None:
         records.load_record(tmp_path)
 
 
-# --- rows --------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 @given(cut=st.integers(min_value=0, max_value=400))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_a_file_cut_anywhere_gives_its_whole_rows(tmp_path: Path, cut: int) -> None:
@@ -189,7 +191,7 @@ def test_rows_from_an_offset_and_of_no_file(tmp_path: Path) -> None:
     assert [r.step for r in records.read_rows(path, StepRow, offset=len(lines[0]))] == [2, 3]
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.json"
     records.write_json(path, RunState("running"))
@@ -230,7 +232,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
         records.write_json(tmp_path / "nowhere" / "state.json", {})
 
 
-# --- a study folder ----------------------------------------------------------------------------------------------------
+# --- a study folder -------------------------------------------------------------------------------
 def test_a_study_counts_what_it_leaves_out(tmp_path: Path) -> None:
     from synthetic import record  # a record whose numbers come from a law
 
@@ -245,7 +247,9 @@ def test_a_study_counts_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 def test_a_record_beside_a_state_that_is_not_done_is_left_out(tmp_path: Path) -> None:
-    """A run forced afresh, or taken up for one more branch, has an old record beside it; it counts again when it is done."""
+    """A run forced afresh, or taken up for one more branch, has an old record beside it; it counts
+    again when it is done.
+    """
     from synthetic import record
 
     (tmp_path / "a").mkdir()

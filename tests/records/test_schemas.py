@@ -35,7 +35,8 @@ def test_committed_files_satisfy_their_schema(kind: str, file: str) -> None:
     lines = text.splitlines()[:3] if path.suffix == ".xz" else [text]
     for line in lines:
         value = json.loads(line)
-        # A field that has another name now is read, though the published schema has the new name alone
+        # A field that has another name now is read, though the published schema has the new name
+        # alone
         validator.validate(TtcRecord.upgraded(value) if kind == "ttc" else value)
 
 

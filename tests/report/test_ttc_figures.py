@@ -1,4 +1,6 @@
-"""Figures of a study's evaluations draw the right numbers, or give the reason why there are none."""
+"""Figures of a study's evaluations draw the right numbers, or give the reason why there are
+none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How an attempt ends, in one place for training and evaluation: whatever stops it, the state on disk says so."""
+"""How an attempt ends, in one place for training and evaluation: whatever stops it, the state on
+disk says so.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,7 @@ def test_a_killed_attempt_is_known_to_the_next(tmp_path: Path) -> None:
     assert seen == [True, False]
 
 
-# --- the same for the two that use it ------------------------------------------------------------------------------------
+# --- the same for the two that use it -------------------------------------------------------------
 def train(folder: Path, patch: pytest.MonkeyPatch, error: BaseException) -> tuple[Path, Callable[[], RunState]]:
     def broken(*_: object) -> None:
         raise error

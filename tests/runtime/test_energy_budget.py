@@ -84,7 +84,8 @@ def test_a_sweep_stops_when_its_joules_reach_the_budget_and_goes_on_with_more(
     given = ["run", *TINY, f"power.path={_trace(tmp_path)}", f"paths.runs={tmp_path / 'runs'}"]
     assert cli.main([*given, "budget.kwh=1e-9"]) == 1  # 3.6 mJ: the first window is more than that
     said = capsys.readouterr().out
-    # A run this short may end between two looks at the account; the one behind it must not start either way
+    # A run this short may end between two looks at the account; the one behind it must not start
+    # either way
     assert "2 of 2 runs done" not in said
     assert "not started" in said
     assert "budget.kwh=1e-09 is used up" in said
@@ -95,7 +96,9 @@ def test_a_sweep_stops_when_its_joules_reach_the_budget_and_goes_on_with_more(
 def test_a_run_in_progress_is_interrupted_at_the_budget_and_resumes_when_it_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the account read at every update, the first booked window ends the run; its checkpoint is where the next attempt starts."""
+    """With the account read at every update, the first booked window ends the run; its checkpoint
+    is where the next attempt starts.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(energy_budget, "CHECK_PERIOD_S", 0.0)
     given = [*TINY, f"power.path={_trace(tmp_path)}", f"paths.runs={tmp_path / 'runs'}"]

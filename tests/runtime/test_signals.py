@@ -1,4 +1,6 @@
-"""A request to stop, as a launching process hands it on: once per request, and to those that train alone."""
+"""A request to stop, as a launching process hands it on: once per request, and to those that train
+alone.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ SLEEP = "import time; print(1, flush=True); time.sleep(60)"
 
 
 def test_signals_that_come_together_are_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`timeout` signals the whole group, and a batch script its children besides; only a later one means: at once."""
+    """`timeout` signals the whole group, and a batch script its children besides; only a later one
+    means: at once.
+    """
     now = 100.0
     monkeypatch.setattr(signals.time, "monotonic", lambda: now)
     monkeypatch.setattr(signals, "_workers", list)

@@ -1,4 +1,6 @@
-"""Sweeps through the real Hydra launchers: tables, exit codes, workers that fail or are stopped, ladders of one's own."""
+"""Sweeps through the real Hydra launchers: tables, exit codes, workers that fail or are stopped,
+ladders of one's own.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# --- the joblib launcher -------------------------------------------------------------------------------------------------
+# --- the joblib launcher --------------------------------------------------------------------------
 def test_two_runs_side_by_side_one_of_which_fails(here: Path) -> None:
     good, bad = compose_sweep.enumerate_runs(TWO)[0]
     bad.run_dir.mkdir(parents=True)
@@ -130,7 +132,7 @@ def test_chaos_bench() -> None:
     assert "nothing lost or counted twice" in done.stdout.splitlines()[-1]
 
 
-# --- in this process -----------------------------------------------------------------------------------------------------
+# --- in this process ------------------------------------------------------------------------------
 def test_a_list_of_values_sweeps_and_launching_again_skips(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["seed=0,1", "model.width=8", "budget.tokens=2520", *TINY]
     code, text = launch(capsys, *arguments)
@@ -169,7 +171,7 @@ def test_an_interrupted_run_keeps_those_behind_it_from_starting(
     assert "launch again" in text
 
 
-# --- ladders of one's own ------------------------------------------------------------------------------------------------
+# --- ladders of one's own -------------------------------------------------------------------------
 LADDER = """\
 # @package _global_
 study: mine
@@ -214,7 +216,7 @@ def test_broken_yaml_is_said_so(here: Path) -> None:
         compose_sweep.enumerate_runs(["+ladder=mine"])
 
 
-# --- progress ------------------------------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 class Screen:
     def __init__(self, tty: bool) -> None:
         self.tty, self.text = tty, ""
@@ -339,7 +341,9 @@ def text_file(path: Path, word: str, lines: int) -> None:
 
 
 def test_a_text_is_as_long_as_the_real_vocabulary_needs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """257 embedding rows, not the 4096 that a BPE would be asked for: 8 tokens per parameter are 24,000 tokens."""
+    """257 embedding rows, not the 4096 that a BPE would be asked for: 8 tokens per parameter are
+    24,000 tokens.
+    """
     text_file(here / "a.txt", "line", 1500)
     code, text = launch(capsys, *TEXT, "budget.tokens_per_param=8")
     assert code == 0, text

@@ -1,4 +1,6 @@
-"""The W&B mirror, with the real client against the loopback server: what arrives, and what happens when it cannot."""
+"""The W&B mirror, with the real client against the loopback server: what arrives, and what happens
+when it cannot.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ WANDB = Path(sys.executable).with_name("wandb")
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A healthy server that the environment points to, and a home of its own for W&B's caches and settings."""
+    """A healthy server that the environment points to, and a home of its own for W&B's caches and
+    settings.
+    """
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with WandbServer() as server:
@@ -89,7 +93,7 @@ def wait_for(condition: Any, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-# --- a healthy server --------------------------------------------------------------------------------------------------
+# --- a healthy server -----------------------------------------------------------------------------
 def test_everything_arrives_exactly_and_nothing_else(server: WandbServer, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue")
     folder = tmp_path / "runs" / "cpu" / "a1b2c3"
@@ -124,7 +128,8 @@ def test_everything_arrives_exactly_and_nothing_else(server: WandbServer, tmp_pa
     assert ours == {"model": {"width": 64}, "corpus": corpus, "note": "[removed: a secret]"}
     metrics = {m.get("1") or m.get("2"): m for m in run.config["_wandb"]["m"]}
     assert set(metrics) == {"train_flop", "train/*", "val/*"}
-    assert metrics["train/*"]["5"] == metrics["val/*"]["5"] == 1  # x-axis: the first metric, train_flop
+    # x-axis: the first metric, train_flop
+    assert metrics["train/*"]["5"] == metrics["val/*"]["5"] == 1
     (artifact,) = server.artifacts
     assert (artifact.name, artifact.type, artifact.committed) == ("record-a1b2c3", "record", True)
     assert artifact.files == {"record.json": b'{"run_id": "a1b2c3"}'}
@@ -225,7 +230,7 @@ def test_a_fit_becomes_a_run_with_table_charts_and_artifacts(server: WandbServer
     assert artifacts["fits"] == {"fits.json": b"{}"}
 
 
-# --- no server, or one that refuses --------------------------------------------------------------------------------------
+# --- no server, or one that refuses ---------------------------------------------------------------
 @pytest.mark.parametrize("fault", ["500", "401", "no key", pytest.param("absent", marks=pytest.mark.slow)])
 def test_a_server_that_does_not_take_us_means_offline_with_the_same_id(
     server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -284,7 +289,7 @@ def test_without_wandb_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert "pip install wandb" in login_state(config())["todo"]
 
 
-# --- faults in the middle of a run ----------------------------------------------------------------------------------------
+# --- faults in the middle of a run ----------------------------------------------------------------
 FAULTS = ["500", "401", "slow answers", "malformed", "vanish"]
 CASES = [(fault, False) for fault in FAULTS] + [
     # W&B sends rows every 15 s: waiting for the first lot takes that long
@@ -331,7 +336,8 @@ def test_a_fault_in_the_middle_loses_nothing(
         sync(status)
     run = server.runs["a1b2c3"]
     arrived = [row(i) for i in range(20)] if some_arrive else []
-    assert run.rows == arrived + [row(i) for i in range(60)]  # `wandb sync` appends: the same rows again, none lost
+    # `wandb sync` appends: the same rows again, none lost
+    assert run.rows == arrived + [row(i) for i in range(60)]
     assert (run.summary["loss_nat"], run.complete) == (1.5, True)
     if with_artifact:
         assert healthy.artifacts[-1].files == {"record.json": b"{}"}
@@ -363,7 +369,7 @@ def test_a_dead_client_is_noticed_once_and_logging_never_blocks(server: WandbSer
     assert [r["tokens"] for r in offline] == [row(i)["tokens"] for i in range(5)]
 
 
-# --- small parts -----------------------------------------------------------------------------------------------------------
+# --- small parts ----------------------------------------------------------------------------------
 def test_fetch_and_login_say_what_to_do(server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = login_state(config())
     assert (state["mode"], state["host"], state["api_key"], state["todo"]) == ("online", "127.0.0.1", True, None)

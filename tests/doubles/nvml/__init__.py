@@ -1,13 +1,17 @@
-"""Builds and scripts the double of libnvidia-ml.so.1 (`scripted_nvml.c`) that the real pynvml loads.
+"""Builds and scripts the double of libnvidia-ml.so.1 (`scripted_nvml.c`) that the real pynvml
+loads.
 
-    library = build(folder)                                  # once; needs cc
+    library = build(folder)  # once; needs cc
     script = Script([Card(trace=[(0, 100), (1, 100), (1, 500)])])
-    environment.update(script.environment(library, folder))  # before the process that loads NVML starts
-    script.truth_j(a_ns, b_ns)                               # from the trace alone, never through the sensor model
+    # before the process that loads NVML starts:
+    environment.update(script.environment(library, folder))
+    # from the trace alone, never through the sensor model:
+    script.truth_j(a_ns, b_ns)
 
-A trace is a list of (seconds, watts): straight lines between, two rows at one time are a step, held before and after.
-Second 0 is `origin_ns` on CLOCK_MONOTONIC, shared by all processes; with `virtual=True` the clock stands where
-`scripted_set_time(seconds)` put it, and `scripted_reset()` makes the next `nvmlInit` read the script again.
+A trace is a list of (seconds, watts): straight lines between, two rows at one time are a step, held
+before and after. Second 0 is `origin_ns` on CLOCK_MONOTONIC, shared by all processes; with
+`virtual=True` the clock stands where `scripted_set_time(seconds)` put it, and `scripted_reset()`
+makes the next `nvmlInit` read the script again.
 """
 
 from __future__ import annotations
@@ -35,8 +39,8 @@ class NoCompiler(RuntimeError):
 def build(folder: Path, soname: bool = True, without: tuple[str, ...] = ()) -> Path:
     """Compile the library into `folder` and return its path.
 
-    `soname=False` makes one that may be loaded into a test process without answering for the real library; `without` leaves
-    out symbols, as an old driver does.
+    `soname=False` makes one that may be loaded into a test process without answering for the real
+    library; `without` leaves out symbols, as an old driver does.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -114,7 +118,8 @@ class Card:
     reset_when: Path | None = None  # resets, or freezes, when this file appears
     freeze_when: Path | None = None
     mig: str | None = None  # UUID of its one instance
-    # (seconds, what, value) of settings that change: limit_w, mask (of clock reasons), clock, temp, pid (negative: it leaves)
+    # (seconds, what, value) of settings that change: limit_w, mask (of clock reasons), clock, temp,
+    # pid (negative: it leaves)
     events: list[tuple[float, str, float]] = field(default_factory=list)
 
     def lines(self, index: int) -> list[str]:
@@ -130,7 +135,8 @@ class Card:
 
 @dataclass
 class Fault:
-    """`what` answers `code` on card `gpu` (-1: all) during [from_s, to_s), while the file `when` exists.
+    """`what` answers `code` on card `gpu` (-1: all) during [from_s, to_s), while the file `when`
+    exists.
 
     `what` is a symbol, one of the fields above, or "*" for every symbol.
     """
@@ -165,7 +171,9 @@ class Script:
         return "\n".join(lines) + "\n"
 
     def environment(self, library: Path, folder: Path) -> dict[str, str]:
-        """Write the script into `folder`; the variables with which a new process loads the double and plays it."""
+        """Write the script into `folder`; the variables with which a new process loads the double
+        and plays it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "nvml_script.txt"
         path.write_text(self.text())

@@ -1,7 +1,8 @@
-"""Families of power traces on which an estimator is judged, with the moments at which windows may begin and end.
+"""Families of power traces on which an estimator is judged, with the moments at which windows may
+begin and end.
 
-The two-level load of the guide (237 ms steps, 71 % at 650 W, 1 % jitter) is one of several: what helps there and hurts
-elsewhere is tuning, not accuracy.
+The two-level load of the guide (237 ms steps, 71 % at 650 W, 1 % jitter) is one of several: what
+helps there and hurts elsewhere is tuning, not accuracy.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def steps(until_s: float, seed: int, low_w: float = 250.0, high_w: float = 650.0
 
 
 def shaped_steps(until_s: float, seed: int) -> Load:
-    """Four phases per step (forward, backward, reduce, optimiser) with ramps of 5 to 20 ms between their levels."""
+    """Four phases per step (forward, backward, reduce, optimiser) with ramps of 5 to 20 ms between
+    their levels.
+    """
     chance, t = random.Random(seed), -LEAD_S
     phases = [(0.3, 560.0, 0.005), (0.45, 680.0, 0.01), (0.15, 300.0, 0.02), (0.1, 420.0, 0.01)]
     level, trace, marks = 420.0, [(t, 420.0)], []

@@ -1,7 +1,8 @@
-"""A script played on a virtual clock in this process: the real client, recorder and reader, without waiting.
+"""A script played on a virtual clock in this process: the real client, recorder and reader, without
+waiting.
 
-player = Player(library, script_folder)          # library built with soname=False
-series = player.play(script, until_s=20)         # one Series per card; second 0 of the script is time 0
+    player = Player(library, script_folder)   # library built with soname=False
+    series = player.play(script, until_s=20)  # one Series per card; second 0 of the script is 0
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from harness.power.series import Series
 
 
 class Player:
-    """Owns the double inside this process. Nothing else here may talk to a real NVML: `pynvml.nvmlLib` is replaced."""
+    """Owns the double inside this process.
+
+    Nothing else here may talk to a real NVML: `pynvml.nvmlLib` is replaced.
+    """
 
     def __init__(self, library: Path, folder: Path) -> None:
         self.library = ctypes.CDLL(str(library))
@@ -38,7 +42,9 @@ class Player:
         skip: Callable[[float], bool] = lambda t: False,
         seed: int = 0,
     ) -> list[Series]:
-        """Polls come at the sampler's jittered deadlines; those for which `skip(t)` holds do not happen."""
+        """Polls come at the sampler's jittered deadlines; those for which `skip(t)` holds do not
+        happen.
+        """
         pynvml.nvmlLib = self.library
         pynvml._nvmlGetFunctionPointer_cache.clear()
         script.virtual, script.origin_ns = True, 0
