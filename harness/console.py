@@ -18,7 +18,7 @@ MIN_WRAPPED = 20  # columns of a terminal that a wrapped column needs to be read
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Rows of cells under optional headers; a cell that is None is missing.
 
     `align` has one letter per column, l or r; columns without a letter align left.
@@ -54,13 +54,13 @@ class Table:
         return "\n".join(padded(line).rstrip() for line in self.lines())
 
 
-def show(*parts: Table | str) -> None:
+def show(*parts: TextTable | str) -> None:
     """Print tables and lines.
 
     On a terminal, the last column of a table is wrapped where it does not fit.
     """
     if not sys.stdout.isatty():
-        print("\n".join(part.text() if isinstance(part, Table) else part for part in parts))
+        print("\n".join(part.text() if isinstance(part, TextTable) else part for part in parts))
         return
     from rich.console import Console
 
@@ -69,7 +69,7 @@ def show(*parts: Table | str) -> None:
         console.print(renderable(console.width, part), soft_wrap=True)
 
 
-def renderable(width: int, *parts: Table | str) -> RenderableType:
+def renderable(width: int, *parts: TextTable | str) -> RenderableType:
     """Tables and lines as `rich` prints them on a terminal of `width` columns."""
     from rich.console import Group
     from rich.text import Text
@@ -77,7 +77,7 @@ def renderable(width: int, *parts: Table | str) -> RenderableType:
     return Group(*(Text(part) if isinstance(part, str) else _grid(part, width) for part in parts))
 
 
-def _grid(table: Table, width: int) -> RenderableType:
+def _grid(table: TextTable, width: int) -> RenderableType:
     """The table with its last column wrapped; as plain text if little room is left for that
     column.
     """

@@ -9,20 +9,20 @@ import sys
 
 import pytest
 
-from harness.console import Table, show
+from harness.console import TextTable, show
 
 LONG = "a reason of many words that does not fit into one line of a terminal of forty columns [0]"
-TABLE = Table([["w8", "1,024", LONG], ["w16 s0", "2", ""]], ["run", "steps", "reason"], "lr")
+TABLE = TextTable([["w8", "1,024", LONG], ["w16 s0", "2", ""]], ["run", "steps", "reason"], "lr")
 
 
 def test_plain_text_aligns_columns_and_cuts_nothing() -> None:
     assert TABLE.text().split("\n") == ["run     steps  reason", f"w8      1,024  {LONG}", "w16 s0      2"]
-    assert Table([["a", "b"]]).text() == "a  b"
+    assert TextTable([["a", "b"]]).text() == "a  b"
 
 
 def test_a_pipe_gets_plain_text_without_rich() -> None:
     code = (
-        "import sys; from harness.console import Table, show; show('head [bold]', Table([['a', 'b' * 300]])); "
+        "import sys; from harness.console import TextTable, show; show('head [bold]', TextTable([['a', 'b' * 300]])); "
         "assert 'rich' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -51,7 +51,7 @@ def test_a_terminal_wraps_the_last_column(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_table_too_wide_for_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run id in two pieces could not be copied."""
-    wide = Table([["0123456789ab", "x" * 30, LONG]], ["id", "name", "reason"])
+    wide = TextTable([["0123456789ab", "x" * 30, LONG]], ["id", "name", "reason"])
     terminal = forty_columns(monkeypatch)
     show(wide, LONG)
     assert re.sub(r"\x1b\[[0-9]*m", "", terminal.getvalue()) == f"{wide.text()}\n{LONG}\n"

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.analysis.points import PointTable
 from harness.analysis.study_laws import measured_idle_w
-from harness.console import Table
+from harness.console import TextTable
 from harness.hardware import floor_j_per_flop
 from harness.laws.result import Fit
 from harness.laws.sentences import balance
@@ -148,11 +148,11 @@ def context(table: PointTable, rows: Sequence[RungJoules], fits: dict[str, Fit])
     return [f"floor of {device}: {value}", crossover(rows, fits)]
 
 
-def printed(table: PointTable, fits: dict[str, Fit]) -> list[Table | str]:
+def printed(table: PointTable, fits: dict[str, Fit]) -> list[TextTable | str]:
     """The table and its lines for `console.show`; empty where no joules were measured."""
     rows = by_rung(table)
     return (
-        ["joules by rung, gross", Table([row_texts(r) for r in rows], HEAD), *context(table, rows, fits)]
+        ["joules by rung, gross", TextTable([row_texts(r) for r in rows], HEAD), *context(table, rows, fits)]
         if rows
         else []
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from harness import laws, records
 from harness.analysis import study_laws
-from harness.console import Table
+from harness.console import TextTable
 from harness.errors import RecordError
 from harness.laws.estimators import Z95
 from harness.laws.result import Fit
@@ -169,7 +169,7 @@ def make_reference(
 
 def compare(
     reference: Reference, runs: Sequence[RunRecord], fits: dict[str, Fit], evaluations: Sequence[TtcRecord] = ()
-) -> tuple[Table, bool]:
+) -> tuple[TextTable, bool]:
     """A table of differences, and whether every quantity lies within its bound.
 
     Raises RecordError for runs on another corpus.
@@ -195,4 +195,4 @@ def compare(
         rows.append(
             (name, f"{q.value:.5g}", f"{value:.5g}", f"{value - q.value:+.2g}", f"{q.bound:.2g}", q.sd_over, verdict)
         )
-    return Table(rows, ("quantity", "reference", "measured", "difference", "bound", "over", "")), same
+    return TextTable(rows, ("quantity", "reference", "measured", "difference", "bound", "over", "")), same

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.config.schema import TrackerConfig, WandbMode
-from harness.console import Table, show
+from harness.console import TextTable, show
 from harness.errors import CorpusError
 from harness.hardware import cpu_model
 from harness.units import si
@@ -69,11 +69,11 @@ def examine(runs: Path) -> list[tuple[str, str, str | None]]:
     ]
 
 
-def _table(findings: list[tuple[str, str, str | None]]) -> Table:
+def _table(findings: list[tuple[str, str, str | None]]) -> TextTable:
     rows: list[tuple[str, str]] = []
     for topic, finding, todo in findings:
         rows += [(topic, finding), *([("", f"-> {todo}")] if todo else [])]
-    return Table(rows)
+    return TextTable(rows)
 
 
 def _python() -> str:
@@ -146,7 +146,7 @@ def _sensors() -> list[tuple[str, str, str | None]]:
     return rows
 
 
-def sensor_cards(seconds: float = 12.0) -> tuple[list[Table | str], bool]:
+def sensor_cards(seconds: float = 12.0) -> tuple[list[TextTable | str], bool]:
     """Measure and keep the sensor of every GPU that CUDA shows.
 
     Returns what to print, and False if there is no GPU.
@@ -160,7 +160,7 @@ def sensor_cards(seconds: float = 12.0) -> tuple[list[Table | str], bool]:
         cards = source.open()
     except Refused as e:
         return [e.reason], False
-    parts: list[Table | str] = []
+    parts: list[TextTable | str] = []
     for i, c in enumerate(cards):
         actions, why = gpu_actions(i)
         card = sensor.measure(source, cards, i, seconds=seconds, actions=actions, why_no_actions=why)
@@ -170,7 +170,7 @@ def sensor_cards(seconds: float = 12.0) -> tuple[list[Table | str], bool]:
             value = getattr(card, field.name)
             reason = card.reasons.get(field.name, "not measured")
             rows.append((f"  {field.name}", reason if value is None else f"{value:.4g}"))
-        parts.append(Table(rows))
+        parts.append(TextTable(rows))
     source.close()
     return parts, True
 

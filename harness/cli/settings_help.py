@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.config.schema import FAMILIES, RunConfig
 from harness.config.setting import REQUIRED, default_of
-from harness.console import Table, show
+from harness.console import TextTable, show
 from harness.sweep.compose_sweep import CONF
 
 INTRODUCTION = """\
@@ -35,7 +35,7 @@ def print_help(verb: str, description: str) -> None:
     ladders = ", ".join(sorted(p.stem for p in (CONF / "ladder").glob("*.yaml")))
     choices = "; ".join(f"{family}={'|'.join(members)}" for family, members in FAMILIES.items())
     introduction = INTRODUCTION.format(verb=verb, description=description, ladders=ladders, choices=choices)
-    show(introduction, Table(list(_rows(verb))))
+    show(introduction, TextTable(list(_rows(verb))))
 
 
 def _rows(verb: str) -> Iterator[tuple[str, str]]:

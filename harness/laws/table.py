@@ -22,7 +22,7 @@ class Table(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-class Reader(Protocol):
+class ColumnReader(Protocol):
     """What `column` asks of a law."""
 
     @property
@@ -37,7 +37,7 @@ class Reader(Protocol):
     def positive(self) -> bool: ...
 
 
-def column(table: Table, key: str, law: Reader) -> Array:
+def column(table: Table, key: str, law: ColumnReader) -> Array:
     """One column as float64. FitError where it is missing, not one-dimensional, not of numbers or
     not finite, or not positive where the law takes logarithms; a share lies in 0..1.
     """

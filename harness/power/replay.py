@@ -16,7 +16,7 @@ from harness.units import S_PER_NS
 
 
 @dataclass(frozen=True)
-class Trace:
+class PowerTrace:
     """Power (W) at rising times (s), straight lines between; `joule` is its integral from the first
     time (trapezoids: exact)."""
 
@@ -25,7 +25,7 @@ class Trace:
     joule: tuple[float, ...]
 
     @classmethod
-    def of(cls, t_s: list[float], power_w: list[float]) -> Trace:
+    def of(cls, t_s: list[float], power_w: list[float]) -> PowerTrace:
         joule = [0.0]
         for i in range(1, len(t_s)):
             joule.append(joule[-1] + 0.5 * (power_w[i - 1] + power_w[i]) * (t_s[i] - t_s[i - 1]))
@@ -48,7 +48,7 @@ class Trace:
         return self.joule[i] + 0.5 * (self.power_w[i] + power) * (t - self.t_s[i])
 
 
-def load(path: Path) -> Trace:
+def load(path: Path) -> PowerTrace:
     """Read a CSV with the columns t_s, power_w. Raises ConfigError naming file, line and what is
     wrong."""
     where = f"power.path={str(path)!r}"
@@ -79,7 +79,7 @@ def load(path: Path) -> Trace:
             power_w.append(power)
     if len(t_s) < 2:
         raise ConfigError(f"{where}: {len(t_s)} rows; a trace needs at least 2.")
-    return Trace.of(t_s, power_w)
+    return PowerTrace.of(t_s, power_w)
 
 
 class ReplaySource:

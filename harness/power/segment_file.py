@@ -148,7 +148,7 @@ class Writer:
         os.close(self._fd)
 
 
-class Reader:
+class SegmentReader:
     """Reads a segment while it grows: `poll` returns the new rows; objects go to their
     attributes."""
 

@@ -26,13 +26,13 @@ class Segment:
     """One sampler's file, read so far, and what was made of it."""
 
     path: Path
-    reader: segment_file.Reader = field(init=False)
+    reader: segment_file.SegmentReader = field(init=False)
     series: list[Series] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     ended: bool = False  # nothing more will be written
 
     def __post_init__(self) -> None:
-        self.reader = segment_file.Reader(self.path)
+        self.reader = segment_file.SegmentReader(self.path)
 
     def poll(self) -> None:
         """Take in what was written since; notice the end of the process before reading, so that

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from typing import Any
 
 from harness.power.interference import Look
-from harness.power.replay import Trace
+from harness.power.replay import PowerTrace
 from harness.power.segment_file import Row, card_of
 from harness.power.source import GPU_GONE, NO_PERMISSION, OK
 from harness.units import S_PER_NS
@@ -111,7 +111,7 @@ class Series:
         self._energy_unit_j: float = header["energy_unit_j"]
         self._power_unit_w: float = header["power_unit_w"]
         trace = self.card.trace
-        self.trace = Trace.of(list(trace["t_s"]), list(trace["power_w"])) if trace else None
+        self.trace = PowerTrace.of(list(trace["t_s"]), list(trace["power_w"])) if trace else None
         limit_w = self.card.limit_w
         self.bound_w: float = IMPLAUSIBLE_FACTOR * limit_w if limit_w else UNKNOWN_LIMIT_W
         if self.trace:

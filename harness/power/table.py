@@ -41,7 +41,7 @@ def write(folder: Path) -> Path:
     columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
     headers = []
     for path in segment_file.find(folder):
-        reader = segment_file.Reader(path)
+        reader = segment_file.SegmentReader(path)
         rows = reader.poll()
         if reader.header is None:
             continue

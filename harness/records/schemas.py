@@ -33,6 +33,8 @@ def schema(kind: str) -> Json:
     definitions: dict[str, dict[str, Any]] = value["$defs"]
     for definition in definitions.values():
         definition["additionalProperties"] = False
+        if "description" in definition:  # a docstring, whose lines are those of its source
+            definition["description"] = " ".join(definition["description"].split())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **value}
 
 

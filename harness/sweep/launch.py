@@ -21,7 +21,7 @@ from harness.errors import ConfigError
 from harness.records.ttc import FOLDER, answered, question
 from harness.runtime import energy_budget, signals
 from harness.sweep.compose_sweep import CONF, Planned, split_flags, user_conf_dir
-from harness.sweep.status import Progress, describe, table
+from harness.sweep.status import SweepProgress, describe, table
 from harness.sweep.worker import train_and_evaluate_job, train_job
 from harness.ttc.strategies import scorer
 from harness.units import duration
@@ -43,7 +43,7 @@ def launch_tests(arguments: list[str], planned: list[Planned], rungs: list[Rung]
     _make_folders(planned)
     began_s = time.monotonic()
     if not all(_tested(p, rungs[i] if trained else None) for i, p in enumerate(planned)):
-        with Progress(runs, [1.0] * len(runs), sys.stdout):
+        with SweepProgress(runs, [1.0] * len(runs), sys.stdout):
             _launch_hydra(arguments, len(planned), train_and_evaluate_job)
     show(table(runs))
     return _tell(runs, planned, began_s)
@@ -82,7 +82,7 @@ def launch(arguments: list[str], planned: list[Planned], rungs: list[Rung]) -> i
     runs = [(p.name, p.run_dir) for p in planned]
     began_s = time.monotonic()
     if not all(_finished(p, rung) for p, rung in zip(planned, rungs, strict=True)):
-        with Progress(runs, [r.spent_flop for r in rungs], sys.stdout):
+        with SweepProgress(runs, [r.spent_flop for r in rungs], sys.stdout):
             _launch_hydra(arguments, len(planned), train_job)
     show(table(runs))
     return _tell(runs, planned, began_s)

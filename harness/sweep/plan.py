@@ -9,7 +9,7 @@ from harness.analysis.forecast import Forecast
 from harness.config import ladder
 from harness.config.ladder import Rung
 from harness.config.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
-from harness.console import Table
+from harness.console import TextTable
 from harness.data.corpora import open_corpus, sizes
 from harness.errors import ConfigError
 from harness.hardware import cpu_model
@@ -104,7 +104,7 @@ def device_name(kind: DeviceKind) -> str:
     return cpu_model()
 
 
-def plan_table(planned: list[Planned]) -> list[Table | str]:
+def plan_table(planned: list[Planned]) -> list[TextTable | str]:
     """A table with one row per run, then lines of totals.
 
     Costs come from earlier runs on this device, else "unknown".
@@ -132,7 +132,7 @@ def plan_table(planned: list[Planned]) -> list[Table | str]:
     ]
     if config.budget.kwh is not None:
         lines.append(_against_budget(config.budget.kwh * J_PER_KWH, total))
-    return [Table(rows, HEADERS, ALIGN), *lines]
+    return [TextTable(rows, HEADERS, ALIGN), *lines]
 
 
 def _row(planned: Planned, rung: Rung, cost: Forecast) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from harness import console, records
-from harness.console import Table
+from harness.console import TextTable
 from harness.errors import RecordError
 from harness.records import RunState
 from harness.records.ttc import FOLDER
@@ -39,7 +39,7 @@ def describe(run_dir: Path) -> tuple[str, RunState | None]:
     return state.state, state
 
 
-def folder_table(folder: Path) -> tuple[Table, bool]:
+def folder_table(folder: Path) -> tuple[TextTable, bool]:
     """The table of every run and evaluation below a study folder, and whether all of them are
     done.
     """
@@ -51,7 +51,7 @@ def folder_table(folder: Path) -> tuple[Table, bool]:
     return table(list(zip(names, run_dirs, strict=True))), all(name == "done" for name, _ in states)
 
 
-def table(runs: list[tuple[str, Path]]) -> Table:
+def table(runs: list[tuple[str, Path]]) -> TextTable:
     """One row per run (name, folder)."""
     rows = []
     for run_name, run_dir in runs:
@@ -59,7 +59,7 @@ def table(runs: list[tuple[str, Path]]) -> Table:
         run_id = run_dir.parent.name if run_dir.name == FOLDER else run_dir.name
         numbers = [None] * 4 if state is None else _numbers(state)
         rows.append([run_name, run_id, state_name, *numbers, (state and state.reason) or ""])
-    return Table(rows, ["run", "id", "state", *NUMBERS, "reason"], "lllrrrrl")
+    return TextTable(rows, ["run", "id", "state", *NUMBERS, "reason"], "lllrrrrl")
 
 
 def _numbers(state: RunState) -> list[str | None]:
@@ -72,7 +72,7 @@ def _numbers(state: RunState) -> list[str | None]:
     ]
 
 
-class Progress:
+class SweepProgress:
     """A thread that shows the runs (name, folder): redrawn in place on a terminal, else a plain
     line per change and every half minute.
     """
@@ -89,7 +89,7 @@ class Progress:
         self._pace_from: tuple[float, float] | None = None
         self._share_before = self._share_done()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> SweepProgress:
         if self._live is not None:
             self._live.start()
         self._thread.start()
@@ -115,7 +115,7 @@ class Progress:
             self._write_news(name, run_dir)
         self.out.flush()
 
-    def _screen(self) -> list[Table | str]:
+    def _screen(self) -> list[TextTable | str]:
         states = [(name, *describe(run_dir)) for name, run_dir in self.runs]
         rows = [
             [name, *_numbers(state), duration(state.remaining_s)]
@@ -124,7 +124,7 @@ class Progress:
         ]
         done = sum(state_name == "done" for _, state_name, _ in states)
         head = f"{done} of {len(states)} runs done, {len(rows)} running, {duration(self._left_s())} left"
-        return [head, *([Table(rows, ["run", *NUMBERS, "left"], "lrrrrr")] if rows else [])]
+        return [head, *([TextTable(rows, ["run", *NUMBERS, "left"], "lrrrrr")] if rows else [])]
 
     def _share_done(self) -> float:
         """Share of the sweep's FLOP that is trained."""

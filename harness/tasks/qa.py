@@ -31,7 +31,7 @@ import numpy as np
 
 from harness.config.schema import Arm, QaConfig, TtcConfig
 from harness.errors import ConfigError, CorpusError
-from harness.tasks.qa_data import COUNTDOWN, Record, open_source
+from harness.tasks.qa_data import COUNTDOWN, Record, open_records
 from harness.tasks.qa_text import MARK, answer_id, expression, last_number, reaches, strict_number, verified_steps
 from harness.tasks.task import NONE, Control, Grades, Problems, Rule
 
@@ -92,7 +92,7 @@ class QaTask:
         self.config, self.codec, self.arm = config, codec, config.arm.value
         self.vocab, self.eos, self.pad = codec.vocab, codec.eos, codec.pad
         self._free = max_new_tokens
-        source = open_source(config)
+        source = open_records(config)
         self.chance = source.chance
         shown = _by_hash(source.shots, f"shots {config.shots_seed}")[: config.shots]
         if len(shown) < config.shots:

@@ -46,7 +46,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Source:
+class QaRecords:
     """Test records, the records that exemplars come from, and their names in the record of an
     evaluation.
     """
@@ -57,7 +57,7 @@ class Source:
     chance: float
 
 
-def open_source(config: QaConfig) -> Source:
+def open_records(config: QaConfig) -> QaRecords:
     """The records of a config.
 
     ConfigError for settings that contradict each other, CorpusError for what cannot be read.
@@ -87,7 +87,7 @@ def open_source(config: QaConfig) -> Source:
         shots = read_hub(config, where)
     info |= {"test_sha256": content_hash(test), "shots_from": where}
     info["shots_sha256"] = content_hash(shots) if shots else None
-    return Source(test, shots, info, chance=0.0)
+    return QaRecords(test, shots, info, chance=0.0)
 
 
 def _is_file(name: str) -> bool:
@@ -201,7 +201,7 @@ def _solution(numbers: tuple[int, ...], target: int, ceiling: int) -> tuple[str,
     return next(join(tuple((n, str(n)) for n in numbers), ()))
 
 
-def _countdown(config: QaConfig) -> Source:
+def _countdown(config: QaConfig) -> QaRecords:
     """The held-out problems of the countdown task at its default size, in words, with its chance
     level.
     """
@@ -226,4 +226,4 @@ def _countdown(config: QaConfig) -> Source:
         "shots_from": "the training side" if shots else None,
         "shots_sha256": content_hash(shots) if shots else None,
     }
-    return Source(test, shots, info, task.chance)
+    return QaRecords(test, shots, info, task.chance)

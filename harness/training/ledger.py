@@ -33,14 +33,14 @@ class Ledger:
         return self._steps_path.stat().st_size if self._steps_path.exists() else 0
 
     def window(
-        self, phase: str, branch: str, step_from: int, step_to: int, tokens: int, t_a_ns: int, t_b_ns: int
+        self, phase: str, branch: str, step_from: int, step_to: int, tokens: int, start_ns: int, end_ns: int
     ) -> SpendRow:
         """Book one window.
 
         `tokens` are those trained, or fed forward in phase eval; FLOP follow from them.
         """
         flop = {"train": self.fpt, "lost": self.fpt, "eval": self.fpt / 3}.get(phase, 0.0) * tokens
-        energy = self.meter.energy(t_a_ns, t_b_ns, steps=step_to - step_from)
+        energy = self.meter.energy(start_ns, end_ns, steps=step_to - step_from)
         row = SpendRow(
             self.progress.attempt,
             phase,
@@ -49,9 +49,9 @@ class Ledger:
             step_to,
             tokens,
             flop,
-            (t_b_ns - t_a_ns) * S_PER_NS,
-            t_a_ns,
-            t_b_ns,
+            (end_ns - start_ns) * S_PER_NS,
+            start_ns,
+            end_ns,
             energy,
             self.meter.limit_w(),
         )

@@ -10,7 +10,7 @@ from harness import laws
 from harness.analysis import energy as study_energy
 from harness.analysis import points as study_points
 from harness.analysis import study_laws
-from harness.console import Table
+from harness.console import TextTable
 from harness.laws.result import Fit
 from harness.laws.sentences import proportional
 from harness.records import RunRecord
@@ -78,7 +78,7 @@ def test_the_rung_where_idle_stops_dominating(noisy: tuple[list[RunRecord], dict
     assert "about N = " in sentence
     title, table, *lines = study_energy.printed(study_points.points(records), fits)
     assert title == "joules by rung, gross"
-    assert isinstance(table, Table)
+    assert isinstance(table, TextTable)
     assert len(table.rows) == len(rows)
     assert len(lines) == 2
 

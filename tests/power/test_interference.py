@@ -192,7 +192,7 @@ def test_looks_are_handed_on_and_not_kept(tmp_path: Path) -> None:
     writer = segment_file.Writer(path)
     writer.put({"kind": "watch", "card": 0, "mono_ns": 1}, {"kind": "watch", "card": 0, "mono_ns": 2})
     writer.close()
-    reader = segment_file.Reader(path)
+    reader = segment_file.SegmentReader(path)
     reader.poll()
     assert [x["mono_ns"] for x in reader.take_looks()] == [1, 2]
     assert reader.take_looks() == []

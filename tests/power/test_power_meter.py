@@ -105,7 +105,7 @@ def test_known_joules_within_the_stated_interval_and_files_left(metered: Callabl
     assert description["problems"] == []
     (raw,) = segment_file.find(tmp_path / "power")
     table = pq.read_table(tmp_path / "power" / "power.parquet")
-    assert table.num_rows == description["rows"] == len(segment_file.Reader(raw).poll())
+    assert table.num_rows == description["rows"] == len(segment_file.SegmentReader(raw).poll())
     assert set(table["uuid"].to_pylist()) == {script.cards[0].uuid}
     assert json.loads(table.schema.metadata[b"segments"])[0]["boot_id"] == segment_file.boot_id()
 
@@ -369,7 +369,7 @@ def test_the_sampler_ends_with_a_killed_trainer_and_its_joules_are_recovered(
 
     os.kill(int(worker), signal.SIGKILL)
     (path,) = segment_file.find(tmp_path / "power", 1)
-    reader = segment_file.Reader(path)
+    reader = segment_file.SegmentReader(path)
     last = reader.poll()[-1].mid_ns
     assert reader.end is not None  # it left by itself, after a last tick
     assert last >= killed - 100_000_000

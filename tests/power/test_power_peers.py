@@ -124,7 +124,7 @@ def test_a_step_of_the_wall_clock_moves_no_window(tmp_path: Path) -> None:
     sampler._poll_cards()
     sampler._slow(time.monotonic_ns())
     writer.close()
-    reader = segment_file.Reader(Path(spec.path))
+    reader = segment_file.SegmentReader(Path(spec.path))
     rows = reader.poll()
     assert [e["code"] for e in reader.events] == ["CLOCK_STEP"]
     assert reader.events[0]["moved_s"] == pytest.approx(5, abs=0.05)

@@ -220,7 +220,7 @@ def test_a_replayed_trace_gives_its_exact_integral(tmp_path: Path) -> None:
 )
 def test_trace_integrals_are_additive_and_bounded(steps: list[tuple[float, float]], x: float, y: float) -> None:
     t = [sum(d for d, _ in steps[: i + 1]) for i in range(len(steps))]
-    trace = replay.Trace.of(t, [w for _, w in steps])
+    trace = replay.PowerTrace.of(t, [w for _, w in steps])
     a, b = sorted((t[0] + x * (t[-1] - t[0]), t[0] + y * (t[-1] - t[0])))
     a, b = min(a, t[-1]), min(b, t[-1])
     whole, to_a, to_b = trace.energy_to(t[-1]), trace.energy_to(a), trace.energy_to(b)

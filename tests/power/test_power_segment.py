@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.power import estimate
-from harness.power.segment_file import Reader, Recorder, Row, Writer, find, path_of
+from harness.power.segment_file import Recorder, Row, SegmentReader, Writer, find, path_of
 from harness.power.series import Series
 from harness.power.source import Reading
 
@@ -88,7 +88,7 @@ def test_a_torn_last_line_is_left_and_a_damaged_one_counted(tmp_path: Path) -> N
     writer.close()
     whole = path.read_bytes()
     path.write_bytes(whole + b"{nonsense}\n[1,2]\n" + json.dumps(list(row)).encode()[:9])
-    reader = Reader(path)
+    reader = SegmentReader(path)
     assert reader.poll() == [row]
     assert reader.header == {"kind": "header", "x": 1}
     assert reader.torn
@@ -108,7 +108,7 @@ def test_a_file_cut_anywhere_gives_the_rows_before_the_cut(tmp_path: Path, cut: 
     writer.close()
     data = path.read_bytes()
     path.write_bytes(data[:-cut])
-    got = Reader(path).poll()
+    got = SegmentReader(path).poll()
     assert got == rows[: len(got)]
     assert len(got) == data[:-cut].count(b"\n")
 
@@ -124,7 +124,7 @@ def test_a_full_disk_is_counted_and_the_next_line_is_whole(tmp_path: Path, monke
     monkeypatch.setattr(os, "write", real)
     writer.put({"kind": "stats", "a": 2})
     writer.close()
-    reader = Reader(path)
+    reader = SegmentReader(path)
     reader.poll()
     assert writer.lost_lines == 1
     assert (reader.damaged, reader.stats) == (1, {"kind": "stats", "a": 2})

@@ -240,7 +240,7 @@ def test_plain_lines_say_each_change_once(here: Path) -> None:
     planned = compose_sweep.enumerate_runs(TWO)[0]
     now = [0.0]
     out = Screen(tty=False)
-    progress = status.Progress([(p.name, p.run_dir) for p in planned], [1.0, 1.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
+    progress = status.SweepProgress([(p.name, p.run_dir) for p in planned], [1.0, 1.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
     progress.show()
     assert out.text == ""
     for p in planned:
@@ -268,7 +268,7 @@ def test_a_terminal_is_redrawn_in_place(here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(status, "REDRAW_S", 1e9)
     planned = compose_sweep.enumerate_runs(TWO)[0]
     out, now = Screen(tty=True), [0.0]
-    progress = status.Progress([(p.name, p.run_dir) for p in planned], [1.0, 3.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
+    progress = status.SweepProgress([(p.name, p.run_dir) for p in planned], [1.0, 3.0], out, clock=lambda: now[0])  # type: ignore[arg-type]
     with progress:
         progress.show()
         assert out.last() == "0 of 2 runs done, 0 running, unknown left"

@@ -15,7 +15,7 @@ from harness.config.schema import Arm, CountdownConfig, QaConfig, TtcConfig
 from harness.errors import ConfigError, CorpusError
 from harness.tasks.countdown import CountdownTask
 from harness.tasks.qa import ANSWER_TOKENS, check_controls
-from harness.tasks.qa_data import open_source, read_jsonl
+from harness.tasks.qa_data import open_records, read_jsonl
 from harness.tasks.qa_text import answer_id
 from harness.tasks.task import NONE, Control
 from tests.tasks import qa_small
@@ -291,7 +291,7 @@ def test_countdown_in_words_asks_the_problems_of_the_ladder(tmp_path: Path) -> N
     held_out = ladder.problems(ladder.distinct_rows).payload.tolist()
     assert asked == {(*sorted(p[:-1]), p[-1]) for p in held_out}
     assert task.chance == ladder.chance
-    source = open_source(QaConfig(test="countdown"))
+    source = open_records(QaConfig(test="countdown"))
     assert len(source.test) + len(source.shots) == 4_165
     assert not asked & {(*sorted(r.numbers), int(r.gold)) for r in source.shots}
     problems = task.problems(64)
@@ -339,9 +339,9 @@ def test_bad_sources(tmp_path: Path) -> None:
         qa_small.task(tmp_path, shots=9, problems=3)
     test = str(qa_small.write(tmp_path / "t.jsonl", range(3)))
     with pytest.raises(ConfigError, match=r"corpus\.shots_from=train is no \.jsonl file"):
-        open_source(QaConfig(test=test, shots_from="train"))
+        open_records(QaConfig(test=test, shots_from="train"))
     with pytest.raises(ConfigError, match=r"no meaning with corpus\.test=countdown"):
-        open_source(QaConfig(test="countdown", shots_from=test))
+        open_records(QaConfig(test="countdown", shots_from=test))
     (tmp_path / "bare.jsonl").write_text('{"question": "a", "answer": "3"}\n{"question": "b", "answer": "1,000"}')
     with pytest.raises(CorpusError, match=r"none of the exemplars has worked steps"):
         qa_small.task(tmp_path, shots=1, test=str(tmp_path / "bare.jsonl"))
@@ -358,7 +358,7 @@ def test_the_hub_by_name_config_and_revision(tmp_path: Path, monkeypatch: pytest
         return [qa_small.row(i) for i in (range(12) if split == "test" else range(12, 30))]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    source = open_source(QaConfig(revision="abc", shots=2))
+    source = open_records(QaConfig(revision="abc", shots=2))
     assert asked == [("openai/gsm8k", "main", "test", "abc"), ("openai/gsm8k", "main", "train", "abc")]
     assert {k: source.info[k] for k in ("test", "hub_config", "revision", "shots_from")} == {
         "test": "openai/gsm8k",
@@ -366,7 +366,7 @@ def test_the_hub_by_name_config_and_revision(tmp_path: Path, monkeypatch: pytest
         "revision": "abc",
         "shots_from": "train",
     }
-    local = open_source(QaConfig(test=str(qa_small.write(tmp_path / "same.jsonl", range(12))), shots=0))
+    local = open_records(QaConfig(test=str(qa_small.write(tmp_path / "same.jsonl", range(12))), shots=0))
     assert local.info["test_sha256"] == source.info["test_sha256"], "a hash of the rows, wherever they come from"
 
 
@@ -381,7 +381,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.Monke
         CorpusError,
         match=r"Couldn't reach the Hub\. Check the name and the network; without a network give a local file",
     ):
-        open_source(QaConfig())
+        open_records(QaConfig())
 
 
 def test_of_two_rows_with_one_question_the_first_counts(tmp_path: Path) -> None:
