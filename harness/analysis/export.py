@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def to_parquet(study: Study, out: Path) -> int:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
         temporary.replace(out)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RecordError(f"cannot write {out}: {e.strerror}. Choose another place with --out.") from e
     return len(rows)
 

@@ -84,7 +84,7 @@ class Study:
 
     def save(self) -> Path:
         """Write fits and answers into `results`; returns the path of fits.json."""
-        self.results.mkdir(parents=True, exist_ok=True)
+        records.make_folder(self.results)
         fit_files.write_fits(self.results, self.fits)
         if self.answers is not None:
             ttc_answers.write(self.results, self.answers)

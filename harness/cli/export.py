@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import records
 from harness.cli import sources
 from harness.errors import RecordError
 
@@ -34,7 +35,7 @@ def export(arguments: Sequence[str]) -> int:
     if args.format == "parquet":
         study = Study.load(folder)
         if args.out is None:
-            study.results.mkdir(parents=True, exist_ok=True)
+            records.make_folder(study.results)
         out = args.out or study.results / "points.parquet"
         print(f"{to_parquet(study, out)} points: {out}")
         return 0

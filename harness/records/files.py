@@ -6,6 +6,7 @@ The dataclass of a file is its schema. msgspec checks every field against it whe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -125,6 +126,14 @@ def _unknown_fields(value: Any, instance: Any, path: str) -> Iterator[str]:
 
 
 # --- files
+def make_folder(path: Path) -> None:
+    """Make a folder for results, and those above it. RecordError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RecordError(f"cannot make the folder {path}: {e.strerror}. Choose another place (--out).") from e
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a whole text file in UTF-8 or nothing, as `write_bytes_atomic` does."""
     write_bytes_atomic(path, text.encode())
@@ -140,7 +149,8 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         temporary.replace(path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RecordError(
             f"cannot write {path}: {e.strerror}. Free space or choose another folder (paths.runs)."
         ) from e

@@ -10,6 +10,7 @@ later, such a remainder is drawn again; its old file is left unused and never co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -92,7 +93,8 @@ def write(folder: Path, unit: Unit, arrays: Arrays) -> None:
             os.fsync(f.fileno())
         temporary.replace(final)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise DeviceError(
             f"cannot write samples to {final.name}: {e.strerror}. Free disk space or choose another folder (paths.runs); "
             "launched again, the evaluation draws only what is missing."

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness import records
 from harness.cli import main as cli
 from harness.errors import HarnessError
+from tests import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "wandb", "datasets", "pynvml", "altair", "pandas", "pyarrow")
@@ -320,3 +322,22 @@ def test_doctor_names_everything_a_run_needs(
     for topic in ("harness", "torch", "transformers", "CUDA", "NVML", "RAPL", "disk", "W&B", "corpus"):
         assert any(line.startswith(topic) for line in text.splitlines()), topic
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_cannot_be_written_are_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is where the folder of results should be."""
+    for r in synthetic.ladder(widths=(16, 32)):
+        folder = tmp_path / "runs" / "ladder" / r.run_id
+        folder.mkdir(parents=True)
+        records.write_json(folder / "record.json", r)
+    (tmp_path / "taken").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for command in (["fit", "ladder"], ["report", "ladder"], ["export", "ladder", "--format", "parquet"]):
+        out = "taken/points.parquet" if command[0] == "export" else "taken/results"
+        assert cli.main([*command, "--out", out]) == 2, command
+        error = capsys.readouterr().err
+        assert error.startswith(f"harness {command[0]}: cannot "), error
+        assert "taken" in error
+        assert error.count("\n") == 1
