@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import harness
+from harness.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = re.findall(
@@ -62,3 +64,33 @@ def test_examples_run(title: str, code: str, tmp_path: Path) -> None:
 
 def test_there_are_five_examples() -> None:
     assert len(EXAMPLES) == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": {"width": "64"}}, r"model\.width: expected int, got str: '64'"),
+        ({"budget": {"tokens": 1.5}}, r"budget\.tokens: expected int \| null, got float: 1\.5"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ({"optim": {"lr": "high"}}, r"optim\.lr: expected float \| null, got str: 'high'"),
+    ],
+)
+@pytest.mark.parametrize("door", ["train", "evaluate"])
+def test_values_of_a_wrong_type_are_named(door: str, config: dict[str, Any], message: str) -> None:
+    run = harness.RunConfig(model=harness.LlamaConfig(width=8), budget=harness.BudgetConfig(tokens=300_000))
+    for section, value in config.items():
+        if isinstance(value, dict):
+            for name, item in value.items():
+                setattr(getattr(run, section), name, item)
+        else:
+            setattr(run, section, value)
+    with pytest.raises(ConfigError, match=message):
+        getattr(harness, door)(run)
+
+
+def test_what_is_no_config_or_no_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a RunConfig is needed, not a dict"):
+        harness.train({"model": "llama"})  # type: ignore[arg-type]
+    run = harness.RunConfig(model=harness.LlamaConfig(width=8), budget=harness.BudgetConfig(tokens=300_000))
+    with pytest.raises(ConfigError, match="its corpus is no task, so there is nothing to test"):
+        harness.evaluate(run)

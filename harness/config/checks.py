@@ -27,6 +27,7 @@ from harness.config.schema import (
     WsdConfig,
 )
 from harness.errors import ConfigError
+from harness.records import wrong_type
 
 
 def _at_least(low: float) -> tuple[Callable[[float], bool], str]:
@@ -89,6 +90,29 @@ def _numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
                 yield where, number
 
 
+def _type_problems(run: object) -> list[str]:
+    if not isinstance(run, RunConfig):
+        return [f"a RunConfig is needed, not a {type(run).__name__}. Build one: RunConfig(model=…, budget=…)."]
+    problems: list[str] = []
+    for f in dataclasses.fields(run):
+        value = getattr(run, f.name)
+        if dataclasses.is_dataclass(value) and (problem := wrong_type(value)):
+            problems.append(f"{f.name}.{problem}")
+    if type(run.seed) is not int:
+        problems.append(f"seed={run.seed!r} must be a whole number.")
+    return problems
+
+
+def evaluation_problems(run: RunConfig) -> list[str]:
+    """Why a run cannot be evaluated: only a task has test problems."""
+    if isinstance(run.corpus, TaskConfig):
+        return []
+    return [
+        f"study={run.study}: its corpus is no task, so there is nothing to test. Use corpus=group, countdown or multiply, "
+        "or corpus=qa with model=pretrained."
+    ]
+
+
 def _number_problems(run: RunConfig) -> list[str]:
     problems: list[str] = []
     for key, value in _numbers(run):
@@ -106,7 +130,12 @@ def require(run: RunConfig) -> None:
 
 
 def check_run(run: RunConfig) -> list[str]:
-    """Every contradiction within a config, at once. Pure: changes nothing, touches no disk."""
+    """Every contradiction within a config, at once. Pure: changes nothing, touches no disk.
+
+    Values of a wrong type come first and alone: the other checks compare numbers.
+    """
+    if problems := _type_problems(run):
+        return problems
     return [
         *_number_problems(run),
         *_budget_problems(run),

@@ -18,6 +18,7 @@ from harness.records.files import (
     write_bytes_atomic,
     write_json,
     write_text_atomic,
+    wrong_type,
 )
 from harness.records.packed import read_packed, write_packed
 from harness.records.run import (
@@ -63,4 +64,5 @@ __all__ = [
     "write_json",
     "write_packed",
     "write_text_atomic",
+    "wrong_type",
 ]

@@ -67,6 +67,24 @@ def from_json(cls: type[T], value: Any, where: str) -> T:
     return instance
 
 
+def wrong_type(instance: object) -> str | None:
+    """The first field of a dataclass instance that holds a value of another type; None where all
+    are right.
+    """
+    import msgspec
+
+    cls: Any = type(instance)
+    try:
+        value = msgspec.to_builtins(instance)
+    except TypeError as e:
+        return f"{cls.__name__} holds a value that is no plain Python value: {e}"
+    try:
+        msgspec.convert(value, cls)
+    except msgspec.ValidationError as e:
+        return _describe(cls, value, str(e))
+    return None
+
+
 def _describe(cls: type, value: Any, error: str) -> str:
     """msgspec's message with the full path of the field, and with the value unless it is
     missing."""

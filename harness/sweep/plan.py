@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.analysis import forecast
 from harness.analysis.forecast import Forecast
 from harness.config import ladder
+from harness.config.checks import evaluation_problems
 from harness.config.ladder import Rung
 from harness.config.schema import DeviceKind, PretrainedConfig, QaConfig, TaskConfig, TextConfig
 from harness.console import TextTable
@@ -51,12 +52,9 @@ def check_tests(planned: list[Planned]) -> list[Rung]:
     problems = []
     for p in planned:
         corpus, ttc = p.config.corpus, p.config.ttc
-        if not isinstance(corpus, TaskConfig):
-            problems.append(
-                f"study={p.config.study}: its corpus is no task, so there is nothing to test. Use corpus=group, countdown or multiply, "
-                "or corpus=qa with model=pretrained."
-            )
-        else:
+        problems += (untestable := evaluation_problems(p.config))
+        if not untestable:
+            assert isinstance(corpus, TaskConfig)
             try:
                 if isinstance(corpus, QaConfig):
                     # its tokenizer comes with the model, which is not loaded here

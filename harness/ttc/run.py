@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from harness import records
 from harness.config import identity
-from harness.config.checks import require
+from harness.config.checks import evaluation_problems, require
 from harness.config.schema import RunConfig
+from harness.errors import ConfigError
 from harness.records import RunState
 from harness.records.ttc import FOLDER, QUESTION_FILE, TtcRecord, question
 from harness.runtime import attempt, signals
@@ -38,6 +39,8 @@ def evaluate(config: RunConfig, *, workers: int = 1) -> RunState:
     evaluated, BusyError when another process evaluates the same run.
     """
     require(config)
+    if problems := evaluation_problems(config):
+        raise ConfigError(problems)
 
     def work(this: Attempt) -> None:
         with signals.listening():
