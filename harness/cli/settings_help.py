@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields
 from enum import Enum
 from typing import Any
 
-from harness.config.schema import FAMILIES, RunConfig
+from harness.config.schema import FAMILIES, PretrainedConfig, QaConfig, RunConfig, TaskConfig
 from harness.config.setting import REQUIRED, default_of
 from harness.console import TextTable, show
 from harness.sweep.compose_sweep import CONF
@@ -29,11 +29,13 @@ Settings with their default, meaning and [unit or choices]:"""
 # serves all verbs
 UNUSED_SECTIONS = {"plan": ("tracker", "attempt", "ttc"), "run": ("ttc",), "ttc": ()}
 
+NEVER_TRAINED = (PretrainedConfig, QaConfig)  # choices that `run` refuses
+
 
 def print_help(verb: str, description: str) -> None:
     """Print the help of `plan`, `run` or `ttc`."""
     ladders = ", ".join(sorted(p.stem for p in (CONF / "ladder").glob("*.yaml")))
-    choices = "; ".join(f"{family}={'|'.join(members)}" for family, members in FAMILIES.items())
+    choices = "; ".join(f"{family}={'|'.join(_choices(family, verb))}" for family in FAMILIES)
     introduction = INTRODUCTION.format(verb=verb, description=description, ladders=ladders, choices=choices)
     show(introduction, TextTable(list(_rows(verb))))
 
@@ -48,13 +50,20 @@ def _rows(verb: str) -> Iterator[tuple[str, str]]:
         if section.default_factory is MISSING:
             yield _row("", section)
         elif section.name in FAMILIES:
-            for choice, cls in FAMILIES[section.name].items():
+            for choice, cls in _choices(section.name, verb).items():
                 yield f"{section.name}={choice}", _summary(cls)
-                yield from (_row(f"  {section.name}.", f) for f in fields(cls))
+                # The format of a task decides its context
+                chosen = [f for f in fields(cls) if not (issubclass(cls, TaskConfig) and f.name == "context")]
+                yield from (_row(f"  {section.name}.", f) for f in chosen)
         else:
             cls = type(section.default_factory())
             yield section.name, _summary(cls)
             yield from (_row(f"  {section.name}.", f) for f in fields(cls))
+
+
+def _choices(family: str, verb: str) -> dict[str, type]:
+    left_out = NEVER_TRAINED if verb == "run" else ()
+    return {choice: cls for choice, cls in FAMILIES[family].items() if cls not in left_out}
 
 
 def _summary(cls: type) -> str:
